@@ -1,0 +1,636 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::StatusProtocol;
+
+const REFERENCE: &str = include_str!("../../doc/configuration.md");
+
+fn refusal(text: &str) -> String {
+    match Config::parse(text) {
+        Err(err) => err.to_string(),
+        Ok(config) => panic!("{text} must be refused, and is read as {config:?}"),
+    }
+}
+
+/// Each text must be refused with its message, wherever in the text that is.
+fn assert_refused(table: &[(&str, &str)]) {
+    for (text, expected) in table {
+        let message = refusal(text);
+        let message = message.rsplit_once(" at line ").map_or(&*message, |(start, _)| start);
+        assert_eq!(message, *expected, "for {text}");
+    }
+}
+
+/// A file with `value`, a JSON text, at `path`, beside the least that the path
+/// needs.
+fn file_with(path: &str, value: &str) -> String {
+    // By hand: a `serde_json::Value` would not keep numbers as they are written.
+    let mut text = value.to_owned();
+    for key in path.rsplit('.') {
+        text = match key.strip_suffix("[]") {
+            Some(list) => format!(r#"{{"{list}": [{text}]}}"#),
+            None => format!(r#"{{"{key}": {text}}}"#),
+        };
+    }
+    text
+}
+
+#[test]
+fn a_file_with_empty_services_alone_is_all_defaults() {
+    assert_eq!(Config::parse(r#"{"services": {}}"#).unwrap(), Config::default());
+}
+
+#[test]
+fn an_empty_section_is_its_defaults() {
+    let text = r#"{"etcd": {"tls": {}}, "window": {}, "snapshot": {}, "fallback": {}, "exporter": {},
+                   "services": {"chat": {"balance": {}, "score": {}, "instances": []}}}"#;
+    let services = BTreeMap::from([("chat".to_owned(), ServiceConfig::default())]);
+    assert_eq!(Config::parse(text).unwrap(), Config { services, ..Config::default() });
+}
+
+#[test]
+fn the_reference_s_sample_means_what_it_says() {
+    let sample = REFERENCE.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
+    let chat = ServiceConfig {
+        instances: vec![Instance {
+            id: "chat-1".into(),
+            addr: SocketAddr::from(([127, 0, 0, 1], 9001)),
+            weight: 2.0,
+            zone: String::new(),
+            labels: BTreeMap::new(),
+            status: Some(StatusUrl {
+                protocol: StatusProtocol::Grpc,
+                authority: "127.0.0.1:9101".into(),
+            }),
+            drain: false,
+        }],
+        ..ServiceConfig::default()
+    };
+    let expected = Config {
+        snapshot: SnapshotConfig { path: "/var/lib/ipconfig/snapshot".into() },
+        services: BTreeMap::from([("chat".into(), chat)]),
+        ..Config::default()
+    };
+    assert_eq!(Config::parse(sample).unwrap(), expected);
+}
+
+#[test]
+fn every_key_is_read_into_its_field() {
+    let text = r#"{
+        "etcd": {"endpoints": ["https://a.example:2379", "http://[::1]:2379"], "prefix": "/p",
+                 "username": "u", "password_file": "/pw",
+                 "tls": {"ca": "/ca", "cert": "/cert", "key": "/key"}},
+        "window": {"buckets": 60, "bucket": "250ms", "decay": "exponential"},
+        "snapshot": {"path": "/snapshot"},
+        "discover": ["a", "b*"],
+        "fallback": {"after": "1m 30s"},
+        "services": {"s.1_x:y-z": {
+            "balance": {"strategy": "p2c", "tries": 0},
+            "score": {"cpu": 1, "memory": 2, "rate": 3, "latency": 4, "errors": 5.5, "memory_unit_mib": 64},
+            "instances": [{"id": "i", "addr": "[fd00::5]:8080", "weight": 0.5, "zone": "z",
+                           "labels": {"version": "1.4"}, "status": "orca://host:1", "drain": true}]}},
+        "exporter": {"id": "e", "interval": "2s", "timeout": "2s", "retries": 0, "listen": "[::]:1",
+                     "lease_ttl": "3s"}
+    }"#;
+    let service = ServiceConfig {
+        balance: BalanceConfig { strategy: Strategy::P2c, tries: 0 },
+        score: ScoreConfig {
+            cpu: 1.0,
+            memory: 2.0,
+            rate: 3.0,
+            latency: 4.0,
+            errors: 5.5,
+            memory_unit_mib: 64,
+        },
+        instances: vec![Instance {
+            id: "i".into(),
+            addr: "[fd00::5]:8080".parse().unwrap(),
+            weight: 0.5,
+            zone: "z".into(),
+            labels: BTreeMap::from([("version".into(), "1.4".into())]),
+            status: Some(StatusUrl { protocol: StatusProtocol::Orca, authority: "host:1".into() }),
+            drain: true,
+        }],
+    };
+    let expected = Config {
+        etcd: EtcdConfig {
+            endpoints: vec!["https://a.example:2379".into(), "http://[::1]:2379".into()],
+            prefix: "/p".into(),
+            username: "u".into(),
+            password_file: "/pw".into(),
+            tls: TlsConfig { ca: "/ca".into(), cert: "/cert".into(), key: "/key".into() },
+        },
+        window: WindowConfig {
+            buckets: 60,
+            bucket: Duration::from_millis(250),
+            decay: Decay::Exponential,
+        },
+        snapshot: SnapshotConfig { path: "/snapshot".into() },
+        discover: Discover::Names(vec!["a".into(), "b*".into()]),
+        fallback: FallbackConfig { after: Duration::from_secs(90) },
+        services: BTreeMap::from([("s.1_x:y-z".into(), service)]),
+        exporter: ExporterConfig {
+            id: "e".into(),
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(2),
+            retries: 0,
+            listen: "[::]:1".parse().unwrap(),
+            lease_ttl: Duration::from_secs(3),
+        },
+    };
+    assert_eq!(Config::parse(text).unwrap(), expected);
+}
+
+#[test]
+fn each_strategy_is_read_from_its_name() {
+    for (name, strategy) in Strategy::ALL {
+        let text = format!(r#"{{"services": {{"s": {{"balance": {{"strategy": "{name}"}}}}}}}}"#);
+        assert_eq!(Config::parse(&text).unwrap().services["s"].balance.strategy, *strategy);
+        assert_eq!(strategy.as_str(), *name);
+    }
+}
+
+#[test]
+fn an_empty_lua_table_is_an_empty_list() {
+    let text = r#"{"services": {"chat": {"instances": {}}}, "discover": {}}"#;
+    let config = Config::parse(text).unwrap();
+    assert_eq!(config.services["chat"].instances, []);
+    assert_eq!(config.discover, Discover::Names(Vec::new()));
+}
+
+#[test]
+fn discover_allows_what_it_names_and_nothing_else() {
+    let discover = |value: &str| {
+        Config::parse(&format!(r#"{{"services": {{}}, "discover": {value}}}"#)).unwrap().discover
+    };
+    let allowed = |value, service| discover(value).allows(service);
+    assert!(allowed("true", "chat") && !allowed("false", "chat"));
+    assert!(allowed(r#"["chat", "mail"]"#, "mail") && !allowed(r#"["chat", "mail"]"#, "mailer"));
+    assert!(
+        allowed(r#"["team-a.*"]"#, "team-a.chat") && !allowed(r#"["team-a.*"]"#, "team-b.chat")
+    );
+    assert!(allowed(r#"["*"]"#, "chat") && !allowed("[]", "chat"));
+}
+
+#[test]
+fn what_is_not_json_is_refused_with_line_and_column() {
+    for (text, message) in [
+        ("", "not JSON: EOF while parsing a value at line 1 column 0"),
+        (
+            "{\n  \"services\": {},\n  \"window\": {\"buckets\" 5}\n}",
+            "not JSON: expected `:` at line 3 column 24",
+        ),
+        (r#"{"services": {}"#, "not JSON: EOF while parsing an object at line 1 column 15"),
+        (r#"{"services": {}} x"#, "not JSON: trailing characters at line 1 column 18"),
+        (r#"{"window": {"buckets": NaN}}"#, "not JSON: expected value at line 1 column 24"),
+        (r#"{"window": {"buckets": 1e999}}"#, "not JSON: number out of range at line 1 column 28"),
+    ] {
+        assert_eq!(refusal(text), message, "for {text}");
+    }
+}
+
+#[test]
+fn a_key_that_is_wrong_by_itself_is_refused_with_line_and_column() {
+    assert_eq!(
+        refusal("{\n  \"services\": {},\n  \"window\": {\"bucket\": 5}\n}"),
+        "window.bucket: invalid type: integer `5`, expected a duration with a unit, \
+         such as \"1s\" or \"250ms\", from 100ms to 1m at line 3 column 24"
+    );
+}
+
+#[test]
+fn an_unknown_missing_or_repeated_key_is_refused() {
+    assert_refused(&[
+        ("{}", "top level: missing field `services`"),
+        (
+            r#"{"services": {}, "service": {}}"#,
+            "service: unknown field `service`, expected one of `etcd`, `window`, `snapshot`, \
+             `discover`, `fallback`, `services`, `exporter`",
+        ),
+        (
+            r#"{"services": {}, "etcd": {"tls": {"crt": ""}}}"#,
+            "etcd.tls.crt: unknown field `crt`, expected one of `ca`, `cert`, `key`",
+        ),
+        (
+            r#"{"services": {"chat": {"instances": [{"id": "a", "addr": "[::1]:1"}, {"id": "b"}]}}}"#,
+            "services.chat.instances[1]: missing field `addr`",
+        ),
+        (
+            r#"{"services": {"chat": {"instances": [{"addr": "[::1]:1"}]}}}"#,
+            "services.chat.instances[0]: missing field `id`",
+        ),
+        (
+            r#"{"services": {}, "window": {"buckets": 5, "buckets": 6}}"#,
+            "window: duplicate field `buckets`",
+        ),
+        (r#"{"services": {"chat": {}, "chat": {}}}"#, "services: duplicate key \"chat\""),
+        (
+            r#"{"services": {"a/b": {}}}"#,
+            "services.a/b: \"a/b\" is not a name: 1 to 128 characters out of A-Z a-z 0-9 . _ : -",
+        ),
+    ]);
+}
+
+/// Each value, a JSON text, must be refused at `path`, with its finding.
+fn assert_refused_at(path: &str, expected: &str, values: &[(&str, &str)]) {
+    for (value, found) in values {
+        let message = format!("{}: {found}, expected {expected}", path.replace("[]", "[0]"));
+        assert_refused(&[(&file_with(path, value), &message)]);
+    }
+}
+
+#[test]
+fn a_section_that_is_no_object_is_refused() {
+    for path in [
+        "etcd",
+        "etcd.tls",
+        "window",
+        "snapshot",
+        "fallback",
+        "exporter",
+        "services",
+        "services.chat",
+        "services.chat.balance",
+        "services.chat.score",
+        "services.chat.instances[]",
+        "services.chat.instances[].labels",
+    ] {
+        let values = [
+            ("[5]", "invalid type: sequence"),
+            (r#""x""#, r#"invalid type: string "x""#),
+            ("null", "invalid type: null"),
+        ];
+        assert_refused_at(path, "an object", &values);
+    }
+    assert_refused(&[("[]", "top level: invalid type: sequence, expected an object")]);
+}
+
+#[test]
+fn a_list_that_is_none_or_lacks_what_it_needs_is_refused() {
+    assert_refused_at(
+        "services.chat.instances",
+        "a list",
+        &[(r#"{"id": "a"}"#, "invalid type: map"), ("true", "invalid type: boolean `true`")],
+    );
+    assert_refused_at(
+        "etcd.endpoints",
+        "a list",
+        &[(r#""http://a:1""#, r#"invalid type: string "http://a:1""#)],
+    );
+    assert_refused_at("etcd.endpoints", "at least one endpoint", &[("[]", "the list is empty")]);
+    assert_refused_at(
+        "discover",
+        "true, false or a list of service names",
+        &[(r#""chat""#, r#"invalid type: string "chat""#), ("1", "invalid type: integer `1`")],
+    );
+}
+
+#[test]
+fn a_number_of_a_wrong_type_or_out_of_its_range_is_refused() {
+    assert_refused_at(
+        "window.buckets",
+        "an integer from 1 to 60",
+        &[
+            ("0", "invalid value: integer `0`"),
+            ("61", "invalid value: integer `61`"),
+            ("-1", "invalid value: integer `-1`"),
+            ("5.5", "invalid type: floating point `5.5`"),
+            (r#""5""#, r#"invalid type: string "5""#),
+        ],
+    );
+    assert_refused_at(
+        "services.s.instances[].weight",
+        "a number from 0 to 1000",
+        &[
+            ("-0.1", "invalid value: floating point `-0.1`"),
+            ("-1", "invalid value: floating point `-1.0`"),
+            ("1000.1", "invalid value: floating point `1000.1`"),
+            ("1e9", "invalid value: floating point `1000000000.0`"),
+            (r#""1""#, r#"invalid type: string "1""#),
+        ],
+    );
+}
+
+/// Each text must be refused at `path`, and so must what is no string.
+fn assert_strings_refused_at(path: &str, expected: &str, texts: &[&str]) {
+    assert_refused_at(path, expected, &[("5", "invalid type: integer `5`")]);
+    for text in texts {
+        let message = format!("{}: {text:?} is not {expected}", path.replace("[]", "[0]"));
+        assert_refused(&[(&file_with(path, &format!("{text:?}")), &message)]);
+    }
+}
+
+#[test]
+fn a_duration_without_a_unit_or_out_of_its_range_is_refused() {
+    assert_strings_refused_at(
+        "fallback.after",
+        r#"a duration with a unit, such as "1s" or "250ms", from 1s to 10m"#,
+        &["5", "0", "", "-1s", "1 fortnight", "999ms", "601s"],
+    );
+}
+
+#[test]
+fn a_string_that_its_key_does_not_allow_is_refused() {
+    let too_long = "x".repeat(129);
+    for path in ["services.s.instances[].id", "exporter.id"] {
+        assert_strings_refused_at(
+            path,
+            "a name: 1 to 128 characters out of A-Z a-z 0-9 . _ : -",
+            &["", "a/b", "a b", "ä", &too_long],
+        );
+    }
+    assert_strings_refused_at(
+        "discover[]",
+        "a name of characters out of A-Z a-z 0-9 . _ : -, or the beginning of one and *",
+        &["", "a*b", "a/*", "**"],
+    );
+    assert_strings_refused_at(
+        "services.s.balance.strategy",
+        "one of best, weighted_random, round_robin, random, p2c, adaptive; \
+         least_conn and chash are not available in this version",
+        &["fastest", "Best", "", "chash", "least_conn"],
+    );
+    assert_strings_refused_at("window.decay", "one of linear, exponential", &["none"]);
+    assert_strings_refused_at(
+        "etcd.endpoints[]",
+        "an endpoint: http://HOST:PORT or https://HOST:PORT",
+        &[
+            "127.0.0.1:2379",
+            "http://127.0.0.1",
+            "http://:2379",
+            "http://127.0.0.1:0",
+            "http://127.0.0.1:70000",
+            "http://127.0.0.1:2379/v3",
+            "http://u:p@127.0.0.1:2379",
+            "unix://127.0.0.1:2379",
+        ],
+    );
+    assert_strings_refused_at(
+        "etcd.prefix",
+        "a path that begins with / and does not end with it",
+        &["", "ipconfig", "/ipconfig/", "/"],
+    );
+    assert_strings_refused_at(
+        "snapshot.path",
+        "an absolute path, or empty for no snapshot",
+        &["snapshot", "./snapshot"],
+    );
+}
+
+#[test]
+fn a_name_may_be_128_characters_long() {
+    let name = "x".repeat(128);
+    let config = Config::parse(&json!({"services": {&name: {}}}).to_string()).unwrap();
+    assert!(config.services.contains_key(&name));
+}
+
+#[test]
+fn an_address_that_is_no_ip_address_with_a_port_is_refused() {
+    for path in ["services.s.instances[].addr", "exporter.listen"] {
+        for (addr, why) in [
+            ("localhost:9001", "it is a hostname"),
+            ("chat.example.com:9001", "it is a hostname"),
+            ("127.0.0.1", "it has no port"),
+            ("fd00::5", "it has no port"),
+            ("fd00:0:0:0:0:0:0:5:8080", "an IPv6 address needs brackets"),
+            ("127.0.0.1:0", "its port is 0"),
+            ("127.0.0.1:70000", "its port is larger than 65535"),
+            ("127.0.0.1:http", "its port is not a number"),
+            ("127.0.0.256:80", "it is not an IP address"),
+            ("[fe80::1%2]:80", "it has a scope"),
+            ("", "it has no port"),
+        ] {
+            let expected = "an IP address with a port from 1 to 65535, \
+                            as in 10.0.0.5:8080 or [fd00::5]:8080";
+            let finding = format!("{addr:?} is not an address: {why};");
+            let message = format!("{}: {finding} expected {expected}", path.replace("[]", "[0]"));
+            assert_refused(&[(&file_with(path, &format!("{addr:?}")), &message)]);
+        }
+        assert_refused_at(
+            path,
+            "an IP address with a port, such as 10.0.0.5:8080",
+            &[("8080", "invalid type: integer `8080`")],
+        );
+    }
+}
+
+#[test]
+fn a_status_url_of_another_scheme_or_without_a_port_is_refused() {
+    for url in ["127.0.0.1:9101", "http://127.0.0.1:9101", "grpc://127.0.0.1", "grpc://[::1]:0", ""]
+    {
+        let text = file_with("services.s.instances[].status", &format!("{url:?}"));
+        let message = format!(
+            "services.s.instances[0].status: {url:?} is not a status URL: \
+             expected grpc://HOST:PORT, orca://HOST:PORT or health://HOST:PORT"
+        );
+        assert_refused(&[(&text, &message)]);
+    }
+}
+
+#[test]
+fn keys_that_contradict_each_other_are_refused() {
+    assert_refused(&[
+        (
+            r#"{"services": {}, "etcd": {"username": "root"}}"#,
+            "etcd.password_file: empty while etcd.username is set, expected both or neither",
+        ),
+        (
+            r#"{"services": {}, "etcd": {"password_file": "/pw"}}"#,
+            "etcd.username: empty while etcd.password_file is set, expected both or neither",
+        ),
+        (
+            r#"{"services": {}, "etcd": {"tls": {"cert": "/c"}}}"#,
+            "etcd.tls.key: empty while etcd.tls.cert is set, expected both or neither",
+        ),
+        (
+            r#"{"services": {}, "etcd": {"tls": {"key": "/k"}}}"#,
+            "etcd.tls.cert: empty while etcd.tls.key is set, expected both or neither",
+        ),
+        (
+            r#"{"services": {}, "exporter": {"timeout": "1100ms"}}"#,
+            "exporter.timeout: 1s 100ms is longer than exporter.interval, expected at most 1s",
+        ),
+        (
+            r#"{"services": {}, "exporter": {"interval": "200ms", "timeout": "501ms"}}"#,
+            "exporter.timeout: 501ms is longer than exporter.interval, expected at most 200ms",
+        ),
+        (
+            r#"{"services": {}, "exporter": {"interval": "3s"}}"#,
+            "window: buckets x bucket is 5s, expected at least 6s: twice exporter.interval",
+        ),
+    ]);
+}
+
+#[test]
+fn the_default_timeout_is_never_longer_than_the_interval() {
+    let timeout = |exporter: &str| {
+        let text = format!(r#"{{"services": {{}}, "exporter": {exporter}}}"#);
+        Config::parse(&text).unwrap().exporter.timeout
+    };
+    assert_eq!(timeout(r#"{"interval": "200ms"}"#), Duration::from_millis(200));
+    assert_eq!(timeout(r#"{"interval": "2s"}"#), Duration::from_millis(500));
+}
+
+#[test]
+fn two_instances_of_one_service_share_neither_id_nor_address() {
+    let file = |services: Value| json!({"services": services}).to_string();
+    let a = json!({"id": "a", "addr": "127.0.0.1:1"});
+    let b = json!({"id": "b", "addr": "127.0.0.1:2"});
+
+    assert_refused(&[
+        (
+            &file(json!({"chat": {"instances": [a, b, {"id": "a", "addr": "127.0.0.1:3"}]}})),
+            "services.chat.instances[2].id: a is that of services.chat.instances[0] too, \
+             expected another one for each instance",
+        ),
+        (
+            &file(json!({"chat": {"instances": [a, b, {"id": "c", "addr": "127.0.0.1:2"}]}})),
+            "services.chat.instances[2].addr: 127.0.0.1:2 is that of services.chat.instances[1] \
+             too, expected another one for each instance",
+        ),
+    ]);
+    // One process may serve two services.
+    let shared = file(json!({"chat": {"instances": [a]}, "mail": {"instances": [a]}}));
+    assert!(Config::parse(&shared).is_ok());
+}
+
+#[test]
+fn all_contradictions_are_named_at_once() {
+    let text = r#"{"services": {}, "etcd": {"username": "root", "tls": {"key": "/k"}},
+                   "exporter": {"timeout": "2s"}}"#;
+    let Err(ConfigError::Conflicts(conflicts)) = Config::parse(text) else {
+        panic!("{text} must be refused for its contradictions")
+    };
+    let paths: Vec<_> = conflicts.iter().map(|conflict| conflict.path.as_str()).collect();
+    assert_eq!(paths, ["etcd.password_file", "etcd.tls.cert", "exporter.timeout"]);
+}
+
+#[test]
+fn load_names_the_file_in_each_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ipconfig.json");
+    let message = || Config::load(&file).unwrap_err().to_string();
+    let name = file.display();
+
+    assert_eq!(message(), format!("failed to read {name}: No such file or directory (os error 2)"));
+    std::fs::write(&file, "{").unwrap();
+    assert_eq!(
+        message(),
+        format!("{name}: not JSON: EOF while parsing an object at line 1 column 1")
+    );
+    std::fs::write(&file, r#"{"services": {}}"#).unwrap();
+    assert_eq!(Config::load(&file).unwrap(), Config::default());
+}
+
+/// A row of a table in the reference.
+struct Row {
+    /// For instance `services.<service>.instances[].weight`.
+    path: &'static str,
+    allowed: &'static str,
+    default: &'static str,
+}
+
+fn reference_rows() -> Vec<Row> {
+    let unquoted = |cell: &'static str| cell.trim().trim_matches('`');
+    REFERENCE
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| {
+            let cells: Vec<_> = line.split('|').collect();
+            Row { path: unquoted(cells[1]), allowed: cells[2], default: unquoted(cells[3]) }
+        })
+        .collect()
+}
+
+/// The paths of all keys that the parser knows, out of its own mouth: it refuses
+/// an unknown key with the list of the known ones.
+fn known_paths(section: &str) -> Vec<String> {
+    let probe = format!("{section}.?").trim_start_matches('.').replace("<service>", "s");
+    let message = refusal(&file_with(&probe, "0"));
+    let Some((_, known)) = message.split_once("unknown field `?`, expected ") else {
+        return vec![section.to_owned()];
+    };
+    let of_key = |key| match format!("{section}.{key}").trim_start_matches('.') {
+        path @ "services" => [vec![path.into()], known_paths("services.<service>")].concat(),
+        path if key == "instances" => {
+            [vec![path.into()], known_paths(&format!("{path}[]"))].concat()
+        }
+        path => known_paths(path),
+    };
+    known.split('`').skip(1).step_by(2).flat_map(of_key).collect()
+}
+
+#[test]
+fn the_reference_has_each_key_once_and_no_other() {
+    let mut documented: Vec<_> = reference_rows().iter().map(|row| row.path.to_owned()).collect();
+    let mut known = known_paths("");
+    documented.sort();
+    known.sort();
+    assert_eq!(documented, known);
+}
+
+/// A file with one service and one instance, and what it has beside its required
+/// keys.
+fn file_with_all(values: &[(&str, Value)]) -> String {
+    let mut file = json!({"services": {"s": {"instances": [{"id": "a", "addr": "127.0.0.1:1"}]}}});
+    for (path, value) in values {
+        let path = format!("/{path}").replace("<service>", "s").replace("[]", ".0");
+        let mut at = &mut file;
+        for key in path.trim_start_matches('/').split('.') {
+            at = if at.is_array() { &mut at[0] } else { &mut at[key] };
+        }
+        *at = value.clone();
+    }
+    file.to_string()
+}
+
+#[test]
+fn the_reference_s_defaults_are_those_of_the_code() {
+    let defaults: Vec<_> = reference_rows()
+        .into_iter()
+        // The list of instances is the parent of rows that follow.
+        .filter(|row| !["required", "none", "[]"].contains(&row.default))
+        .map(|row| (row.path, serde_json::from_str(row.default).expect(row.default)))
+        .collect();
+    assert_eq!(
+        Config::parse(&file_with_all(&defaults)).unwrap(),
+        Config::parse(&file_with_all(&[])).unwrap()
+    );
+    assert_eq!(ServiceConfig::default().instances, []);
+}
+
+#[test]
+fn the_reference_s_ranges_are_those_of_the_code() {
+    // A value within its own range may still contradict another key's.
+    let in_range = |path, value: &Value| {
+        let parsed = Config::parse(&file_with_all(&[(path, value.clone())]));
+        matches!(parsed, Ok(_) | Err(ConfigError::Conflicts(_)))
+    };
+    let mut ranges = 0;
+    for Row { path, allowed, .. } in reference_rows() {
+        let Some((low, high)) = allowed.split_once("` to `") else { continue };
+        let low: Value = serde_json::from_str(low.rsplit('`').next().unwrap()).unwrap();
+        let high: Value = serde_json::from_str(high.split('`').next().unwrap()).unwrap();
+        assert!(in_range(path, &low), "{path}: {low}");
+        assert!(in_range(path, &high), "{path}: {high}");
+        let (below, above) = (moved(&low, -1), moved(&high, 1));
+        assert!(!in_range(path, &below), "{path}: {below}");
+        assert!(!in_range(path, &above), "{path}: {above}");
+        ranges += 1;
+    }
+    assert_eq!(ranges, 15, "a range is not written as `low` to `high`");
+}
+
+/// The integer, or the duration in milliseconds, that is `steps` away.
+fn moved(end: &Value, steps: i64) -> Value {
+    match end.as_str() {
+        None => json!(end.as_i64().unwrap() + steps),
+        Some(text) => {
+            let ms = humantime::parse_duration(text).unwrap().as_millis() as i64 + steps;
+            json!(format!("{ms}ms"))
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! resty.ipconfig: load-aware balancing for OpenResty.
+//!
+//! Two programs share this crate. The cdylib runs inside nginx: a thread of
+//! worker 0 turns what etcd holds into rankings, and every worker picks by them.
+//! The exporter asks the business services how they are and puts that into etcd.
+//!
+//! ```text
+//!         the plugin's thread, in worker 0                              every worker
+//! etcd -> watcher -> registry -> window -> score -> ranking -> publish -> worker -> picker
+//!   ^                                                            |          |
+//!   |                                                       shared dict, board (in-flight)
+//!   +-- exporter: discover -> collect (gRPC) -> put
+//! ```
+//!
+//! Data flows one way, and each module knows the output of its left neighbour
+//! alone: `score` cannot reach etcd, `picker` cannot reach nginx, protobuf is
+//! known to `wire`, etcd-client to `etcd`, and `unsafe` stands in `ffi`
+//! and `board`. The modules below are in the order of the flow.
+
+pub mod config;
+pub mod model;
