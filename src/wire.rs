@@ -1,0 +1,454 @@
+//! Bytes in etcd and on the wire, to and from the [model](crate::model): the
+//! only module that knows the protobuf messages and the JSON of etcd's values.
+//!
+//! Whatever is decoded here was written by somebody else, so that sizes are
+//! checked before anything is parsed, numbers before they are believed, and a
+//! record that does not fit is refused with a [`RecordError`] and nothing more:
+//! the records beside it stay.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use prost::Message;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::model::{
+    AddrError, Instance, MAX_WEIGHT, Status, StatusUrl, StatusUrlError, is_name, parse_addr,
+};
+
+/// The messages and the service of `proto/ipconfig/v1/status.proto`, generated.
+#[allow(missing_docs)]
+pub mod proto {
+    tonic::include_proto!("ipconfig.v1");
+}
+
+/// The largest instance record that is read, in bytes.
+pub const MAX_INSTANCE_BYTES: usize = 16 * 1024;
+
+/// The largest batch of statuses that is read, in bytes: room for 100 instances
+/// twenty times over, and small enough that a hostile one costs no memory.
+pub const MAX_BATCH_BYTES: usize = 256 * 1024;
+
+/// The largest answer of a status service that is read, in bytes: more than ten
+/// times what a status with every field takes.
+pub const MAX_STATUS_BYTES: usize = 4 * 1024;
+
+/// The oldest figures that a status may carry.
+pub const MAX_STATUS_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Why a record was refused.
+#[derive(Debug, Error)]
+pub enum RecordError {
+    /// The key is none of [`Key`]'s.
+    #[error("failed to read key {key:?}: {why}")]
+    Key {
+        /// The key as found, shortened.
+        key: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The value is too large to be parsed at all.
+    #[error("refused a value of {found_bytes} bytes: at most {allowed_bytes} are read")]
+    TooLarge {
+        /// Its size.
+        found_bytes: usize,
+        /// The limit.
+        allowed_bytes: usize,
+    },
+    /// The value is not a JSON object.
+    #[error("failed to parse the instance as a JSON object: {0}")]
+    Json(#[source] serde_json::Error),
+    /// A field has the wrong type.
+    #[error("failed to read a field of the instance: {0}")]
+    Field(#[source] serde_path_to_error::Error<serde_json::Error>),
+    /// There is no `addr`.
+    #[error("the instance has no addr")]
+    NoAddr,
+    /// `addr` is not an IP address with a port.
+    #[error("failed to read addr: {0}")]
+    Addr(#[source] AddrError),
+    /// `weight` is out of range.
+    #[error("weight {found} is refused: allowed is 0 to {MAX_WEIGHT}")]
+    Weight {
+        /// The weight as found.
+        found: f64,
+    },
+    /// `status` is not a URL to ask for a status.
+    #[error("failed to read status: {0}")]
+    StatusUrl(#[source] StatusUrlError),
+    /// The value is not the protobuf message that belongs under its key.
+    #[error("failed to decode the batch of statuses: {0}")]
+    Protobuf(#[source] prost::DecodeError),
+    /// An entry of a batch does not say whose status it is.
+    #[error("refused a status of instance {id:?}: {why}")]
+    StatusOwner {
+        /// The id as found, shortened.
+        id: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A figure of a status is out of range.
+    #[error("refused a status: {field} is {found}, allowed is {allowed}")]
+    Status {
+        /// The figure's name in the protobuf message.
+        field: &'static str,
+        /// Its value as found.
+        found: String,
+        /// What it may be.
+        allowed: &'static str,
+    },
+}
+
+impl RecordError {
+    /// The reason in one word out of a small fixed set, fit for a metric's label.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Key { .. } => "key",
+            Self::TooLarge { .. } => "too_large",
+            Self::Json(_) | Self::Field(_) => "json",
+            Self::NoAddr | Self::Addr(_) => "addr",
+            Self::Weight { .. } => "weight",
+            Self::StatusUrl(_) => "status_url",
+            Self::Protobuf(_) => "protobuf",
+            Self::StatusOwner { .. } | Self::Status { .. } => "status",
+        }
+    }
+}
+
+/// A key under the configured prefix. Names are those that [`is_name`]
+/// allows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// `instances/<service>/<id>`: a registration, JSON.
+    Instance {
+        /// The service's name.
+        service: String,
+        /// Unique within the service.
+        id: String,
+    },
+    /// `status/<exporter>/<service>/<shard>`: a [`Batch`], protobuf.
+    Status {
+        /// The id of the exporter that wrote it.
+        exporter: String,
+        /// The service's name.
+        service: String,
+        /// Which part of the service's instances.
+        shard: u32,
+    },
+    /// `control/<service>`: an operator's wish, JSON.
+    Control {
+        /// The service's name.
+        service: String,
+    },
+    /// `policies/<service>`: a scoring policy, Lua source.
+    Policy {
+        /// The service's name.
+        service: String,
+    },
+    /// `exporters/<id>`: an exporter that runs, JSON.
+    Exporter {
+        /// The exporter's id.
+        id: String,
+    },
+}
+
+impl Key {
+    /// The whole key under `prefix`, for instance
+    /// `/ipconfig/v1/status/exporter-1/chat/0`.
+    pub fn to_path(&self, prefix: &str) -> String {
+        match self {
+            Self::Instance { service, id } => format!("{prefix}/instances/{service}/{id}"),
+            Self::Status { exporter, service, shard } => {
+                format!("{prefix}/status/{exporter}/{service}/{shard}")
+            }
+            Self::Control { service } => format!("{prefix}/control/{service}"),
+            Self::Policy { service } => format!("{prefix}/policies/{service}"),
+            Self::Exporter { id } => format!("{prefix}/exporters/{id}"),
+        }
+    }
+}
+
+/// Reads a whole key of etcd.
+///
+/// # Errors
+/// [`RecordError::Key`] if it is not under `prefix`, has parts too many or too
+/// few, is of a kind that [`Key`] does not know, or holds something else than
+/// names.
+pub fn parse_key(prefix: &str, key: &[u8]) -> Result<Key, RecordError> {
+    let text = String::from_utf8_lossy(key);
+    let refused = |why| RecordError::Key { key: shorten(&text).into_owned(), why };
+
+    let path = text
+        .strip_prefix(prefix)
+        .and_then(|rest| rest.strip_prefix('/'))
+        .ok_or_else(|| refused("it is not under the configured prefix"))?;
+    let name = |part: &str| match is_name(part) {
+        true => Ok(part.to_owned()),
+        false => Err(refused("a name in it is not 1 to 128 bytes of [A-Za-z0-9._:-]")),
+    };
+
+    let parts: Vec<&str> = path.split('/').collect();
+    match parts[..] {
+        ["instances", service, id] => Ok(Key::Instance { service: name(service)?, id: name(id)? }),
+        ["status", exporter, service, shard] => Ok(Key::Status {
+            exporter: name(exporter)?,
+            service: name(service)?,
+            shard: parse_shard(shard).ok_or_else(|| refused("its shard is not a number"))?,
+        }),
+        ["control", service] => Ok(Key::Control { service: name(service)? }),
+        ["policies", service] => Ok(Key::Policy { service: name(service)? }),
+        ["exporters", id] => Ok(Key::Exporter { id: name(id)? }),
+        ["instances" | "status" | "control" | "policies" | "exporters", ..] => {
+            Err(refused("it has slashes too many or too few"))
+        }
+        _ => Err(refused("it is of no known kind")),
+    }
+}
+
+/// The number in its only spelling, so that two keys never mean one shard.
+fn parse_shard(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|shard: &u32| shard.to_string() == text)
+}
+
+/// The value of `instances/<service>/<id>`, as written and as read.
+#[derive(Serialize, Deserialize)]
+struct InstanceJson {
+    addr: Option<String>,
+    #[serde(default = "one")]
+    weight: f64,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    zone: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    status: Option<String>,
+    #[serde(default)]
+    drain: bool,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// Reads a registration; `id` is its key's. Unknown fields are ignored: a
+/// registration may come from a newer version.
+///
+/// # Errors
+/// [`RecordError`] if the value is larger than [`MAX_INSTANCE_BYTES`], is not a
+/// JSON object, has a field of the wrong type, or one of its fields is refused.
+pub fn decode_instance(id: &str, value: &[u8]) -> Result<Instance, RecordError> {
+    refuse_larger_than(MAX_INSTANCE_BYTES, value)?;
+    // By way of a map, since serde would read a struct's fields from an array too.
+    let object: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(value).map_err(RecordError::Json)?;
+    let json: InstanceJson = serde_path_to_error::deserialize(serde_json::Value::Object(object))
+        .map_err(RecordError::Field)?;
+    let addr = json.addr.ok_or(RecordError::NoAddr)?;
+    let status = json.status.map(|url| shorten(&url).parse::<StatusUrl>());
+    if !(0.0..=MAX_WEIGHT).contains(&json.weight) {
+        return Err(RecordError::Weight { found: json.weight });
+    }
+    Ok(Instance {
+        id: id.to_owned(),
+        addr: parse_addr(&shorten(&addr)).map_err(RecordError::Addr)?,
+        weight: json.weight,
+        zone: json.zone,
+        labels: json.labels,
+        status: status.transpose().map_err(RecordError::StatusUrl)?,
+        drain: json.drain,
+    })
+}
+
+/// Writes a registration.
+pub fn encode_instance(instance: &Instance) -> Vec<u8> {
+    let json = InstanceJson {
+        addr: Some(instance.addr.to_string()),
+        weight: instance.weight,
+        zone: instance.zone.clone(),
+        labels: instance.labels.clone(),
+        status: instance.status.as_ref().map(StatusUrl::to_string),
+        drain: instance.drain,
+    };
+    serde_json::to_vec(&json).expect("strings, numbers and a map of strings are JSON")
+}
+
+/// The value of `exporters/<id>`: what an exporter says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ExporterRecord {
+    /// The program's version.
+    pub version: String,
+    /// Where its metrics page is served.
+    pub listen: SocketAddr,
+    /// How often it asks and writes, in milliseconds.
+    pub interval_ms: u64,
+    /// When it started, in milliseconds of Unix time, by its own clock.
+    pub started_unix_ms: u64,
+}
+
+/// Writes an exporter's announcement.
+pub fn encode_exporter(record: &ExporterRecord) -> Vec<u8> {
+    serde_json::to_vec(record).expect("strings and integers are JSON")
+}
+
+/// The statuses that one exporter saw of one shard of a service's instances.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Statuses by the instance's id, in the order written.
+    pub statuses: Vec<(String, Status)>,
+    /// Why the others were dropped.
+    pub bad: Vec<RecordError>,
+}
+
+/// Reads a batch of statuses. One that is refused is dropped alone.
+///
+/// # Errors
+/// [`RecordError`] if the value is larger than [`MAX_BATCH_BYTES`] or is not a
+/// `StatusBatch`.
+pub fn decode_batch(value: &[u8]) -> Result<Batch, RecordError> {
+    refuse_larger_than(MAX_BATCH_BYTES, value)?;
+    let message = proto::StatusBatch::decode(value).map_err(RecordError::Protobuf)?;
+    let mut batch = Batch::default();
+    for entry in message.instances {
+        match decode_entry(entry) {
+            Ok(status) => batch.statuses.push(status),
+            Err(err) => batch.bad.push(err),
+        }
+    }
+    Ok(batch)
+}
+
+fn decode_entry(entry: proto::InstanceStatus) -> Result<(String, Status), RecordError> {
+    let refused = |why| RecordError::StatusOwner { id: shorten(&entry.id).into_owned(), why };
+    if !is_name(&entry.id) {
+        return Err(refused("the id is not 1 to 128 bytes of [A-Za-z0-9._:-]"));
+    }
+    let status = entry.status.ok_or_else(|| refused("the entry holds none"))?;
+    Ok((entry.id, Status::try_from(status)?))
+}
+
+/// Writes a batch of statuses.
+pub fn encode_batch(statuses: &[(String, Status)]) -> Vec<u8> {
+    let entry = |(id, status): &(String, Status)| proto::InstanceStatus {
+        id: id.clone(),
+        status: Some(status.into()),
+    };
+    proto::StatusBatch { instances: statuses.iter().map(entry).collect() }.encode_to_vec()
+}
+
+impl TryFrom<proto::Status> for Status {
+    type Error = RecordError;
+
+    fn try_from(message: proto::Status) -> Result<Self, RecordError> {
+        if message.boot_id == 0 {
+            return Err(status_refused("boot_id", 0, "a random number other than 0"));
+        }
+        if message.memory_limit_bytes == Some(0) {
+            return Err(status_refused("memory_limit_bytes", 0, "more than 0"));
+        }
+        Ok(Self {
+            boot_id: message.boot_id,
+            seq: message.seq,
+            age: age(message.age.unwrap_or_default())?,
+            requests: message.requests,
+            errors: message.errors,
+            busy_ns: message.busy_ns,
+            latency_sum_ns: message.latency_sum_ns,
+            cpu_used_cores: gauge("cpu_used_cores", message.cpu_used_cores)?,
+            cpu_limit_cores: limit("cpu_limit_cores", message.cpu_limit_cores)?,
+            memory_used_bytes: message.memory_used_bytes,
+            memory_limit_bytes: message.memory_limit_bytes,
+            in_flight: message.in_flight,
+            queue: message.queue,
+            application_utilization: gauge(
+                "application_utilization",
+                message.application_utilization,
+            )?,
+        })
+    }
+}
+
+impl From<&Status> for proto::Status {
+    fn from(status: &Status) -> Self {
+        let age = prost_types::Duration {
+            seconds: status.age.as_secs().try_into().unwrap_or(i64::MAX),
+            nanos: status.age.subsec_nanos() as i32, // below 10^9
+        };
+        Self {
+            boot_id: status.boot_id,
+            seq: status.seq,
+            age: Some(age),
+            requests: status.requests,
+            errors: status.errors,
+            busy_ns: status.busy_ns,
+            latency_sum_ns: status.latency_sum_ns,
+            cpu_used_cores: status.cpu_used_cores,
+            cpu_limit_cores: status.cpu_limit_cores,
+            memory_used_bytes: status.memory_used_bytes,
+            memory_limit_bytes: status.memory_limit_bytes,
+            in_flight: status.in_flight,
+            queue: status.queue,
+            application_utilization: status.application_utilization,
+        }
+    }
+}
+
+fn age(found: prost_types::Duration) -> Result<Duration, RecordError> {
+    let parts = (u64::try_from(found.seconds), u32::try_from(found.nanos));
+    match parts {
+        (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Some(Duration::new(seconds, nanos)),
+        _ => None,
+    }
+    .filter(|age| *age <= MAX_STATUS_AGE)
+    .ok_or_else(|| {
+        let found = format!("{} s and {} ns", found.seconds, found.nanos);
+        status_refused("age", found, "0 to one day")
+    })
+}
+
+fn gauge(field: &'static str, found: Option<f64>) -> Result<Option<f64>, RecordError> {
+    match found {
+        Some(value) if !value.is_finite() || value < 0.0 => {
+            Err(status_refused(field, value, "a finite number, 0 or more"))
+        }
+        _ => Ok(found),
+    }
+}
+
+/// What may be used: a divisor, so never 0.
+fn limit(field: &'static str, found: Option<f64>) -> Result<Option<f64>, RecordError> {
+    match found {
+        Some(value) if !value.is_finite() || value <= 0.0 => {
+            Err(status_refused(field, value, "a finite number above 0"))
+        }
+        _ => Ok(found),
+    }
+}
+
+fn status_refused(field: &'static str, found: impl ToString, allowed: &'static str) -> RecordError {
+    RecordError::Status { field, found: found.to_string(), allowed }
+}
+
+fn refuse_larger_than(allowed_bytes: usize, value: &[u8]) -> Result<(), RecordError> {
+    match value.len() {
+        found_bytes if found_bytes > allowed_bytes => {
+            Err(RecordError::TooLarge { found_bytes, allowed_bytes })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// As much of a stranger's text as an error message should repeat: more than
+/// any valid address or URL has, so that what is cut is refused as it was whole.
+fn shorten(text: &str) -> Cow<'_, str> {
+    const MAX_CHARS: usize = 300;
+    match text.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

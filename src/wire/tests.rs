@@ -1,0 +1,398 @@
+//! Laws of the wire: what is read, what is refused, and that nothing panics.
+
+use std::net::{IpAddr, SocketAddr};
+
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{MAX_NAME_BYTES, StatusProtocol};
+
+const PREFIX: &str = "/ipconfig/v1";
+
+/// A status with another value in every field.
+fn full_status() -> Status {
+    Status {
+        boot_id: 0xb007,
+        seq: 2,
+        age: Duration::new(3, 4),
+        requests: 10,
+        errors: 11,
+        busy_ns: 12,
+        latency_sum_ns: 13,
+        cpu_used_cores: Some(1.5),
+        cpu_limit_cores: Some(2.0),
+        memory_used_bytes: Some(22),
+        memory_limit_bytes: Some(23),
+        in_flight: Some(24),
+        queue: Some(25),
+        application_utilization: Some(0.5),
+    }
+}
+
+fn batch_of(message: proto::Status) -> Vec<u8> {
+    let entry = proto::InstanceStatus { id: "chat-1".into(), status: Some(message) };
+    proto::StatusBatch { instances: vec![entry] }.encode_to_vec()
+}
+
+#[test]
+fn a_key_of_each_kind_is_read_and_written_back_as_it_was() {
+    for path in [
+        "/ipconfig/v1/instances/chat/chat-1",
+        "/ipconfig/v1/status/exporter-1/chat/17",
+        "/ipconfig/v1/control/chat",
+        "/ipconfig/v1/policies/chat",
+        "/ipconfig/v1/exporters/exporter-1",
+        "/ipconfig/v1/instances/a.B_c:9/10.0.0.5:8080",
+    ] {
+        let key = parse_key(PREFIX, path.as_bytes()).unwrap();
+        assert_eq!(key.to_path(PREFIX), path);
+    }
+    assert_eq!(
+        parse_key(PREFIX, b"/ipconfig/v1/status/e/chat/17").unwrap(),
+        Key::Status { exporter: "e".into(), service: "chat".into(), shard: 17 }
+    );
+}
+
+#[test]
+fn a_key_that_is_none_of_ours_is_refused() {
+    let long_name = format!("/ipconfig/v1/control/{}", "x".repeat(MAX_NAME_BYTES + 1));
+    for (path, why) in [
+        ("", "prefix"),
+        ("/ipconfig/v1", "prefix"),
+        ("/ipconfig/v10/control/chat", "prefix"),
+        ("/other/control/chat", "prefix"),
+        ("/ipconfig/v1/", "kind"),
+        ("/ipconfig/v1//control/chat", "kind"),
+        ("/ipconfig/v1/unheard/chat", "kind"),
+        ("/ipconfig/v1/instances", "slashes"),
+        ("/ipconfig/v1/instances/chat", "slashes"),
+        ("/ipconfig/v1/instances/chat/1/2", "slashes"),
+        ("/ipconfig/v1/instances/chat/1/", "slashes"),
+        ("/ipconfig/v1/status/e/chat", "slashes"),
+        ("/ipconfig/v1/status/e/chat/0/0", "slashes"),
+        ("/ipconfig/v1/control/chat/0", "slashes"),
+        ("/ipconfig/v1/instances//1", "name"),
+        ("/ipconfig/v1/instances/chat/", "name"),
+        ("/ipconfig/v1/instances/chat/a b", "name"),
+        ("/ipconfig/v1/instances/chat/ä", "name"),
+        ("/ipconfig/v1/instances/chat/a\0b", "name"),
+        (&long_name, "name"),
+        ("/ipconfig/v1/status/e/chat/", "shard"),
+        ("/ipconfig/v1/status/e/chat/x", "shard"),
+        ("/ipconfig/v1/status/e/chat/-1", "shard"),
+        ("/ipconfig/v1/status/e/chat/+1", "shard"),
+        ("/ipconfig/v1/status/e/chat/01", "shard"),
+        ("/ipconfig/v1/status/e/chat/4294967296", "shard"),
+    ] {
+        let err = parse_key(PREFIX, path.as_bytes()).unwrap_err();
+        assert_eq!(err.reason(), "key", "{path}");
+        assert!(err.to_string().contains(why), "{path}: {err}");
+    }
+    assert_eq!(parse_key(PREFIX, b"/ipconfig/v1/control/\xff").unwrap_err().reason(), "key");
+}
+
+#[test]
+fn an_address_is_all_that_a_registration_needs() {
+    let instance = decode_instance("x", br#"{"addr":"127.0.0.1:9"}"#).unwrap();
+    let expected = Instance {
+        id: "x".into(),
+        addr: "127.0.0.1:9".parse().unwrap(),
+        weight: 1.0,
+        zone: String::new(),
+        labels: BTreeMap::new(),
+        status: None,
+        drain: false,
+    };
+    assert_eq!(instance, expected);
+}
+
+#[test]
+fn a_registration_with_every_field_is_read_and_unknown_fields_are_ignored() {
+    let json = br#"{"addr":"[fd00::5]:8080","weight":0,"zone":"a","labels":{"version":"1.4"},
+        "status":"grpc://10.0.0.5:9090","drain":true,"from_a_newer_version":[1,{}]}"#;
+    let instance = decode_instance("x", json).unwrap();
+    assert_eq!(instance.addr, "[fd00::5]:8080".parse().unwrap());
+    assert_eq!(instance.weight, 0.0);
+    assert_eq!(instance.zone, "a");
+    assert_eq!(instance.labels["version"], "1.4");
+    assert_eq!(instance.status.unwrap().to_string(), "grpc://10.0.0.5:9090");
+    assert!(instance.drain);
+}
+
+#[test]
+fn a_bad_registration_is_refused_and_the_message_says_why() {
+    for (json, reason, says) in [
+        ("", "json", "EOF"),
+        ("{", "json", "EOF"),
+        ("null", "json", "expected a map"),
+        (r#"["127.0.0.1:80"]"#, "json", "expected a map"),
+        (r#"{"addr":"127.0.0.1:80"} trailing"#, "json", "trailing"),
+        (r#"{"addr":80}"#, "json", "addr"),
+        (r#"{"addr":"127.0.0.1:80","weight":"2"}"#, "json", "weight"),
+        (r#"{"addr":"127.0.0.1:80","weight":NaN}"#, "json", "expected value"),
+        (r#"{"addr":"127.0.0.1:80","weight":1e999}"#, "json", "out of range"),
+        (r#"{"addr":"127.0.0.1:80","drain":1}"#, "json", "drain"),
+        (r#"{"addr":"127.0.0.1:80","zone":null}"#, "json", "zone"),
+        (r#"{"addr":"127.0.0.1:80","labels":{"version":1.4}}"#, "json", "labels.version"),
+        (r#"{"addr":"127.0.0.1:80","labels":["a"]}"#, "json", "labels"),
+        ("{}", "addr", "no addr"),
+        (r#"{"addr":""}"#, "addr", "no port"),
+        (r#"{"addr":"127.0.0.1"}"#, "addr", "no port"),
+        (r#"{"addr":"::1"}"#, "addr", "no port"),
+        (r#"{"addr":"fd00::5:8080:"}"#, "addr", "not a number"),
+        (r#"{"addr":"127.0.0.1:"}"#, "addr", "not a number"),
+        (r#"{"addr":"127.0.0.1:http"}"#, "addr", "not a number"),
+        (r#"{"addr":"127.0.0.1:0"}"#, "addr", "port is 0"),
+        (r#"{"addr":"127.0.0.1:70000"}"#, "addr", "65535"),
+        (r#"{"addr":"chat.internal:8080"}"#, "addr", "hostname"),
+        (r#"{"addr":"localhost:8080"}"#, "addr", "hostname"),
+        (r#"{"addr":"10.0.0.256:8080"}"#, "addr", "not an IP address"),
+        (r#"{"addr":" 10.0.0.5:8080"}"#, "addr", "not an IP address"),
+        (r#"{"addr":"fe80:0:0:0:0:0:0:1:80"}"#, "addr", "brackets"),
+        (r#"{"addr":"[fe80::1%2]:80"}"#, "addr", "scope"),
+        (r#"{"addr":"127.0.0.1:80","weight":-1}"#, "weight", "0 to 1000"),
+        (r#"{"addr":"127.0.0.1:80","weight":-0.001}"#, "weight", "0 to 1000"),
+        (r#"{"addr":"127.0.0.1:80","weight":1e9}"#, "weight", "1000000000"),
+        (r#"{"addr":"127.0.0.1:80","weight":1000.001}"#, "weight", "1000.001"),
+        (r#"{"addr":"127.0.0.1:80","status":"http://h:1"}"#, "status_url", "grpc://"),
+        (r#"{"addr":"127.0.0.1:80","status":"grpc://h"}"#, "status_url", "grpc://"),
+    ] {
+        let err = decode_instance("x", json.as_bytes()).unwrap_err();
+        assert_eq!(err.reason(), reason, "{json}: {err}");
+        assert!(err.to_string().contains(says), "{json}: {err}");
+    }
+    assert_eq!(decode_instance("x", b"{\"addr\":\"\xff\"}").unwrap_err().reason(), "json");
+}
+
+#[test]
+fn a_value_of_1_mb_is_refused_unparsed() {
+    let mut json = br#"{"addr":"127.0.0.1:80"}"#.to_vec();
+    json.resize(1 << 20, b' ');
+    assert_eq!(decode_instance("x", &json).unwrap_err().reason(), "too_large");
+    json.truncate(MAX_INSTANCE_BYTES);
+    assert!(decode_instance("x", &json).is_ok(), "whitespace within the limit is JSON");
+
+    let entries = vec![("chat-1".to_owned(), full_status()); 1 << 14];
+    let batch = encode_batch(&entries);
+    assert!(batch.len() > 1 << 20);
+    assert_eq!(decode_batch(&batch).unwrap_err().reason(), "too_large");
+}
+
+#[test]
+fn a_long_text_is_shortened_before_it_reaches_a_message() {
+    let json = format!(r#"{{"addr":"{}"}}"#, "ä".repeat(4000));
+    assert!(decode_instance("x", json.as_bytes()).unwrap_err().to_string().len() < 1000);
+}
+
+#[test]
+fn a_batch_that_is_not_protobuf_is_refused_whole() {
+    assert_eq!(decode_batch(b"garbage, not protobuf").unwrap_err().reason(), "protobuf");
+    let whole = encode_batch(&[("chat-1".into(), full_status())]);
+    for length in 1..whole.len() {
+        let err = decode_batch(&whole[..length]).unwrap_err();
+        assert_eq!(err.reason(), "protobuf", "cut to {length} bytes");
+    }
+    assert!(decode_batch(b"").unwrap().statuses.is_empty(), "no bytes are an empty batch");
+}
+
+#[test]
+fn a_figure_out_of_range_drops_its_status() {
+    type Spoil = fn(&mut proto::Status);
+    let cases: [(&str, Spoil); 20] = [
+        ("boot_id", |s| s.boot_id = 0),
+        ("age", |s| s.age = Some(prost_types::Duration { seconds: -1, nanos: 0 })),
+        ("age", |s| s.age = Some(prost_types::Duration { seconds: 0, nanos: -1 })),
+        ("age", |s| s.age = Some(prost_types::Duration { seconds: 0, nanos: i32::MAX })),
+        ("age", |s| s.age = Some(prost_types::Duration { seconds: 86_400, nanos: 1 })),
+        ("age", |s| s.age = Some(prost_types::Duration { seconds: i64::MIN, nanos: 0 })),
+        ("cpu_used_cores", |s| s.cpu_used_cores = Some(f64::NAN)),
+        ("cpu_used_cores", |s| s.cpu_used_cores = Some(f64::INFINITY)),
+        ("cpu_used_cores", |s| s.cpu_used_cores = Some(-0.1)),
+        ("cpu_limit_cores", |s| s.cpu_limit_cores = Some(f64::NAN)),
+        ("cpu_limit_cores", |s| s.cpu_limit_cores = Some(f64::INFINITY)),
+        ("cpu_limit_cores", |s| s.cpu_limit_cores = Some(0.0)),
+        ("cpu_limit_cores", |s| s.cpu_limit_cores = Some(-0.0)),
+        ("cpu_limit_cores", |s| s.cpu_limit_cores = Some(-2.0)),
+        ("memory_limit_bytes", |s| s.memory_limit_bytes = Some(0)),
+        ("application_utilization", |s| s.application_utilization = Some(f64::NAN)),
+        ("application_utilization", |s| s.application_utilization = Some(f64::NEG_INFINITY)),
+        ("application_utilization", |s| s.application_utilization = Some(f64::INFINITY)),
+        ("application_utilization", |s| s.application_utilization = Some(-1.0)),
+        ("age", |s| s.age = Some(prost_types::Duration { seconds: i64::MAX, nanos: 0 })),
+    ];
+    for (field, spoil) in cases {
+        let mut message = proto::Status::from(&full_status());
+        spoil(&mut message);
+        let found = format!("{message:?}");
+        let batch = decode_batch(&batch_of(message)).unwrap();
+        assert!(batch.statuses.is_empty(), "{found}");
+        assert_eq!(batch.bad[0].reason(), "status");
+        assert!(batch.bad[0].to_string().contains(field), "{}", batch.bad[0]);
+    }
+}
+
+#[test]
+fn a_bad_status_is_dropped_and_those_beside_it_stay() {
+    let good =
+        |id: &str| proto::InstanceStatus { id: id.into(), status: Some((&full_status()).into()) };
+    let spoiled =
+        proto::Status { cpu_used_cores: Some(f64::NAN), ..proto::Status::from(&full_status()) };
+    let message = proto::StatusBatch {
+        instances: vec![
+            good("first"),
+            proto::InstanceStatus { id: "spoiled".into(), status: Some(spoiled) },
+            proto::InstanceStatus { id: "empty".into(), status: None },
+            good(""),
+            good("a/b"),
+            good("last"),
+        ],
+    };
+    let batch = decode_batch(&message.encode_to_vec()).unwrap();
+    let ids: Vec<&str> = batch.statuses.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(ids, ["first", "last"]);
+    assert_eq!(batch.bad.len(), 4);
+    assert!(batch.bad.iter().all(|err| err.reason() == "status"));
+}
+
+#[test]
+fn an_absent_gauge_is_unknown_and_zero_is_zero() {
+    let message = proto::Status { boot_id: 1, in_flight: Some(0), ..Default::default() };
+    let status = Status::try_from(message).unwrap();
+    assert_eq!(status.in_flight, Some(0));
+    assert_eq!(status.queue, None);
+    assert_eq!(status.cpu_used_cores, None);
+    assert_eq!(status.age, Duration::ZERO);
+}
+
+/// Readers and writers of different versions meet in etcd.
+#[test]
+fn field_numbers_never_change() {
+    let expected: &[&[u8]] = &[
+        b"\x08\x87\xe0\x02",             //  1 boot_id
+        b"\x10\x02",                     //  2 seq
+        b"\x1a\x04\x08\x03\x10\x04",     //  3 age { 1 seconds, 2 nanos }
+        b"\x50\x0a",                     // 10 requests
+        b"\x58\x0b",                     // 11 errors
+        b"\x60\x0c",                     // 12 busy_ns
+        b"\x68\x0d",                     // 13 latency_sum_ns
+        b"\xa1\x01\0\0\0\0\0\0\xf8\x3f", // 20 cpu_used_cores
+        b"\xa9\x01\0\0\0\0\0\0\x00\x40", // 21 cpu_limit_cores
+        b"\xb0\x01\x16",                 // 22 memory_used_bytes
+        b"\xb8\x01\x17",                 // 23 memory_limit_bytes
+        b"\xc0\x01\x18",                 // 24 in_flight
+        b"\xc8\x01\x19",                 // 25 queue
+        b"\xd1\x01\0\0\0\0\0\0\xe0\x3f", // 26 application_utilization
+    ];
+    let status = expected.concat();
+    assert_eq!(proto::Status::from(&full_status()).encode_to_vec(), status);
+
+    let entry = [b"\x0a\x06chat-1\x12".as_slice(), &[status.len() as u8], &status].concat();
+    let batch = [b"\x0a".as_slice(), &[entry.len() as u8], &entry].concat();
+    assert_eq!(encode_batch(&[("chat-1".into(), full_status())]), batch);
+}
+
+#[test]
+fn an_announcement_is_json_with_units_in_its_names() {
+    let record = ExporterRecord {
+        version: "0.1.0".into(),
+        listen: "127.0.0.1:9180".parse().unwrap(),
+        interval_ms: 1000,
+        started_unix_ms: 7,
+    };
+    assert_eq!(
+        String::from_utf8(encode_exporter(&record)).unwrap(),
+        r#"{"version":"0.1.0","listen":"127.0.0.1:9180","interval_ms":1000,"started_unix_ms":7}"#
+    );
+}
+
+fn any_name() -> impl Strategy<Value = String> {
+    "[A-Za-z0-9._:-]{1,128}"
+}
+
+prop_compose! {
+    fn any_status()(
+        (boot_id, seq, secs, nanos) in (1u64.., any::<u64>(), 0u64..86_400, 0u32..1_000_000_000),
+        (requests, errors, busy_ns, latency_sum_ns) in any::<(u64, u64, u64, u64)>(),
+        cpu_used_cores in option::of(0.0..f64::MAX),
+        cpu_limit_cores in option::of(f64::MIN_POSITIVE..f64::MAX),
+        memory_used_bytes in any::<Option<u64>>(),
+        memory_limit_bytes in option::of(1u64..),
+        (in_flight, queue) in any::<(Option<u64>, Option<u64>)>(),
+        application_utilization in option::of(0.0..f64::MAX),
+    ) -> Status {
+        Status {
+            boot_id, seq, age: Duration::new(secs, nanos), requests, errors, busy_ns,
+            latency_sum_ns, cpu_used_cores, cpu_limit_cores, memory_used_bytes,
+            memory_limit_bytes, in_flight, queue, application_utilization,
+        }
+    }
+}
+
+prop_compose! {
+    fn any_instance()(
+        id in any_name(),
+        (ip, port) in (any::<IpAddr>(), 1u16..),
+        // Thousandths, since the last bit of any longer number may change in JSON.
+        weight in (0..=1_000_000).prop_map(|thousandths| f64::from(thousandths) / 1000.0),
+        zone in ".{0,20}",
+        labels in btree_map(".{0,10}", ".{0,10}", 0..4),
+        status in option::of(1u16..),
+        drain in any::<bool>(),
+    ) -> Instance {
+        let status = status.map(|port| StatusUrl {
+            protocol: StatusProtocol::Grpc,
+            authority: format!("10.0.0.5:{port}"),
+        });
+        Instance { id, addr: SocketAddr::new(ip, port), weight, zone, labels, status, drain }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_was_encoded_is_decoded_as_it_was(
+        statuses in vec((any_name(), any_status()), 0..20),
+        instance in any_instance(),
+        (service, id, shard) in (any_name(), any_name(), any::<u32>()),
+    ) {
+        let batch = decode_batch(&encode_batch(&statuses)).unwrap();
+        prop_assert_eq!(batch.statuses, statuses);
+        prop_assert!(batch.bad.is_empty());
+
+        prop_assert_eq!(decode_instance(&instance.id, &encode_instance(&instance)).unwrap(), instance);
+
+        let key = Key::Status { exporter: id, service, shard };
+        prop_assert_eq!(parse_key(PREFIX, key.to_path(PREFIX).as_bytes()).unwrap(), key);
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in vec(any::<u8>(), 0..400)) {
+        let _ = decode_batch(&bytes);
+        let _ = decode_instance("x", &bytes);
+        let _ = parse_key(PREFIX, &bytes);
+        let _ = parse_key("", &bytes);
+    }
+
+    /// Random bytes seldom get past the first field; a valid batch with
+    /// some of its bytes replaced reaches the rest.
+    #[test]
+    fn a_damaged_batch_never_panics_nor_lets_a_bad_figure_through(
+        statuses in vec((any_name(), any_status()), 1..5),
+        damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..10),
+    ) {
+        let mut bytes = encode_batch(&statuses);
+        for (at, byte) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Ok(batch) = decode_batch(&bytes) {
+            for (id, status) in batch.statuses {
+                prop_assert!(is_name(&id));
+                prop_assert!(status.age <= MAX_STATUS_AGE);
+                prop_assert!(status.cpu_used_cores.is_none_or(|v| v.is_finite() && v >= 0.0));
+                prop_assert!(status.cpu_limit_cores.is_none_or(|v| v.is_finite() && v > 0.0));
+            }
+        }
+    }
+}
