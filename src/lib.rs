@@ -14,9 +14,12 @@
 //!
 //! Data flows one way, and each module knows the output of its left neighbour
 //! alone: `score` cannot reach etcd, `picker` cannot reach nginx, protobuf is
-//! known to [`wire`], etcd-client to `etcd`, and `unsafe` stands in `ffi`
+//! known to [`wire`], etcd-client to [`etcd`], and `unsafe` stands in `ffi`
 //! and `board`. The modules below are in the order of the flow.
 
 pub mod config;
 pub mod model;
 pub mod wire;
+
+pub mod etcd;
+pub mod watcher;

@@ -1,0 +1,989 @@
+//! The watcher against scripted sources, with paused time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::pending;
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::*;
+
+const CLUSTER: u64 = 0xc1;
+
+#[derive(Debug, Error)]
+#[error("{text}")]
+struct TestError {
+    text: &'static str,
+    history_is_lost: bool,
+}
+
+fn error<T>(text: &'static str) -> Result<T, TestError> {
+    Err(TestError { text, history_is_lost: false })
+}
+
+/// What a scripted source answers, in the order of the calls. After the last
+/// answer every call waits for ever.
+enum Answer {
+    Connect(Result<(), TestError>),
+    List(Result<Page, TestError>),
+    Watch(Result<Vec<Say>, TestError>),
+}
+
+/// What a scripted stream does, one after the other. After the last it is
+/// silent.
+enum Say {
+    Message(Message),
+    After(Duration, Message),
+    Break(TestError),
+    /// Silent until it is asked for a sign of life.
+    OnceAsked(Message),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Call {
+    Connect,
+    List(PageRequest),
+    Watch(i64),
+    RequestProgress,
+}
+
+#[derive(Clone)]
+struct Script {
+    answers: Arc<Mutex<VecDeque<Answer>>>,
+    calls: Arc<Mutex<Vec<(Duration, Call)>>>,
+    began: Instant,
+    progress_is_exact: bool,
+}
+
+impl Script {
+    fn new(answers: impl IntoIterator<Item = Answer>) -> Self {
+        Self {
+            answers: Arc::new(Mutex::new(answers.into_iter().collect())),
+            calls: Arc::default(),
+            began: Instant::now(),
+            progress_is_exact: true,
+        }
+    }
+
+    fn with_untrusted_progress(self) -> Self {
+        Self { progress_is_exact: false, ..self }
+    }
+
+    fn record(&self, call: Call) {
+        self.calls.lock().unwrap().push((self.began.elapsed(), call));
+    }
+
+    async fn answer(&self, call: Call) -> Answer {
+        self.record(call);
+        let answer = self.answers.lock().unwrap().pop_front();
+        match answer {
+            Some(answer) => answer,
+            None => pending().await,
+        }
+    }
+
+    fn calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap().iter().map(|(_, call)| call.clone()).collect()
+    }
+
+    fn watched_from(&self) -> Vec<i64> {
+        let from = |call| if let Call::Watch(from) = call { Some(from) } else { None };
+        self.calls().into_iter().filter_map(from).collect()
+    }
+
+    fn times_of(&self, wanted: &Call) -> Vec<Duration> {
+        let calls = self.calls.lock().unwrap();
+        calls.iter().filter(|(_, call)| call == wanted).map(|(at, _)| *at).collect()
+    }
+
+    /// Everything the watcher says in the first `span` of paused time.
+    async fn events_within(&self, span: Duration) -> Vec<Event> {
+        let (sender, mut receiver) = mpsc::channel(16);
+        let watcher = run(self.clone(), Timing::default(), SmallRng::seed_from_u64(7), sender);
+        let deadline = Instant::now() + span;
+        let mut events = vec![];
+        let collect = async {
+            while let Ok(Some(event)) = timeout_at(deadline, receiver.recv()).await {
+                events.push(event);
+            }
+        };
+        tokio::select! {
+            () = watcher => panic!("the watcher ended while it was listened to"),
+            () = collect => {}
+        }
+        events
+    }
+
+    /// The same without the changes of state.
+    async fn facts_within(&self, span: Duration) -> Vec<Event> {
+        let mut events = self.events_within(span).await;
+        events.retain(|event| !matches!(event, Event::State(_)));
+        events
+    }
+}
+
+impl Source for Script {
+    type Error = TestError;
+    type Watch = ScriptedWatch;
+
+    async fn connect(&mut self) -> Result<(), TestError> {
+        match self.answer(Call::Connect).await {
+            Answer::Connect(answer) => answer,
+            _ => panic!("the watcher connects where the script does not: {:?}", self.calls()),
+        }
+    }
+
+    async fn list(&mut self, page: PageRequest) -> Result<Page, TestError> {
+        match self.answer(Call::List(page)).await {
+            Answer::List(answer) => answer,
+            _ => panic!("the watcher lists where the script does not: {:?}", self.calls()),
+        }
+    }
+
+    async fn watch(&mut self, from_revision: i64) -> Result<ScriptedWatch, TestError> {
+        match self.answer(Call::Watch(from_revision)).await {
+            Answer::Watch(Ok(says)) => {
+                let script = self.clone();
+                Ok(ScriptedWatch { script, says: says.into(), since: Instant::now(), asked: false })
+            }
+            Answer::Watch(Err(error)) => Err(error),
+            _ => panic!("the watcher watches where the script does not: {:?}", self.calls()),
+        }
+    }
+
+    fn progress_is_exact(&self) -> bool {
+        self.progress_is_exact
+    }
+
+    fn history_is_lost(error: &TestError) -> bool {
+        error.history_is_lost
+    }
+}
+
+struct ScriptedWatch {
+    script: Script,
+    says: VecDeque<Say>,
+    /// When it said something the last time.
+    since: Instant,
+    asked: bool,
+}
+
+impl Watch for ScriptedWatch {
+    type Error = TestError;
+
+    async fn next(&mut self) -> Result<Message, TestError> {
+        match self.says.front() {
+            None => pending().await,
+            Some(Say::OnceAsked(_)) if !self.asked => pending().await,
+            Some(Say::After(wait, _)) => sleep_until(self.since + *wait).await,
+            Some(_) => {}
+        }
+        self.since = Instant::now();
+        match self.says.pop_front() {
+            Some(Say::Message(message) | Say::After(_, message)) => Ok(message),
+            Some(Say::OnceAsked(message)) => {
+                self.asked = false;
+                Ok(message)
+            }
+            Some(Say::Break(error)) => Err(error),
+            None => unreachable!("looked at above"),
+        }
+    }
+
+    async fn request_progress(&mut self) -> Result<(), TestError> {
+        self.asked = true;
+        self.script.record(Call::RequestProgress);
+        Ok(())
+    }
+}
+
+// ------------------------------------------------------------ script phrases
+
+fn connects() -> Answer {
+    Answer::Connect(Ok(()))
+}
+
+fn lists(revision: i64, keys: &[(&str, i64)]) -> Answer {
+    Answer::List(Ok(page(revision, keys, false)))
+}
+
+fn page(revision: i64, keys: &[(&str, i64)], more: bool) -> Page {
+    let record = |&(key, mod_revision): &(&str, i64)| Record {
+        key: key.into(),
+        value: b"v".to_vec(),
+        mod_revision,
+    };
+    Page { cluster_id: CLUSTER, revision, records: keys.iter().map(record).collect(), more }
+}
+
+fn watches(says: impl IntoIterator<Item = Say>) -> Answer {
+    Answer::Watch(Ok(says.into_iter().collect()))
+}
+
+fn header(revision: i64) -> Message {
+    Message { cluster_id: CLUSTER, revision, ..Message::default() }
+}
+
+fn created(revision: i64) -> Message {
+    Message { created: true, ..header(revision) }
+}
+
+fn puts(key: &str, revision: i64) -> Message {
+    changes(revision, [change(key, Some("v"), revision)])
+}
+
+fn deletes(key: &str, revision: i64) -> Message {
+    changes(revision, [change(key, None, revision)])
+}
+
+fn changes(revision: i64, changes: impl IntoIterator<Item = Change>) -> Message {
+    Message { changes: changes.into_iter().collect(), ..header(revision) }
+}
+
+fn change(key: &str, value: Option<&str>, mod_revision: i64) -> Change {
+    Change { key: key.into(), value: value.map(Into::into), mod_revision }
+}
+
+fn breaks() -> Say {
+    Say::Break(TestError { text: "connection reset", history_is_lost: false })
+}
+
+fn put(key: &str, mod_revision: i64) -> Event {
+    Event::Put { key: key.into(), value: b"v".to_vec(), mod_revision }
+}
+
+fn delete(key: &str, mod_revision: i64) -> Event {
+    Event::Delete { key: key.into(), mod_revision }
+}
+
+fn init_done(revision: i64) -> Event {
+    Event::InitDone { revision }
+}
+
+fn progress(revision: i64) -> Event {
+    Event::Progress { revision }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+// ---------------------------------------------------------------------- laws
+
+#[tokio::test(start_paused = true)]
+async fn a_list_is_followed_by_a_watch_from_the_revision_after_it() {
+    let script = Script::new([
+        connects(),
+        lists(10, &[("a", 3), ("b", 9)]),
+        // Written between the list and the watch.
+        watches([Say::Message(created(11)), Say::Message(puts("c", 11))]),
+    ]);
+    let events = script.facts_within(SECOND).await;
+    let wanted = [Event::Init, put("a", 3), put("b", 9), init_done(10), put("c", 11)];
+    assert_eq!(events, wanted);
+    assert_eq!(script.watched_from(), [11], "a write in the gap would be lost");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_source_is_a_complete_list_and_not_a_failure() {
+    let script = Script::new([connects(), lists(1, &[]), watches([Say::Message(created(1))])]);
+    assert_eq!(script.facts_within(SECOND).await, [Event::Init, init_done(1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_are_read_at_the_revision_of_the_first_one() {
+    let script = Script::new([
+        connects(),
+        Answer::List(Ok(page(10, &[("a", 3), ("b", 9)], true))),
+        // The source has moved on; the pages have not.
+        Answer::List(Ok(page(12, &[("c", 4)], true))),
+        Answer::List(Ok(page(13, &[("d", 5)], false))),
+        watches([Say::Message(created(13))]),
+    ]);
+    let events = script.facts_within(SECOND).await;
+    let wanted = [Event::Init, put("a", 3), put("b", 9), put("c", 4), put("d", 5), init_done(10)];
+    assert_eq!(events, wanted);
+    let after = |key: &str| PageRequest { revision: Some(10), after: Some(key.into()) };
+    let pages = [PageRequest::default(), after("b"), after("c")].map(Call::List);
+    assert_eq!(script.calls()[1..4], pages);
+    assert_eq!(script.watched_from(), [11]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_fails_halfway_begins_anew_and_is_never_called_complete() {
+    let script = Script::new([
+        connects(),
+        Answer::List(Ok(page(10, &[("a", 3)], true))),
+        Answer::List(error("compacted between the pages")),
+        connects(),
+        lists(20, &[("b", 15)]),
+        watches([Say::Message(created(20))]),
+    ]);
+    let events = script.facts_within(SECOND).await;
+    assert_eq!(events, [Event::Init, put("a", 3), Event::Init, put("b", 15), init_done(20)]);
+    assert_eq!(script.calls()[4], Call::List(PageRequest::default()), "from the first page again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_whose_pages_are_of_two_clusters_begins_anew() {
+    let foreign = Page { cluster_id: 0xbad, ..page(10, &[("z", 5)], false) };
+    let script = Script::new([
+        connects(),
+        Answer::List(Ok(page(10, &[("a", 3)], true))),
+        Answer::List(Ok(foreign)),
+        connects(),
+        lists(10, &[("z", 5)]),
+        watches([Say::Message(created(10))]),
+    ]);
+    let events = script.facts_within(SECOND).await;
+    assert_eq!(events, [Event::Init, put("a", 3), Event::Init, put("z", 5), init_done(10)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_stream_resumes_after_its_last_event_without_a_list() {
+    let script = Script::new([
+        connects(),
+        lists(10, &[("a", 3)]),
+        watches([Say::Message(created(10)), Say::Message(puts("b", 14)), breaks()]),
+        Answer::Connect(error("connection refused")),
+        connects(),
+        watches([Say::Message(created(15)), Say::Message(deletes("a", 15))]),
+    ]);
+    let events = script.facts_within(SECOND).await;
+    let wanted = [Event::Init, put("a", 3), init_done(10), put("b", 14), delete("a", 15)];
+    assert_eq!(events, wanted);
+    assert_eq!(script.watched_from(), [11, 15]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_change_of_state_is_told_once() {
+    use WatchState::{Backoff, Connecting, Listing, Watching};
+    let script = Script::new([
+        Answer::Connect(error("connection refused")),
+        connects(),
+        Answer::List(Ok(page(10, &[("a", 3)], true))),
+        lists(10, &[("b", 3)]),
+        watches([Say::Message(created(10)), Say::Message(puts("b", 14)), breaks()]),
+        connects(),
+        watches([Say::Message(created(14))]),
+    ]);
+    let events = script.events_within(SECOND).await;
+    let states: Vec<_> = events
+        .iter()
+        .filter_map(|event| if let Event::State(state) = event { Some(*state) } else { None })
+        .collect();
+    let start = [Connecting, Backoff, Connecting, Listing, Watching];
+    assert_eq!(states, [&start[..], &[Backoff, Connecting, Watching]].concat());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_compacted_cursor_is_dropped_and_everything_listed_again() {
+    // As etcd sends it: canceled as well.
+    let compacted = Message {
+        compact_revision: 50,
+        canceled: Some("required revision has been compacted".into()),
+        ..header(60)
+    };
+    let script = Script::new([
+        connects(),
+        lists(10, &[("a", 3), ("b", 4)]),
+        watches([Say::Message(created(10)), breaks()]),
+        connects(),
+        watches([Say::Message(compacted)]),
+        connects(),
+        lists(60, &[("b", 4)]),
+        watches([Say::Message(created(60))]),
+    ]);
+    let events = script.facts_within(SECOND).await;
+    let first = [Event::Init, put("a", 3), put("b", 4), init_done(10)];
+    let second = [Event::Init, put("b", 4), init_done(60)];
+    assert_eq!(events, [&first[..], &second].concat());
+    assert_eq!(script.watched_from(), [11, 11, 61], "50 is where history begins, not a cursor");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_lost_the_history_is_listed_again() {
+    let lost = || Answer::Watch(Err(TestError { text: "too large", history_is_lost: true }));
+    let script = Script::new([
+        connects(),
+        lists(10, &[("a", 3)]),
+        lost(),
+        connects(),
+        lists(20, &[]),
+        watches([Say::Message(created(20))]),
+    ]);
+    let events = script.facts_within(SECOND).await;
+    assert_eq!(events, [Event::Init, put("a", 3), init_done(10), Event::Init, init_done(20)]);
+    assert_eq!(script.watched_from(), [11, 21]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_canceled_when_it_is_created_was_never_open() {
+    let refused = || {
+        let canceled = Some("etcdserver: permission denied".to_owned());
+        Say::Message(Message { canceled, ..created(10) })
+    };
+    let script = Script::new([
+        connects(),
+        lists(10, &[]),
+        watches([refused()]),
+        connects(),
+        watches([refused(), Say::Message(puts("never", 11))]),
+    ]);
+    let events = script.events_within(SECOND).await;
+    assert!(!events.contains(&Event::State(WatchState::Watching)), "{events:?}");
+    assert!(!events.contains(&put("never", 11)), "{events:?}");
+    assert_eq!(script.watched_from(), [11, 11], "being refused costs no cursor");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_canceled_later_resumes() {
+    let canceled = Message { canceled: Some("etcdserver: no leader".into()), ..header(14) };
+    let script = Script::new([
+        connects(),
+        lists(10, &[]),
+        watches([Say::Message(created(10)), Say::Message(puts("a", 14)), Say::Message(canceled)]),
+        connects(),
+        watches([Say::Message(created(14))]),
+    ]);
+    assert_eq!(script.facts_within(SECOND).await, [Event::Init, init_done(10), put("a", 14)]);
+    assert_eq!(script.watched_from(), [11, 15]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_stream_that_answers_is_kept() {
+    let answers = (0..100).map(|_| Say::OnceAsked(header(10)));
+    let says = [Say::Message(created(10))].into_iter().chain(answers);
+    let script = Script::new([connects(), lists(10, &[]), watches(says)]);
+    let events = script.facts_within(60 * SECOND).await;
+    assert!(events[2..].iter().all(|event| *event == progress(10)), "{events:?}");
+    let asked = script.times_of(&Call::RequestProgress);
+    let every_5_s: Vec<_> = (1..=12).map(|n| n * 5 * SECOND).collect();
+    assert_eq!(asked, every_5_s[..asked.len()]);
+    assert!(asked.len() >= 11, "{asked:?}");
+    assert_eq!(script.times_of(&Call::Connect).len(), 1, "an idle stream is not a dead one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_does_not_answer_is_dead_after_5_s_and_5_s_and_resumes_elsewhere() {
+    let script = Script::new([
+        connects(),
+        lists(10, &[]),
+        watches([Say::Message(created(10)), Say::After(3 * SECOND, puts("a", 12))]),
+        connects(),
+        watches([Say::Message(created(12))]),
+    ]);
+    let events = script.facts_within(14 * SECOND).await;
+    assert_eq!(events, [Event::Init, init_done(10), put("a", 12)]);
+    assert_eq!(script.times_of(&Call::RequestProgress), [8 * SECOND]);
+    let connects = script.times_of(&Call::Connect);
+    assert_eq!(connects.len(), 2, "{connects:?}");
+    assert!(connects[1] >= 13 * SECOND, "{connects:?}");
+    assert!(connects[1] <= 13 * SECOND + Timing::default().backoff_base, "{connects:?}");
+    assert_eq!(script.watched_from(), [11, 13]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_an_answer_to_a_question_too() {
+    let script = Script::new([
+        connects(),
+        lists(10, &[]),
+        watches([
+            Say::Message(created(10)),
+            Say::After(9 * SECOND, puts("a", 12)),
+            Say::After(9 * SECOND, puts("b", 13)),
+        ]),
+    ]);
+    let events = script.facts_within(20 * SECOND).await;
+    assert_eq!(events[2..], [put("a", 12), put("b", 13)]);
+    assert_eq!(script.times_of(&Call::RequestProgress), [5 * SECOND, 14 * SECOND]);
+    assert_eq!(script.times_of(&Call::Connect).len(), 1, "the stream is alive");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_never_opens_is_dead() {
+    let script = Script::new([connects(), lists(10, &[]), watches([]), connects()]);
+    let events = script.events_within(6 * SECOND).await;
+    assert!(!events.contains(&Event::State(WatchState::Watching)), "{events:?}");
+    assert_eq!(script.times_of(&Call::Connect).len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_does_not_move_the_cursor() {
+    let script = Script::new([
+        connects(),
+        lists(10, &[]),
+        // The source is at 90 already: what is between was not delivered yet.
+        watches([Say::Message(created(90))]),
+        connects(),
+        watches([Say::Message(created(95)), Say::Message(puts("a", 50))]),
+    ]);
+    let events = script.facts_within(12 * SECOND).await;
+    assert_eq!(script.watched_from(), [11, 11], "neither the header nor the wait moves it");
+    assert_eq!(events.last(), Some(&put("a", 50)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_header_of_a_change_does_not_move_the_cursor() {
+    let behind = Message { revision: 40, ..puts("a", 12) };
+    let script = Script::new([
+        connects(),
+        lists(10, &[]),
+        watches([Say::Message(created(40)), Say::Message(behind), breaks()]),
+        connects(),
+        watches([Say::Message(created(40))]),
+    ]);
+    script.facts_within(SECOND).await;
+    assert_eq!(script.watched_from(), [11, 13]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_moves_the_cursor_where_it_is_exact() {
+    let script = Script::new([
+        connects(),
+        lists(10, &[]),
+        watches([Say::Message(created(10)), Say::OnceAsked(header(77)), breaks()]),
+        connects(),
+        watches([Say::Message(created(77))]),
+    ]);
+    let events = script.facts_within(6 * SECOND).await;
+    assert_eq!(events, [Event::Init, init_done(10), progress(77)]);
+    assert_eq!(script.watched_from(), [11, 78]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_that_may_be_wrong_is_a_sign_of_life_and_nothing_else() {
+    let script = Script::new([
+        connects(),
+        lists(10, &[]),
+        watches([
+            Say::Message(created(10)),
+            Say::OnceAsked(header(77)),
+            // Overtaken by the progress message.
+            Say::Message(Message { revision: 77, ..puts("a", 60) }),
+            breaks(),
+        ]),
+        connects(),
+        watches([Say::Message(created(77))]),
+    ])
+    .with_untrusted_progress();
+    let events = script.facts_within(6 * SECOND).await;
+    assert_eq!(events, [Event::Init, init_done(10), progress(10), put("a", 60)]);
+    assert_eq!(script.watched_from(), [11, 61]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_was_delivered_is_not_delivered_again() {
+    let again = [change("a", Some("v"), 12), change("b", Some("v"), 13), change("c", None, 13)];
+    let script = Script::new([
+        connects(),
+        lists(10, &[]),
+        watches([
+            Say::Message(created(10)),
+            Say::Message(puts("a", 12)),
+            Say::Message(changes(13, again)),
+        ]),
+    ]);
+    let events = script.facts_within(SECOND).await;
+    let wanted = [Event::Init, init_done(10), put("a", 12), put("b", 13), delete("c", 13)];
+    assert_eq!(events, wanted, "once each, and all of one revision");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_whose_revisions_went_back_is_listed_again() {
+    let script = Script::new([
+        connects(),
+        lists(500, &[("old", 400)]),
+        watches([Say::Message(created(500)), breaks()]),
+        connects(),
+        watches([Say::Message(created(2)), Say::Message(puts("never", 501))]),
+        connects(),
+        lists(3, &[("new", 2)]),
+        watches([Say::Message(created(3))]),
+    ]);
+    let events = script.facts_within(SECOND).await;
+    let first = [Event::Init, put("old", 400), init_done(500)];
+    let second = [Event::Init, put("new", 2), init_done(3)];
+    assert_eq!(events, [&first[..], &second].concat());
+    assert_eq!(script.watched_from(), [501, 501, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_of_another_cluster_is_listed_again() {
+    let foreign = Message { cluster_id: 0xbad, ..puts("never", 11) };
+    let script = Script::new([
+        connects(),
+        lists(10, &[]),
+        watches([Say::Message(created(10)), Say::Message(foreign)]),
+        connects(),
+        lists(90, &[]),
+        watches([Say::Message(created(90))]),
+    ]);
+    let events = script.facts_within(SECOND).await;
+    assert_eq!(events, [Event::Init, init_done(10), Event::Init, init_done(90)]);
+    assert_eq!(script.watched_from(), [11, 91]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receiver_that_is_gone_ends_the_watcher_in_whatever_it_does() {
+    let idle = || Script::new([connects(), lists(10, &[]), watches([Say::Message(created(10))])]);
+    let unreachable =
+        || Script::new((0..1000).map(|_| Answer::Connect(error("connection refused"))));
+    for script in [idle(), unreachable(), Script::new([]), Script::new([connects()])] {
+        let (sender, mut receiver) = mpsc::channel(1000);
+        let rng = SmallRng::seed_from_u64(7);
+        let watcher = tokio::spawn(run(script, Timing::default(), rng, sender));
+        sleep(3 * SECOND).await;
+        receiver.close();
+        timeout(Duration::from_millis(1), watcher).await.expect("it ends").expect("in peace");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_receiver_loses_nothing_and_does_not_make_the_stream_dead() {
+    let says = (11..=60).map(|revision| Say::Message(puts("a", revision)));
+    let says = [Say::Message(created(60))].into_iter().chain(says);
+    let script = Script::new([connects(), lists(10, &[]), watches(says)]);
+    let (sender, mut receiver) = mpsc::channel(1);
+    let rng = SmallRng::seed_from_u64(7);
+    let watcher = tokio::spawn(run(script.clone(), Timing::default(), rng, sender));
+    let mut seen = vec![];
+    while seen.last() != Some(&60) {
+        sleep(20 * SECOND).await;
+        if let Some(Event::Put { mod_revision, .. }) = receiver.recv().await {
+            seen.push(mod_revision);
+        }
+    }
+    assert_eq!(seen, (11..=60).collect::<Vec<_>>());
+    assert_eq!(script.times_of(&Call::Connect).len(), 1);
+    watcher.abort();
+}
+
+// ------------------------------------------------------------------- backoff
+
+#[test]
+fn backoff_doubles_from_200_ms_to_30_s_with_full_jitter() {
+    let timing = Timing::default();
+    let mut rng = SmallRng::seed_from_u64(1);
+    let mut outages: Vec<Outage> = (0..2000).map(|_| Outage::default()).collect();
+    for limit_ms in [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000] {
+        let limit = Duration::from_millis(limit_ms);
+        let mut delays: Vec<_> =
+            outages.iter_mut().map(|outage| outage.delay(&timing, &mut rng)).collect();
+        delays.sort();
+        assert!(delays[1999] <= limit, "{:?} is more than {limit:?}", delays[1999]);
+        // Full jitter: all of it is used, from 0 on, evenly.
+        assert!(delays[100] < limit / 10 && delays[1900] > limit / 10 * 9, "{limit:?}");
+        let median = delays[1000].as_secs_f64() / limit.as_secs_f64();
+        assert!((0.45..0.55).contains(&median), "the median is at {median} of {limit:?}");
+    }
+}
+
+#[test]
+fn backoff_stays_at_its_longest_however_long_the_outage() {
+    let mut outage = Outage { failures: u32::MAX - 1, ..Outage::default() };
+    let mut rng = SmallRng::seed_from_u64(1);
+    for _ in 0..10 {
+        assert!(outage.delay(&Timing::default(), &mut rng) <= Duration::from_secs(30));
+    }
+    assert_eq!(outage.failures, u32::MAX);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_password_does_not_loop_fast() {
+    let script = Script::new((0..1000).map(|_| Answer::Connect(error("wrong password"))));
+    script.events_within(600 * SECOND).await;
+    let attempts = script.times_of(&Call::Connect).len();
+    // 8 to reach the longest wait, then one in 15 s on average.
+    assert!((20..90).contains(&attempts), "{attempts} attempts in 10 minutes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_opens_streams_and_breaks_them_is_asked_ever_more_slowly() {
+    let flaps =
+        (0..1000).flat_map(|_| [connects(), watches([Say::Message(created(10)), breaks()])]);
+    let script = Script::new(
+        [connects(), lists(10, &[]), Answer::Watch(error("no"))].into_iter().chain(flaps),
+    );
+    script.events_within(600 * SECOND).await;
+    let attempts = script.times_of(&Call::Connect).len();
+    assert!((20..90).contains(&attempts), "{attempts} attempts in 10 minutes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_held_for_a_while_makes_the_next_failure_a_first_one() {
+    let failures = (0..20).map(|_| Answer::Connect(error("connection refused")));
+    let holds = watches([
+        Say::Message(created(10)),
+        Say::After(4 * SECOND, puts("a", 11)),
+        Say::After(4 * SECOND, puts("a", 12)),
+        Say::After(4 * SECOND, puts("a", 13)),
+        breaks(),
+    ]);
+    let end = [connects(), lists(10, &[]), holds];
+    let script = Script::new(failures.chain(end));
+    script.events_within(1200 * SECOND).await;
+    let connects = script.times_of(&Call::Connect);
+    assert_eq!(connects.len(), 22, "{connects:?}");
+    let pause = connects[21] - connects[20] - 12 * SECOND;
+    assert!(pause <= Timing::default().backoff_base, "waited {pause:?}");
+}
+
+// ------------------------------------------------------- any course of events
+
+/// What can happen to a source.
+#[derive(Debug, Clone)]
+enum Act {
+    Put(u8),
+    Delete(u8),
+    Break,
+    Compact,
+    Wipe,
+    Down(u8),
+    Wait(u8),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        6 => (0..6_u8).prop_map(Act::Put),
+        3 => (0..6_u8).prop_map(Act::Delete),
+        2 => Just(Act::Break),
+        1 => Just(Act::Compact),
+        1 => Just(Act::Wipe),
+        1 => (1..8_u8).prop_map(Act::Down),
+        4 => (0..30_u8).prop_map(Act::Wait),
+    ]
+}
+
+/// A small etcd: a history, what is left of it, and streams that can break.
+#[derive(Clone, Default)]
+struct Model(Arc<Mutex<ModelState>>);
+
+#[derive(Default)]
+struct ModelState {
+    cluster_id: u64,
+    revision: i64,
+    compacted: i64,
+    history: Vec<Change>,
+    /// Streams of earlier generations are broken.
+    generation: u64,
+    down: bool,
+}
+
+impl ModelState {
+    fn change(&mut self, key: u8, value: Option<u8>) {
+        self.revision += 1;
+        let value = value.map(|value| vec![value]);
+        self.history.push(Change { key: vec![key], value, mod_revision: self.revision });
+    }
+
+    fn at(&self, revision: i64) -> Keys {
+        let mut keys = Keys::new();
+        for Change { key, value, mod_revision } in &self.history {
+            if *mod_revision <= revision {
+                match value {
+                    Some(value) => keys.insert(key.clone(), (value.clone(), *mod_revision)),
+                    None => keys.remove(key),
+                };
+            }
+        }
+        keys
+    }
+}
+
+impl Source for Model {
+    type Error = TestError;
+    type Watch = ModelWatch;
+
+    async fn connect(&mut self) -> Result<(), TestError> {
+        if self.0.lock().unwrap().down { error("down") } else { Ok(()) }
+    }
+
+    async fn list(&mut self, page: PageRequest) -> Result<Page, TestError> {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        let state = self.0.lock().unwrap();
+        let revision = page.revision.unwrap_or(state.revision);
+        if state.down || revision < state.compacted {
+            return error("down, or compacted");
+        }
+        let keys = state.at(revision);
+        let mut rest = keys.into_iter().filter(|(key, _)| page.after.as_ref() < Some(key));
+        let records: Vec<_> = rest
+            .by_ref()
+            .take(2)
+            .map(|(key, (value, mod_revision))| Record { key, value, mod_revision })
+            .collect();
+        let more = rest.next().is_some();
+        Ok(Page { cluster_id: state.cluster_id, revision: state.revision, records, more })
+    }
+
+    async fn watch(&mut self, from_revision: i64) -> Result<ModelWatch, TestError> {
+        let generation = self.0.lock().unwrap().generation;
+        Ok(ModelWatch { model: self.clone(), generation, next: from_revision, created: false })
+    }
+
+    fn progress_is_exact(&self) -> bool {
+        true
+    }
+
+    fn history_is_lost(_: &TestError) -> bool {
+        false
+    }
+}
+
+struct ModelWatch {
+    model: Model,
+    generation: u64,
+    next: i64,
+    created: bool,
+}
+
+impl Watch for ModelWatch {
+    type Error = TestError;
+
+    async fn next(&mut self) -> Result<Message, TestError> {
+        loop {
+            {
+                let state = self.model.0.lock().unwrap();
+                if state.down || state.generation != self.generation {
+                    return error("broken");
+                }
+                let header = Message {
+                    cluster_id: state.cluster_id,
+                    revision: state.revision,
+                    ..Message::default()
+                };
+                if !self.created {
+                    self.created = true;
+                    return Ok(Message { created: true, ..header });
+                }
+                if self.next < state.compacted {
+                    return Ok(Message { compact_revision: state.compacted, ..header });
+                }
+                let missing = state.history.iter().find(|change| change.mod_revision >= self.next);
+                if let Some(change) = missing {
+                    self.next = change.mod_revision + 1;
+                    return Ok(Message { changes: vec![change.clone()], ..header });
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn request_progress(&mut self) -> Result<(), TestError> {
+        Ok(())
+    }
+}
+
+/// By key: the value and when it was written.
+type Keys = BTreeMap<Vec<u8>, (Vec<u8>, i64)>;
+
+/// What the events amount to, by the contract of [`Event`].
+#[derive(Default)]
+struct Replica {
+    keys: Keys,
+    list: Option<Keys>,
+    revision: i64,
+}
+
+impl Replica {
+    fn apply(&mut self, event: Event) {
+        match event {
+            Event::State(_) | Event::Progress { .. } => {}
+            Event::Init => self.list = Some(Keys::new()),
+            Event::InitDone { revision } => {
+                self.keys = self.list.take().expect("a list ends that began");
+                self.revision = revision;
+            }
+            Event::Put { key, value, mod_revision } => {
+                let keys = match &mut self.list {
+                    Some(list) => list,
+                    None => {
+                        assert!(mod_revision > self.revision, "changes come once and in order");
+                        self.revision = mod_revision;
+                        &mut self.keys
+                    }
+                };
+                keys.insert(key, (value, mod_revision));
+            }
+            Event::Delete { key, mod_revision } => {
+                assert!(self.list.is_none(), "a list deletes nothing");
+                assert!(mod_revision > self.revision, "changes come once and in order");
+                self.revision = mod_revision;
+                self.keys.remove(&key);
+            }
+        }
+    }
+}
+
+async fn replay(acts: Vec<Act>, seed: u64) {
+    let model = Model::default();
+    model.0.lock().unwrap().revision = 1;
+    let (sender, mut receiver) = mpsc::channel(2);
+    let rng = SmallRng::seed_from_u64(seed);
+    let watcher = tokio::spawn(run(model.clone(), Timing::default(), rng, sender));
+    let replica = Arc::new(Mutex::new(Replica::default()));
+    let applied = Arc::clone(&replica);
+    let reader = tokio::spawn(async move {
+        while let Some(event) = receiver.recv().await {
+            applied.lock().unwrap().apply(event);
+        }
+    });
+    let act_on = |act: &Act, step: usize| {
+        let mut state = model.0.lock().unwrap();
+        match *act {
+            Act::Put(key) => state.change(key, Some(u8::try_from(step % 256).unwrap_or(0))),
+            Act::Delete(key) => state.change(key, None),
+            Act::Break => state.generation += 1,
+            Act::Compact => state.compacted = state.revision,
+            Act::Wipe => {
+                let cluster_id = state.cluster_id + 1;
+                let generation = state.generation + 1;
+                *state =
+                    ModelState { cluster_id, generation, revision: 1, ..ModelState::default() };
+            }
+            Act::Down(_) => state.down = true,
+            Act::Wait(_) => {}
+        }
+    };
+    for (step, act) in acts.iter().enumerate() {
+        act_on(act, step);
+        match act {
+            Act::Down(seconds) => {
+                sleep(Duration::from_secs(u64::from(*seconds))).await;
+                model.0.lock().unwrap().down = false;
+            }
+            Act::Wait(centiseconds) => {
+                sleep(Duration::from_millis(10 * u64::from(*centiseconds))).await;
+            }
+            _ => {}
+        }
+    }
+    // Longer than the longest wait between two attempts.
+    sleep(Duration::from_secs(100)).await;
+    {
+        let (state, replica) = (model.0.lock().unwrap(), replica.lock().unwrap());
+        assert_eq!(replica.keys, state.at(state.revision), "the replica is what the source has");
+    }
+    watcher.abort();
+    reader.await.expect("the reader found nothing wrong");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn whatever_happens_the_events_amount_to_what_the_source_has(
+        acts in prop::collection::vec(act(), 0..60),
+        seed in any::<u64>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        runtime.block_on(replay(acts, seed));
+    }
+}

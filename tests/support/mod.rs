@@ -1,0 +1,300 @@
+//! Real parts for tests, benches and examples: a private etcd, and waiting for
+//! what is to happen.
+#![allow(dead_code, reason = "whoever includes this file uses a part of it")]
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+/// A TCP port of the loopback interface that nobody listens on.
+pub fn free_port() -> u16 {
+    free_ports::<1>()[0]
+}
+
+/// Different ones, all free at the same time.
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners: [TcpListener; N] = std::array::from_fn(|_| {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free loopback port")
+    });
+    listeners.map(|listener| listener.local_addr().expect("a bound address").port())
+}
+
+/// Asks `condition` every 20 ms until it holds.
+///
+/// # Panics
+/// After `limit`, with what did not happen.
+pub async fn wait_until(what: &str, limit: Duration, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "did not happen within {limit:?}: {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A process of one's own, killed when dropped. Never anybody else's.
+pub struct Process {
+    child: Child,
+}
+
+impl Process {
+    /// Starts `command`; what it prints is appended to `log`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start(command: &mut Command, log: &Path) -> Self {
+        let log = File::options().create(true).append(true).open(log).expect("a log file");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("the log file twice"))
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        Self { child }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal by name, for instance `STOP`.
+    pub fn signal(&self, name: &str) {
+        // A command, since the system call would need unsafe code.
+        let status = Command::new("sh")
+            .args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &self.id().to_string()])
+            .status()
+            .expect("a shell");
+        assert!(status.success(), "signal {name} to process {}", self.id());
+    }
+
+    /// Whether it is still there.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Kills it, as `kill -9` does, and waits for its end.
+    pub fn kill(&mut self) {
+        // It fails only for a process that ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A private etcd with one member, on free loopback ports, with its data and
+/// its log in a directory of its own. Killed and removed when dropped.
+pub struct Etcd {
+    process: Option<Process>,
+    dir: TempDir,
+    client_port: u16,
+    peer_port: u16,
+    flags: Vec<String>,
+    scheme: &'static str,
+}
+
+impl Etcd {
+    /// Starts one, and returns when it answers.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts one with more flags.
+    pub async fn start_with(flags: &[&str]) -> Self {
+        let [client_port, peer_port] = free_ports();
+        let mut etcd = Self {
+            process: None,
+            dir: TempDir::with_prefix("ipconfig-etcd-").expect("a temporary directory"),
+            client_port,
+            peer_port,
+            flags: flags.iter().map(ToString::to_string).collect(),
+            scheme: if flags.contains(&"--cert-file") { "https" } else { "http" },
+        };
+        etcd.restart().await;
+        etcd
+    }
+
+    /// `http://127.0.0.1:port`, or with `https`.
+    pub fn endpoint(&self) -> String {
+        format!("{}://{}", self.scheme, self.address())
+    }
+
+    /// Where its clients connect.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.client_port))
+    }
+
+    /// Its own directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Kills it at once, as `kill -9` does.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts it on the same ports and data, after it was killed if it runs;
+    /// returns when it answers.
+    pub async fn restart(&mut self) {
+        self.kill();
+        let clients = self.endpoint();
+        let peers = format!("http://127.0.0.1:{}", self.peer_port);
+        let mut command = Command::new("etcd");
+        command
+            .arg("--data-dir")
+            .arg(self.dir().join("data"))
+            .args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients])
+            .args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers])
+            .args(["--initial-cluster", &format!("default={peers}")])
+            // Starts faster, and allows for leases of one second.
+            .args(["--heartbeat-interval", "50", "--election-timeout", "250"])
+            .args(["--log-level", "warn"])
+            .args(&self.flags);
+        let log = self.dir().join("log");
+        self.process = Some(Process::start(&mut command, &log));
+        self.wait_until_ready().await;
+    }
+
+    /// Kills it and deletes all its data, as if it had never been.
+    pub fn wipe(&mut self) {
+        self.kill();
+        std::fs::remove_dir_all(self.dir().join("data")).expect("its data can be removed");
+    }
+
+    /// Stops it where it is: connections stay open and nothing answers.
+    pub fn pause(&self) {
+        self.running().signal("STOP");
+    }
+
+    /// Lets it go on after [`pause`](Self::pause).
+    pub fn resume(&self) {
+        self.running().signal("CONT");
+    }
+
+    /// Runs etcdctl against it and returns what it prints.
+    ///
+    /// # Panics
+    /// If etcdctl fails.
+    pub fn ctl(&self, args: &[&str]) -> String {
+        let output = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.endpoint()])
+            .args(args)
+            .output()
+            .expect("etcdctl can be run");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "etcdctl {args:?}: {error}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn running(&self) -> &Process {
+        self.process.as_ref().expect("etcd was killed")
+    }
+
+    async fn wait_until_ready(&mut self) {
+        let address = self.address();
+        let tls = self.scheme == "https";
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let ready = if tls {
+                TcpStream::connect(address).await.is_ok()
+            } else {
+                healthy(address).await
+            };
+            if ready {
+                return;
+            }
+            let running = self.process.as_mut().is_some_and(Process::is_running);
+            if !running || Instant::now() > deadline {
+                let log = std::fs::read_to_string(self.dir().join("log")).unwrap_or_default();
+                panic!("etcd does not answer at {address}; its log:\n{log}");
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Asks etcd's health page over a connection of its own, so that nothing that
+/// is to be tested takes part.
+async fn healthy(address: SocketAddr) -> bool {
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        std::io::Result::Ok(answer.contains(r#""health":"true""#))
+    };
+    matches!(timeout(Duration::from_secs(1), ask).await, Ok(Ok(true)))
+}
+
+/// A way to an address that can be cut: the process behind it goes on, and
+/// whoever comes this way cannot reach it.
+pub struct Link {
+    address: SocketAddr,
+    up: watch::Sender<bool>,
+    accepting: JoinHandle<()>,
+}
+
+impl Link {
+    /// Opens a port of its own that leads to `target`.
+    pub async fn to(target: SocketAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let listener = listener.expect("a free loopback port");
+        let address = listener.local_addr().expect("a bound address");
+        let (up, is_up) = watch::channel(true);
+        let accepting = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(carry(client, target, is_up.clone()));
+            }
+        });
+        Self { address, up, accepting }
+    }
+
+    /// `http://127.0.0.1:port` of this way.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Breaks all connections, and each new one at once.
+    pub fn cut(&self) {
+        self.up.send_replace(false);
+    }
+
+    /// Lets new connections through again.
+    pub fn mend(&self) {
+        self.up.send_replace(true);
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.cut();
+    }
+}
+
+/// Copies both ways between `client` and `target` while the link is up.
+async fn carry(mut client: TcpStream, target: SocketAddr, mut is_up: watch::Receiver<bool>) {
+    if !*is_up.borrow() {
+        return;
+    }
+    let Ok(mut server) = TcpStream::connect(target).await else { return };
+    tokio::select! {
+        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+        _ = is_up.wait_for(|up| !up) => {}
+    }
+}

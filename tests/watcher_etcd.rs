@@ -1,0 +1,528 @@
+//! The watcher and the connection against a real etcd.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ipconfig::config::{EtcdConfig, TlsConfig};
+use ipconfig::etcd::{Connection, Connector, EtcdError, EtcdSource};
+use ipconfig::watcher::{self, Event, PageRequest, Source, Timing, Watch, WatchState};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use support::{Etcd, Link, free_port, wait_until};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+const SOON: Duration = Duration::from_secs(15);
+
+/// As in production, but for the patience.
+const TIMING: Timing = Timing {
+    idle: Duration::from_millis(300),
+    answer: Duration::from_millis(500),
+    backoff_base: Duration::from_millis(50),
+    backoff_max: Duration::from_millis(500),
+    settled: Duration::from_secs(1),
+};
+
+fn config(endpoints: &[String]) -> EtcdConfig {
+    EtcdConfig { endpoints: endpoints.to_vec(), prefix: "/t".into(), ..EtcdConfig::default() }
+}
+
+async fn connect(etcd: &Etcd) -> Connection {
+    let connection = Connector::new(&config(&[etcd.endpoint()])).connect().await;
+    connection.expect("a connection to a private etcd")
+}
+
+/// Follows `/t/` and keeps what the events amount to.
+struct Follower {
+    seen: Arc<Mutex<Seen>>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+#[derive(Default)]
+struct Seen {
+    keys: BTreeMap<String, String>,
+    list: Option<BTreeMap<String, String>>,
+    events: Vec<Event>,
+}
+
+impl Seen {
+    fn apply(&mut self, event: Event) {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match &event {
+            Event::Init => self.list = Some(BTreeMap::new()),
+            Event::InitDone { .. } => self.keys = self.list.take().expect("a list that began"),
+            Event::Put { key, value, .. } => {
+                let keys = self.list.as_mut().unwrap_or(&mut self.keys);
+                keys.insert(text(key), text(value));
+            }
+            Event::Delete { key, .. } => {
+                self.keys.remove(&text(key));
+            }
+            Event::State(_) | Event::Progress { .. } => {}
+        }
+        self.events.push(event);
+    }
+
+    fn state(&self) -> Option<WatchState> {
+        let state =
+            |event: &Event| if let Event::State(state) = event { Some(*state) } else { None };
+        self.events.iter().rev().find_map(state)
+    }
+}
+
+impl Follower {
+    fn start(endpoints: &[String]) -> Self {
+        let (sender, mut receiver) = mpsc::channel(64);
+        let source = EtcdSource::new(&config(endpoints));
+        let rng = SmallRng::seed_from_u64(1);
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let applied = Arc::clone(&seen);
+        let read = async move {
+            while let Some(event) = receiver.recv().await {
+                applied.lock().unwrap().apply(event);
+            }
+        };
+        let watch = watcher::run(source, TIMING, rng, sender);
+        Self { seen, tasks: [tokio::spawn(watch), tokio::spawn(read)] }
+    }
+
+    async fn wait_for(&self, what: &str, condition: impl Fn(&Seen) -> bool) {
+        wait_until(what, SOON, async || condition(&self.seen.lock().unwrap())).await;
+    }
+
+    async fn wait_for_key(&self, key: &str, value: &str) {
+        let what = format!("{key} = {value}");
+        self.wait_for(&what, |seen| seen.keys.get(key).is_some_and(|found| found == value)).await;
+    }
+
+    fn keys(&self) -> BTreeMap<String, String> {
+        self.seen.lock().unwrap().keys.clone()
+    }
+
+    fn count(&self, condition: impl Fn(&Event) -> bool) -> usize {
+        self.seen.lock().unwrap().events.iter().filter(|event| condition(event)).count()
+    }
+
+    fn lists(&self) -> usize {
+        self.count(|event| matches!(event, Event::Init))
+    }
+
+    /// The changes since the last list, in order: `+key` and `-key`.
+    fn changes(&self) -> Vec<String> {
+        let seen = self.seen.lock().unwrap();
+        let text = |sign: char, key: &[u8]| format!("{sign}{}", String::from_utf8_lossy(key));
+        let mut changes = vec![];
+        for event in &seen.events {
+            match event {
+                Event::InitDone { .. } => changes.clear(),
+                Event::Put { key, .. } => changes.push(text('+', key)),
+                Event::Delete { key, .. } => changes.push(text('-', key)),
+                _ => {}
+            }
+        }
+        changes
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+fn keys(expected: &[(&str, &str)]) -> BTreeMap<String, String> {
+    expected.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+/// The whole error as it is logged and debugged.
+fn texts(error: &EtcdError) -> String {
+    let mut texts = format!("{error:?} {error}");
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(error) = cause {
+        texts.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    texts
+}
+
+#[tokio::test]
+async fn puts_deletes_and_the_end_of_a_lease_are_seen_in_order() {
+    let etcd = Etcd::start().await;
+    let writer = connect(&etcd).await;
+    writer.put("/t/before", "1", None).await.unwrap();
+    writer.put("/t2/outside", "1", None).await.unwrap();
+    let follower = Follower::start(&[etcd.endpoint()]);
+    follower.wait_for_key("/t/before", "1").await;
+
+    let lease = writer.grant_lease(Duration::from_millis(900)).await.unwrap();
+    writer.put("/t/leased", "1", Some(lease)).await.unwrap();
+    writer.put("/t/a", "1", None).await.unwrap();
+    writer.put("/t/outside-before", "", None).await.unwrap();
+    writer.put("/tt/outside", "1", None).await.unwrap();
+    writer.put("/t/a", "2", None).await.unwrap();
+    assert!(writer.delete("/t/before").await.unwrap());
+    assert!(!writer.delete("/t/before").await.unwrap());
+    follower.wait_for("the lease's key is gone", |seen| !seen.keys.contains_key("/t/leased")).await;
+
+    let wanted = ["+/t/leased", "+/t/a", "+/t/outside-before", "+/t/a", "-/t/before", "-/t/leased"];
+    assert_eq!(follower.changes(), wanted);
+    assert_eq!(follower.keys(), keys(&[("/t/a", "2"), ("/t/outside-before", "")]));
+}
+
+#[tokio::test]
+async fn thousands_of_keys_are_listed_in_pages_while_they_are_written() {
+    let etcd = Etcd::start().await;
+    let writer = connect(&etcd).await;
+    let fill = async |round: &str, step: usize| {
+        let mut writes = tokio::task::JoinSet::new();
+        for first in 0..16 {
+            let (writer, round) = (writer.clone(), round.to_owned());
+            writes.spawn(async move {
+                for n in (first * step..3200).step_by(16 * step) {
+                    writer.put(&format!("/t/{n:04}"), round.as_str(), None).await.unwrap();
+                }
+            });
+        }
+        writes.join_all().await;
+    };
+    fill("first", 1).await;
+    let follower = Follower::start(&[etcd.endpoint()]);
+    fill("second", 7).await;
+    writer.delete("/t/0001").await.unwrap();
+    writer.put("/t/last", "1", None).await.unwrap();
+    follower.wait_for_key("/t/last", "1").await;
+
+    let mut wanted: BTreeMap<_, _> =
+        (0..3200).map(|n| (format!("/t/{n:04}"), "first".to_owned())).collect();
+    for n in (0..3200).step_by(7) {
+        wanted.insert(format!("/t/{n:04}"), "second".to_owned());
+    }
+    wanted.remove("/t/0001");
+    wanted.insert("/t/last".to_owned(), "1".to_owned());
+    assert_eq!(follower.keys(), wanted);
+    assert_eq!(follower.lists(), 1);
+}
+
+#[tokio::test]
+async fn compaction_while_disconnected_ends_in_a_list_of_exactly_what_there_is() {
+    let etcd = Etcd::start().await;
+    let writer = connect(&etcd).await;
+    let link = Link::to(etcd.address()).await;
+    writer.put("/t/goes", "1", None).await.unwrap();
+    writer.put("/t/stays", "1", None).await.unwrap();
+    let follower = Follower::start(&[link.endpoint()]);
+    follower.wait_for_key("/t/stays", "1").await;
+    follower.wait_for("it watches", |seen| seen.state() == Some(WatchState::Watching)).await;
+
+    link.cut();
+    follower
+        .wait_for("the cut is noticed", |seen| seen.state() != Some(WatchState::Watching))
+        .await;
+    writer.delete("/t/goes").await.unwrap();
+    let revision = writer.put("/t/comes", "1", None).await.unwrap();
+    etcd.ctl(&["compact", &revision.to_string()]);
+    link.mend();
+    follower.wait_for_key("/t/comes", "1").await;
+
+    assert_eq!(follower.keys(), keys(&[("/t/comes", "1"), ("/t/stays", "1")]));
+    assert_eq!(follower.lists(), 2, "history is gone, so everything is listed again");
+    writer.put("/t/after", "1", None).await.unwrap();
+    follower.wait_for_key("/t/after", "1").await;
+    assert_eq!(follower.lists(), 2, "and watched again after that");
+}
+
+#[tokio::test]
+async fn a_cut_without_compaction_is_made_up_for_by_the_watch_alone() {
+    let etcd = Etcd::start().await;
+    let writer = connect(&etcd).await;
+    let link = Link::to(etcd.address()).await;
+    writer.put("/t/goes", "1", None).await.unwrap();
+    let follower = Follower::start(&[link.endpoint()]);
+    follower.wait_for_key("/t/goes", "1").await;
+
+    link.cut();
+    follower.wait_for("the cut is noticed", |seen| seen.state() == Some(WatchState::Backoff)).await;
+    assert_eq!(follower.keys(), keys(&[("/t/goes", "1")]), "what cannot be reached is not gone");
+    writer.put("/t/comes", "1", None).await.unwrap();
+    writer.delete("/t/goes").await.unwrap();
+    link.mend();
+    follower.wait_for("the delete is seen", |seen| !seen.keys.contains_key("/t/goes")).await;
+
+    assert_eq!(follower.changes(), ["+/t/comes", "-/t/goes"]);
+    assert_eq!(follower.lists(), 1);
+}
+
+#[tokio::test]
+async fn an_etcd_that_is_killed_and_started_again_is_resumed_without_a_loss() {
+    let mut etcd = Etcd::start().await;
+    connect(&etcd).await.put("/t/a", "1", None).await.unwrap();
+    let follower = Follower::start(&[etcd.endpoint()]);
+    follower.wait_for_key("/t/a", "1").await;
+
+    for round in ["2", "3"] {
+        let lasting = format!("/t/before-{round}");
+        connect(&etcd).await.put(&lasting, round, None).await.unwrap();
+        etcd.kill();
+        follower
+            .wait_for("the end is noticed", |seen| seen.state() == Some(WatchState::Backoff))
+            .await;
+        etcd.restart().await;
+        connect(&etcd).await.put("/t/a", round, None).await.unwrap();
+        follower.wait_for_key("/t/a", round).await;
+    }
+
+    assert_eq!(follower.changes(), ["+/t/before-2", "+/t/a", "+/t/before-3", "+/t/a"]);
+    assert_eq!(follower.lists(), 1, "nothing was lost, so nothing is listed again");
+}
+
+#[tokio::test]
+async fn an_etcd_that_was_wiped_is_listed_and_its_old_keys_are_gone() {
+    let mut etcd = Etcd::start().await;
+    let writer = connect(&etcd).await;
+    for n in 0..20 {
+        writer.put(&format!("/t/old-{n}"), "1", None).await.unwrap();
+    }
+    let follower = Follower::start(&[etcd.endpoint()]);
+    follower.wait_for_key("/t/old-19", "1").await;
+
+    etcd.wipe();
+    etcd.restart().await;
+    let writer = connect(&etcd).await;
+    writer.put("/t/new", "1", None).await.unwrap();
+    follower.wait_for_key("/t/new", "1").await;
+    follower.wait_for("the old keys are gone", |seen| seen.keys.len() == 1).await;
+
+    assert_eq!(follower.lists(), 2);
+    writer.put("/t/newer", "1", None).await.unwrap();
+    follower.wait_for_key("/t/newer", "1").await;
+}
+
+#[tokio::test]
+async fn an_idle_etcd_is_told_from_one_that_hangs() {
+    let etcd = Etcd::start().await;
+    let writer = connect(&etcd).await;
+    writer.put("/t/a", "1", None).await.unwrap();
+    let follower = Follower::start(&[etcd.endpoint()]);
+    let signs_of_life = || follower.count(|event| matches!(event, Event::Progress { .. }));
+    wait_until("signs of life", SOON, async || signs_of_life() >= 4).await;
+    let backoff = |event: &Event| *event == Event::State(WatchState::Backoff);
+    assert_eq!(follower.count(backoff), 0, "idle is not dead");
+
+    etcd.pause();
+    follower.wait_for("silence is noticed", |seen| seen.state() == Some(WatchState::Backoff)).await;
+    assert_eq!(follower.keys(), keys(&[("/t/a", "1")]), "what cannot be reached is not gone");
+    etcd.resume();
+    writer.put("/t/a", "2", None).await.unwrap();
+    follower.wait_for_key("/t/a", "2").await;
+    assert_eq!(follower.changes(), ["+/t/a"]);
+    assert_eq!(follower.lists(), 1);
+}
+
+#[tokio::test]
+async fn a_dead_endpoint_does_not_keep_from_a_living_one() {
+    let mut etcd = Etcd::start().await;
+    connect(&etcd).await.put("/t/a", "1", None).await.unwrap();
+    let dead = format!("http://127.0.0.1:{}", free_port());
+    let followers = [
+        Follower::start(&[dead.clone(), etcd.endpoint()]),
+        Follower::start(&[etcd.endpoint(), dead]),
+    ];
+    for follower in &followers {
+        follower.wait_for_key("/t/a", "1").await;
+    }
+    etcd.restart().await;
+    connect(&etcd).await.put("/t/a", "2", None).await.unwrap();
+    for follower in &followers {
+        follower.wait_for_key("/t/a", "2").await;
+        assert_eq!(follower.lists(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_unreachable_etcd_is_an_error_that_names_it_and_may_be_tried_again() {
+    let endpoint = format!("http://127.0.0.1:{}", free_port());
+    let error =
+        Connector::new(&config(std::slice::from_ref(&endpoint))).connect().await.err().unwrap();
+    assert_eq!(error.to_string(), format!("failed to connect at {endpoint}"));
+    assert!(texts(&error).contains("Connection refused"), "{}", texts(&error));
+    assert!(error.is_retryable());
+    assert!(!error.is_auth_failure());
+}
+
+#[tokio::test]
+async fn answers_that_are_too_large_are_read_in_smaller_pages_and_never_watched() {
+    let etcd = Etcd::start().await;
+    let writer = connect(&etcd).await;
+    let value = vec![b'x'; 1_400_000];
+    let mut first_revision = None;
+    for n in 0..20 {
+        let revision = writer.put(&format!("/t/{n:02}"), value.clone(), None).await.unwrap();
+        first_revision.get_or_insert(revision);
+    }
+    let mut source = EtcdSource::new(&config(&[etcd.endpoint()]));
+    source.connect().await.unwrap();
+
+    let (mut request, mut found) = (PageRequest::default(), vec![]);
+    loop {
+        let page = source.list(request).await.unwrap();
+        let last = page.records.last().expect("a page with keys").key.clone();
+        found.extend(page.records.into_iter().map(|record| record.key));
+        if !page.more {
+            break;
+        }
+        request = PageRequest { revision: Some(page.revision), after: Some(last) };
+    }
+    let wanted: Vec<_> = (0..20).map(|n| format!("/t/{n:02}").into_bytes()).collect();
+    assert_eq!(found, wanted);
+
+    let mut watch = source.watch(first_revision.unwrap()).await.unwrap();
+    let error = loop {
+        if let Err(error) = watch.next().await {
+            break error;
+        }
+    };
+    assert!(EtcdSource::history_is_lost(&error), "{}", texts(&error));
+}
+
+#[tokio::test]
+async fn a_lease_is_kept_alive_until_it_is_lost() {
+    let etcd = Etcd::start().await;
+    let connection = connect(&etcd).await;
+    let lease = connection.grant_lease(Duration::from_secs(1)).await.unwrap();
+    connection.put("/t/a", "1", Some(lease)).await.unwrap();
+    let mut alive = connection.keep_lease(lease).await.unwrap();
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let left = alive.renew().await.unwrap();
+        assert!(left >= Duration::from_secs(1), "{left:?}");
+    }
+    assert_eq!(connection.get("/t/a").await.unwrap().unwrap().value, b"1");
+
+    connection.revoke_lease(lease).await.unwrap();
+    assert_eq!(connection.get("/t/a").await.unwrap(), None);
+    let errors = [
+        alive.renew().await.unwrap_err(),
+        connection.keep_lease(lease).await.err().unwrap(),
+        connection.put("/t/a", "2", Some(lease)).await.unwrap_err(),
+        connection.revoke_lease(lease).await.unwrap_err(),
+    ];
+    for error in errors {
+        assert!(error.is_lease_gone(), "{}", texts(&error));
+        assert!(!error.is_retryable(), "{}", texts(&error));
+    }
+}
+
+#[tokio::test]
+async fn the_version_is_what_etcd_says() {
+    let etcd = Etcd::start().await;
+    let version = connect(&etcd).await.version().expect("a version").to_string();
+    let said = etcd.ctl(&["endpoint", "status"]);
+    assert!(said.contains(&format!(", {version}, ")), "{version} is not in {said}");
+}
+
+const PASSWORD: &str = "correct-horse";
+
+/// An etcd with a user `reader` that may read and write `/t/` only.
+async fn etcd_with_users() -> Etcd {
+    let etcd = Etcd::start().await;
+    for args in [
+        &["user", "add", "root:rootpw"][..],
+        &["user", "grant-role", "root", "root"],
+        &["user", "add", &format!("reader:{PASSWORD}")],
+        &["role", "add", "t"],
+        &["role", "grant-permission", "t", "readwrite", "/t/", "/t0"],
+        &["user", "grant-role", "reader", "t"],
+        &["auth", "enable"],
+    ] {
+        etcd.ctl(args);
+    }
+    etcd
+}
+
+fn user_config(etcd: &Etcd, password: &str) -> EtcdConfig {
+    let file = etcd.dir().join("password");
+    std::fs::write(&file, format!("{password}\n")).unwrap();
+    let password_file = path(&file);
+    EtcdConfig { username: "reader".into(), password_file, ..config(&[etcd.endpoint()]) }
+}
+
+fn path(path: &Path) -> String {
+    path.to_str().expect("a path of text").to_owned()
+}
+
+#[tokio::test]
+async fn a_user_is_known_by_the_password_in_the_file_also_after_a_restart() {
+    let mut etcd = etcd_with_users().await;
+    let connection = Connector::new(&user_config(&etcd, PASSWORD)).connect().await.unwrap();
+    connection.put("/t/a", "1", None).await.unwrap();
+    // Forgets all tokens.
+    etcd.restart().await;
+    wait_until("a put with a new token", SOON, async || {
+        connection.put("/t/a", "2", None).await.is_ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn auth_failures_say_so_and_keep_the_password_to_themselves() {
+    let etcd = etcd_with_users().await;
+    let wrong = user_config(&etcd, "hunter2-wrong");
+    let error = Connector::new(&wrong).connect().await.err().unwrap();
+    assert!(error.is_auth_failure(), "{}", texts(&error));
+    assert!(!error.is_retryable(), "{}", texts(&error));
+    assert!(!texts(&error).contains("hunter2"), "{}", texts(&error));
+    assert!(!format!("{:?}", Connector::new(&wrong)).contains("hunter2"));
+
+    let elsewhere = EtcdConfig { prefix: "/secret".into(), ..user_config(&etcd, PASSWORD) };
+    let mut source = EtcdSource::new(&elsewhere);
+    source.connect().await.unwrap();
+    let error = source.list(PageRequest::default()).await.unwrap_err();
+    assert!(error.is_auth_failure(), "{}", texts(&error));
+    let mut watch = source.watch(1).await.unwrap();
+    let refused = watch.next().await.unwrap();
+    assert!(refused.canceled.is_some(), "{refused:?}");
+    assert!(refused.created, "etcd sets both, so neither may be looked at alone: {refused:?}");
+
+    let anonymous = Connector::new(&config(&[etcd.endpoint()])).connect().await.unwrap();
+    let error = anonymous.get("/t/a").await.unwrap_err();
+    assert!(error.is_auth_failure(), "{}", texts(&error));
+}
+
+#[tokio::test]
+async fn a_missing_password_file_is_named() {
+    let config = EtcdConfig {
+        username: "reader".into(),
+        password_file: "/nonexistent/password".into(),
+        ..config(&["http://127.0.0.1:1".to_owned()])
+    };
+    let error = Connector::new(&config).connect().await.err().unwrap();
+    assert!(texts(&error).contains("/nonexistent/password"), "{}", texts(&error));
+    assert!(!error.is_retryable());
+}
+
+#[tokio::test]
+async fn tls_takes_both_sides_certificates_from_the_configured_authority_alone() {
+    // Made for 127.0.0.1, for both sides, and valid for a hundred years.
+    let file = |name: &str| format!("{}/tests/support/tls/{name}", env!("CARGO_MANIFEST_DIR"));
+    let (ca, cert, key) = (file("ca.pem"), file("loopback.pem"), file("loopback.key"));
+    let flags = ["--cert-file", &cert, "--key-file", &key];
+    let flags = [&flags[..], &["--client-cert-auth", "--trusted-ca-file", &ca]].concat();
+    let etcd = Etcd::start_with(&flags).await;
+    let connect_with = async |tls: TlsConfig| {
+        Connector::new(&EtcdConfig { tls, ..config(&[etcd.endpoint()]) }).connect().await
+    };
+
+    let full = TlsConfig { ca: ca.clone(), cert, key };
+    let connection = connect_with(full.clone()).await.unwrap();
+    connection.put("/t/a", "1", None).await.unwrap();
+
+    let distrusting = connect_with(TlsConfig { ca: String::new(), ..full }).await.err().unwrap();
+    assert!(texts(&distrusting).contains("UnknownIssuer"), "{}", texts(&distrusting));
+    let anonymous = connect_with(TlsConfig { ca, ..TlsConfig::default() }).await.err().unwrap();
+    assert!(anonymous.is_retryable(), "{}", texts(&anonymous));
+}
