@@ -23,3 +23,6 @@ pub mod wire;
 
 pub mod etcd;
 pub mod watcher;
+
+pub mod registry;
+pub mod window;

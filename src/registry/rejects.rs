@@ -1,0 +1,113 @@
+//! Records that were dropped: counted each time, logged once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
+
+use tracing::warn;
+
+/// Subjects remembered as logged. A feed that is broken throughout would
+/// otherwise fill the memory with the proof of it; beyond this many, records are
+/// counted and no longer logged.
+const MAX_LOGGED_SUBJECTS: usize = 1024;
+
+/// The dropped records of one registry.
+#[derive(Debug, Default)]
+pub struct Rejects {
+    counts: BTreeMap<&'static str, u64>,
+    logged: HashMap<String, Vec<&'static str>>,
+}
+
+impl Rejects {
+    /// Counts a dropped record, and logs it if that was not done before for this
+    /// subject and reason. `subject` says whose record it was: a key, mostly.
+    pub fn reject(&mut self, subject: &str, reason: &'static str, error: impl Display) {
+        self.reject_many(subject, reason, 1, error);
+    }
+
+    /// As [`reject`](Self::reject), for several records with one explanation.
+    pub fn reject_many(
+        &mut self,
+        subject: &str,
+        reason: &'static str,
+        count: u64,
+        error: impl Display,
+    ) {
+        *self.counts.entry(reason).or_default() += count;
+        if self.is_first(subject, reason) {
+            warn!(key = subject, reason, %error, "bad record ignored");
+        }
+    }
+
+    /// Forgets what was logged of `subject`, but for the given reasons: if it
+    /// goes bad again, that is news.
+    pub fn forget_except(&mut self, subject: &str, reasons: &[&'static str]) {
+        if let Some(logged) = self.logged.get_mut(subject) {
+            logged.retain(|reason| reasons.contains(reason));
+            if logged.is_empty() {
+                self.logged.remove(subject);
+            }
+        }
+    }
+
+    /// Dropped records by reason, since the start.
+    pub fn counts(&self) -> &BTreeMap<&'static str, u64> {
+        &self.counts
+    }
+
+    fn is_first(&mut self, subject: &str, reason: &'static str) -> bool {
+        if let Some(logged) = self.logged.get_mut(subject) {
+            let is_first = !logged.contains(&reason);
+            if is_first {
+                logged.push(reason);
+            }
+            return is_first;
+        }
+        let has_room = self.logged.len() < MAX_LOGGED_SUBJECTS;
+        if has_room {
+            self.logged.insert(subject.to_owned(), vec![reason]);
+            if self.logged.len() == MAX_LOGGED_SUBJECTS {
+                warn!("too many bad records: those of further keys are only counted");
+            }
+        }
+        has_room
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_is_logged_once_for_each_reason_and_counted_each_time() {
+        let mut rejects = Rejects::default();
+        assert!(rejects.is_first("a", "json"));
+        assert!(!rejects.is_first("a", "json"));
+        assert!(rejects.is_first("a", "addr"));
+        assert!(rejects.is_first("b", "json"));
+        rejects.reject("a", "json", "error");
+        rejects.reject_many("a", "json", 4, "error");
+        assert_eq!(rejects.counts(), &BTreeMap::from([("json", 5)]));
+    }
+
+    #[test]
+    fn a_subject_that_was_good_in_between_is_logged_anew() {
+        let mut rejects = Rejects::default();
+        rejects.is_first("a", "json");
+        rejects.is_first("a", "status");
+        rejects.forget_except("a", &["status"]);
+        assert!(rejects.is_first("a", "json"));
+        assert!(!rejects.is_first("a", "status"));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_room_is_used_again() {
+        let mut rejects = Rejects::default();
+        for n in 0..MAX_LOGGED_SUBJECTS {
+            assert!(rejects.is_first(&n.to_string(), "json"));
+        }
+        assert!(!rejects.is_first("one too many", "json"));
+        rejects.forget_except("7", &[]);
+        assert!(rejects.is_first("one too many", "json"));
+        assert_eq!(rejects.logged.len(), MAX_LOGGED_SUBJECTS);
+    }
+}
