@@ -26,3 +26,7 @@ pub mod watcher;
 
 pub mod registry;
 pub mod window;
+
+pub mod score;
+
+pub mod ranking;
