@@ -15,7 +15,7 @@
 //! Data flows one way, and each module knows the output of its left neighbour
 //! alone: `score` cannot reach etcd, `picker` cannot reach nginx, protobuf is
 //! known to [`wire`], etcd-client to [`etcd`], and `unsafe` stands in `ffi`
-//! and `board`. The modules below are in the order of the flow.
+//! and [`board`]. The modules below are in the order of the flow.
 
 pub mod config;
 pub mod model;
@@ -30,3 +30,7 @@ pub mod window;
 pub mod score;
 
 pub mod ranking;
+
+pub mod board;
+pub mod publish;
+pub mod value;

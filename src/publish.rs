@@ -1,0 +1,446 @@
+//! Rankings into the shared dict: who writes, in which order, and when not.
+//!
+//! A service's instances are stored first, its ranking next and its version on
+//! the board last, so that a worker that sees a version finds the values of at
+//! least that version. What did not change is not stored. Nothing is stored once
+//! a newer writer has begun.
+
+use std::collections::HashMap;
+
+use thiserror::Error;
+
+use crate::board::{self, Board, NO_SLOT, ServiceId};
+use crate::ranking::Ranking;
+use crate::value::{self, InstanceValue, RankingValue, Record};
+
+/// How long the board keeps the counters of an instance that is gone, so that
+/// one that comes back goes on from them and late log phases still count.
+const SLOT_REST_MS: u64 = 60_000;
+
+/// The key of the plugin's own state.
+pub const STATUS_KEY: &str = "status";
+
+/// Where values go: `lua_shared_dict` in nginx.
+pub trait Store {
+    /// Stores a value under a key, over what was there.
+    ///
+    /// # Errors
+    /// What the store said.
+    fn set(&self, key: &str, value: &[u8]) -> Result<(), StoreError>;
+}
+
+impl<S: Store> Store for &S {
+    fn set(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
+        (**self).set(key, value)
+    }
+}
+
+/// A value that could not be stored, in the store's own words.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct StoreError(pub String);
+
+/// Why a ranking was not published.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PublishError {
+    /// The values do not fit, or the dict is broken.
+    #[error("failed to store {key} ({len} bytes) in the shared dict: {cause}")]
+    Store { key: String, len: usize, cause: StoreError },
+    /// The board knows too many services.
+    #[error("no room for service {0:?}: the board holds {max} services", max = board::MAX_SERVICES)]
+    TooManyServices(String),
+    /// Another process publishes from now on.
+    #[error("a newer writer has taken over")]
+    Superseded,
+}
+
+/// Publishes rankings for one writer's epoch.
+pub struct Publisher<S> {
+    store: S,
+    board: Board,
+    epoch: u64,
+    services: HashMap<String, Published>,
+    slots: Slots,
+}
+
+/// What the shared dict holds of a service.
+struct Published {
+    id: ServiceId,
+    instances: Vec<InstanceValue>,
+    instances_version: u64,
+    /// `None`: unknown, store whatever comes.
+    records: Option<Vec<Record>>,
+}
+
+impl<S: Store> Publisher<S> {
+    /// Begins a new epoch on the board: older writers store nothing any more.
+    pub fn new(store: S, board: Board) -> Self {
+        let epoch = board.begin_epoch();
+        let slots = Slots::adopt(board, board::monotonic_ms());
+        Publisher { store, board, epoch, services: HashMap::new(), slots }
+    }
+
+    /// Publishes a service's ranking if it differs from what is published.
+    ///
+    /// # Errors
+    /// After an error the old ranking stays in force, and the next call stores
+    /// everything again.
+    pub fn publish(
+        &mut self,
+        service: &str,
+        ranking: &Ranking,
+        revision: i64,
+        now_ms: u64,
+    ) -> Result<(), PublishError> {
+        let published = match self.services.get_mut(service) {
+            Some(published) => published,
+            None => {
+                let id = self
+                    .board
+                    .service(service)
+                    .ok_or_else(|| PublishError::TooManyServices(service.to_owned()))?;
+                self.services.entry(service.to_owned()).or_insert(Published {
+                    id,
+                    instances: Vec::new(),
+                    instances_version: 0,
+                    records: None,
+                })
+            }
+        };
+        let (instances, records) = values_of(service, ranking, &mut self.slots);
+        let known = published.records.is_some() && !self.board.is_damaged(published.id);
+        let same_instances = known && published.instances == instances;
+        if same_instances && published.records.as_ref() == Some(&records) {
+            return Ok(());
+        }
+
+        let version = self.board.version(published.id) + 1;
+        let instances_version = if same_instances { published.instances_version } else { version };
+        let body = (!same_instances).then(|| value::encode_instances(&instances));
+        let value = RankingValue { instances_version, published_ms: now_ms, revision, records };
+        let ranking_body = value.encode();
+        let (board, store) = (self.board, &self.store);
+        let stored = board.fenced(self.epoch, || {
+            if let Some(body) = &body {
+                set(store, format!("instances:{service}"), version, body)?;
+            }
+            set(store, format!("ranking:{service}"), version, &ranking_body)?;
+            board.set_version(published.id, version);
+            Ok(())
+        });
+        match stored {
+            None => Err(PublishError::Superseded),
+            Some(Err(error)) => {
+                published.records = None;
+                board.count_publish_error();
+                Err(error)
+            }
+            Some(Ok(())) => {
+                if !same_instances {
+                    self.slots.retire_missing(service, &published.instances, &instances, now_ms);
+                    published.instances = instances;
+                    published.instances_version = version;
+                }
+                published.records = Some(value.records);
+                Ok(())
+            }
+        }
+    }
+
+    /// Publishes the plugin's own state: any text.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
+    pub fn publish_status(&mut self, status: &[u8]) -> Result<(), PublishError> {
+        let store = &self.store;
+        match self.board.fenced(self.epoch, || set(store, STATUS_KEY.to_owned(), 0, status)) {
+            None => Err(PublishError::Superseded),
+            Some(result) => result.inspect_err(|_| self.board.count_publish_error()),
+        }
+    }
+
+    /// Services whose values some worker could not read, or that could not be
+    /// stored: they are to be published again.
+    pub fn unsound(&self) -> Vec<String> {
+        let unsound = |published: &Published| {
+            published.records.is_none() || self.board.is_damaged(published.id)
+        };
+        self.services.iter().filter(|(_, p)| unsound(p)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether some ranking of the service is in the shared dict, from this
+    /// writer or one before it.
+    pub fn has_ranking(&self, service: &str) -> bool {
+        self.board.find_service(service).is_some_and(|id| self.board.version(id) > 0)
+    }
+
+    /// Whether another writer has taken over.
+    pub fn is_superseded(&self) -> bool {
+        self.board.is_superseded(self.epoch)
+    }
+
+    /// Gives back the counters of instances that are gone for good.
+    pub fn tidy(&mut self, now_ms: u64) {
+        self.slots.release_rested(now_ms);
+    }
+}
+
+fn set(store: &impl Store, key: String, version: u64, body: &[u8]) -> Result<(), PublishError> {
+    let value = value::seal(version, body);
+    let len = value.len();
+    store.set(&key, &value).map_err(|cause| PublishError::Store { key, len, cause })
+}
+
+/// The ranking as the two values hold it: by id, each with its rank.
+fn values_of(
+    service: &str,
+    ranking: &Ranking,
+    slots: &mut Slots,
+) -> (Vec<InstanceValue>, Vec<Record>) {
+    let mut ranked: Vec<_> = ranking.entries.iter().zip(0..).collect();
+    ranked.sort_unstable_by(|(a, _), (b, _)| a.id.cmp(&b.id));
+    ranked
+        .into_iter()
+        .map(|(entry, rank)| {
+            let instance = InstanceValue {
+                id: entry.id.clone(),
+                addr: entry.addr,
+                zone: entry.zone.clone(),
+                weight: entry.fallback_weight,
+                slot: slots.acquire(board::identity(service, &entry.id, &entry.addr)),
+            };
+            let record =
+                Record { score: entry.score, weight: entry.weight, rank, state: entry.state };
+            (instance, record)
+        })
+        .unzip()
+}
+
+/// Which instance's counters are in which slot of the board.
+struct Slots {
+    board: Board,
+    by_identity: HashMap<u64, Tenant>,
+    /// No slot before this one is free, unless one was given back.
+    next: u32,
+    full: bool,
+}
+
+struct Tenant {
+    slot: u32,
+    /// When the instance went.
+    gone_since_ms: Option<u64>,
+}
+
+impl Slots {
+    /// Takes over what an earlier writer left on the board.
+    fn adopt(board: Board, now_ms: u64) -> Self {
+        let tenant = |slot| Tenant { slot, gone_since_ms: Some(now_ms) };
+        let by_identity = board.used_slots().map(|(slot, id)| (id, tenant(slot))).collect();
+        Slots { board, by_identity, next: 0, full: false }
+    }
+
+    fn acquire(&mut self, identity: u64) -> u32 {
+        if let Some(tenant) = self.by_identity.get_mut(&identity) {
+            tenant.gone_since_ms = None;
+            return tenant.slot;
+        }
+        let claimed = (!self.full).then(|| self.board.claim_slot(identity, self.next)).flatten();
+        let Some(slot) = claimed else {
+            if !self.full {
+                self.full = true;
+                tracing::error!(
+                    "the board is full: it counts {} instances, those past that are served \
+                     without counters",
+                    board::MAX_SLOTS
+                );
+            }
+            return NO_SLOT;
+        };
+        self.next = slot + 1;
+        self.by_identity.insert(identity, Tenant { slot, gone_since_ms: None });
+        slot
+    }
+
+    fn retire_missing(
+        &mut self,
+        service: &str,
+        old: &[InstanceValue],
+        new: &[InstanceValue],
+        now_ms: u64,
+    ) {
+        let identity = |i: &InstanceValue| board::identity(service, &i.id, &i.addr);
+        let kept: std::collections::HashSet<u64> = new.iter().map(identity).collect();
+        for gone in old.iter().map(identity).filter(|identity| !kept.contains(identity)) {
+            if let Some(tenant) = self.by_identity.get_mut(&gone) {
+                tenant.gone_since_ms = Some(now_ms);
+            }
+        }
+    }
+
+    fn release_rested(&mut self, now_ms: u64) {
+        let (board, before) = (self.board, self.by_identity.len());
+        self.by_identity.retain(|_, tenant| {
+            let rested = tenant
+                .gone_since_ms
+                .is_some_and(|since| now_ms.saturating_sub(since) > SLOT_REST_MS);
+            !(rested && board.release_slot(tenant.slot))
+        });
+        if self.by_identity.len() < before {
+            self.next = 0;
+            self.full = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use super::*;
+    use crate::ranking::{Entry, State};
+
+    #[derive(Default)]
+    struct Dict {
+        values: RefCell<HashMap<String, Vec<u8>>>,
+        full: Cell<bool>,
+        stores: Cell<u32>,
+    }
+
+    impl Store for Dict {
+        fn set(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
+            if self.full.get() {
+                return Err(StoreError("no memory".into()));
+            }
+            self.stores.set(self.stores.get() + 1);
+            self.values.borrow_mut().insert(key.into(), value.to_vec());
+            Ok(())
+        }
+    }
+
+    impl Dict {
+        fn instances(&self) -> (u64, Vec<InstanceValue>) {
+            let values = self.values.borrow();
+            let (version, body) = value::open(&values["instances:chat"]).unwrap();
+            (version, value::decode_instances(body).unwrap())
+        }
+
+        fn ranking(&self) -> (u64, RankingValue) {
+            let values = self.values.borrow();
+            let (version, body) = value::open(&values["ranking:chat"]).unwrap();
+            (version, RankingValue::decode(body).unwrap())
+        }
+    }
+
+    /// Entries in rank order, all of weight 1 but the first.
+    fn ranking(ids: &[&str], first_weight: f64) -> Ranking {
+        let entry = |(id, index): (&&str, u16)| Entry {
+            id: (*id).into(),
+            addr: ([127, 0, 0, 1], 9000 + index).into(),
+            zone: String::new(),
+            score: 0.0,
+            weight: if index == 0 { first_weight } else { 1.0 },
+            fallback_weight: 1.0,
+            state: State::Reporting,
+        };
+        Ranking { entries: ids.iter().zip(0..).map(entry).collect() }
+    }
+
+    fn board() -> Board {
+        Board::map_for_tests()
+    }
+
+    #[test]
+    fn instances_are_stored_by_id_with_their_rank() {
+        let (dict, board) = (Dict::default(), board());
+        let mut publisher = Publisher::new(&dict, board);
+        publisher.publish("chat", &ranking(&["b", "a"], 3.0), 17, 5).unwrap();
+        let ids: Vec<_> = dict.instances().1.into_iter().map(|i| i.id).collect();
+        assert_eq!(ids, ["a", "b"]);
+        let (version, value) = dict.ranking();
+        assert_eq!((version, value.revision, value.published_ms), (1, 17, 5));
+        assert_eq!(
+            value.records.iter().map(|r| (r.rank, r.weight)).collect::<Vec<_>>(),
+            [(1, 1.0), (0, 3.0)]
+        );
+        assert_eq!(board.version(board.find_service("chat").unwrap()), 1);
+    }
+
+    #[test]
+    fn what_did_not_change_is_not_stored() {
+        let dict = Dict::default();
+        let mut publisher = Publisher::new(&dict, board());
+        publisher.publish("chat", &ranking(&["a", "b"], 1.0), 1, 0).unwrap();
+        assert_eq!(dict.stores.get(), 2);
+        publisher.publish("chat", &ranking(&["a", "b"], 1.0), 2, 9).unwrap();
+        assert_eq!(dict.stores.get(), 2);
+        publisher.publish("chat", &ranking(&["a", "b"], 2.0), 3, 9).unwrap();
+        assert_eq!(dict.stores.get(), 3, "the ranking alone");
+        assert_eq!((dict.instances().0, dict.ranking().0), (1, 2));
+        assert_eq!(dict.ranking().1.instances_version, 1);
+    }
+
+    #[test]
+    fn a_store_that_fails_leaves_the_version_and_is_made_up_for() {
+        let (dict, board) = (Dict::default(), board());
+        let mut publisher = Publisher::new(&dict, board);
+        publisher.publish("chat", &ranking(&["a"], 1.0), 1, 0).unwrap();
+        dict.full.set(true);
+        let error = publisher.publish("chat", &ranking(&["a", "b"], 1.0), 2, 0).unwrap_err();
+        assert!(
+            error.to_string().starts_with("failed to store instances:chat (256 bytes)"),
+            "{error}"
+        );
+        assert_eq!(board.version(board.find_service("chat").unwrap()), 1);
+        assert_eq!(board.publish_errors(), 1);
+        assert_eq!(publisher.unsound(), ["chat"]);
+        dict.full.set(false);
+        publisher.publish("chat", &ranking(&["a", "b"], 1.0), 2, 0).unwrap();
+        assert!(publisher.unsound().is_empty());
+        assert_eq!(dict.instances().1.len(), 2);
+    }
+
+    #[test]
+    fn a_value_that_a_worker_could_not_read_is_stored_again() {
+        let (dict, board) = (Dict::default(), board());
+        let mut publisher = Publisher::new(&dict, board);
+        publisher.publish("chat", &ranking(&["a"], 1.0), 1, 0).unwrap();
+        let id = board.find_service("chat").unwrap();
+        dict.values.borrow_mut().clear();
+        board.report_damaged(id, 1);
+        assert_eq!(publisher.unsound(), ["chat"]);
+        publisher.publish("chat", &ranking(&["a"], 1.0), 1, 0).unwrap();
+        assert_eq!((dict.instances().0, dict.ranking().0, board.version(id)), (2, 2, 2));
+    }
+
+    #[test]
+    fn an_older_writer_publishes_nothing_and_versions_go_on() {
+        let (old_dict, new_dict, board) = (Dict::default(), Dict::default(), board());
+        let mut old = Publisher::new(&old_dict, board);
+        old.publish("chat", &ranking(&["a"], 1.0), 1, 0).unwrap();
+        let mut new = Publisher::new(&new_dict, board);
+        assert_eq!(old.publish("chat", &ranking(&["b"], 1.0), 2, 0), Err(PublishError::Superseded));
+        new.publish("chat", &ranking(&["a"], 1.0), 2, 0).unwrap();
+        assert_eq!(new_dict.ranking().0, 2);
+    }
+
+    #[test]
+    fn counters_stay_with_their_instance_over_writers_and_leave_after_a_rest() {
+        let (dict, board) = (Dict::default(), board());
+        let mut publisher = Publisher::new(&dict, board);
+        publisher.publish("chat", &ranking(&["a", "b"], 1.0), 1, 0).unwrap();
+        let slots: Vec<_> = dict.instances().1.iter().map(|i| i.slot).collect();
+        board.begin_request(None, slots[0]);
+        board.end_request(None, slots[0], false);
+
+        let mut publisher = Publisher::new(&dict, board);
+        publisher.publish("chat", &ranking(&["a", "b"], 1.0), 1, 0).unwrap();
+        assert_eq!(dict.instances().1.iter().map(|i| i.slot).collect::<Vec<_>>(), slots);
+        assert_eq!(board.counters(slots[0]), (1, 0));
+
+        publisher.publish("chat", &ranking(&["a"], 1.0), 1, 1000).unwrap();
+        publisher.tidy(1000 + SLOT_REST_MS);
+        assert_eq!(board.used_slots().count(), 2);
+        publisher.tidy(1001 + SLOT_REST_MS);
+        assert_eq!(board.used_slots().count(), 1);
+    }
+}
