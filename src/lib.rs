@@ -34,3 +34,6 @@ pub mod ranking;
 pub mod board;
 pub mod publish;
 pub mod value;
+
+pub mod picker;
+pub mod worker;

@@ -1,0 +1,37 @@
+//! `p2c`: the power of two choices.
+
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
+use super::{Moment, Picker, Ranked, any_of, draw_untried, eligible, in_force};
+
+/// Draws two instances evenly and takes the one with less in flight for its
+/// weight.
+///
+/// With even draws the cost that compares fairly is `(in-flight + 1) / weight`:
+/// an idle instance of weight 2 comes before an idle one of weight 1.
+///
+/// Source: M. Mitzenmacher, The Power of Two Choices in Randomized Load
+/// Balancing, IEEE Transactions on Parallel and Distributed Systems 12(10), 2001.
+pub struct P2c {
+    eligible: Vec<usize>,
+    weights: Vec<f64>,
+}
+
+impl P2c {
+    pub fn new(ranked: Ranked<'_>) -> Self {
+        P2c { eligible: eligible(ranked.weights), weights: in_force(ranked.weights) }
+    }
+}
+
+impl Picker for P2c {
+    fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
+        let mut draw = || any_of(&self.eligible, rng);
+        let first = draw_untried(now, self.weights.len(), &mut draw)?;
+        let second = draw_untried(now, self.weights.len(), &mut draw)?;
+        let cost = |index: usize| (f64::from(now.in_flight(index)) + 1.0) / self.weights[index];
+        let (one, two) = (cost(first), cost(second));
+        let second_wins = two < one || (two == one && rng.random());
+        Some(if second_wins { second } else { first })
+    }
+}

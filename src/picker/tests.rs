@@ -1,0 +1,179 @@
+use std::cell::RefCell;
+
+use proptest::prelude::{Just, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+use rand::SeedableRng;
+
+use super::*;
+
+const ALL: [Strategy; 6] = [
+    Strategy::Best,
+    Strategy::WeightedRandom,
+    Strategy::RoundRobin,
+    Strategy::Random,
+    Strategy::P2c,
+    Strategy::Adaptive,
+];
+
+#[derive(Default)]
+struct Now {
+    tried: Vec<usize>,
+    in_flight: RefCell<Vec<u32>>,
+}
+
+impl Moment for Now {
+    fn is_tried(&self, index: usize) -> bool {
+        self.tried.contains(&index)
+    }
+
+    fn in_flight(&self, index: usize) -> u32 {
+        self.in_flight.borrow().get(index).copied().unwrap_or(0)
+    }
+}
+
+fn picker(strategy: Strategy, weights: &[f64], rng: &mut SmallRng) -> Box<dyn Picker> {
+    let ranks: Vec<u32> = (0..weights.len() as u32).collect();
+    build(strategy, Ranked { weights, ranks: &ranks }, rng)
+}
+
+fn shares(strategy: Strategy, weights: &[f64], picks: usize, now: &Now) -> Vec<usize> {
+    let mut rng = SmallRng::seed_from_u64(7);
+    let mut picker = picker(strategy, weights, &mut rng);
+    let mut counts = vec![0; weights.len()];
+    for _ in 0..picks {
+        counts[picker.pick(now, &mut rng).unwrap()] += 1;
+    }
+    counts
+}
+
+/// Pearson's statistic against shares in proportion to `weights`.
+fn chi_square(counts: &[usize], weights: &[f64]) -> f64 {
+    let (picks, sum) = (counts.iter().sum::<usize>() as f64, weights.iter().sum::<f64>());
+    let expected = weights.iter().map(|weight| picks * weight / sum);
+    counts.iter().zip(expected).map(|(&n, e)| (n as f64 - e).powi(2) / e).sum()
+}
+
+/// 99.9th percentile of chi-square with 3 degrees of freedom.
+const CHI_SQUARE_3: f64 = 16.27;
+
+#[test]
+fn weighted_random_keeps_to_the_weights() {
+    let weights = [1.0, 2.0, 3.0, 4.0];
+    let counts = shares(Strategy::WeightedRandom, &weights, 40_000, &Now::default());
+    assert!(chi_square(&counts, &weights) < CHI_SQUARE_3, "{counts:?}");
+}
+
+#[test]
+fn random_ignores_the_weights() {
+    let counts = shares(Strategy::Random, &[1.0, 2.0, 3.0, 4.0], 40_000, &Now::default());
+    assert!(chi_square(&counts, &[1.0; 4]) < CHI_SQUARE_3, "{counts:?}");
+}
+
+#[test]
+fn adaptive_keeps_to_the_weights_while_nothing_is_in_flight() {
+    let weights = [1.0, 2.0, 3.0, 4.0];
+    let counts = shares(Strategy::Adaptive, &weights, 40_000, &Now::default());
+    assert!(chi_square(&counts, &weights) < CHI_SQUARE_3, "{counts:?}");
+}
+
+#[test]
+fn adaptive_and_p2c_turn_away_from_what_is_in_flight() {
+    let now = Now { in_flight: vec![50, 0, 0, 0].into(), ..Now::default() };
+    for strategy in [Strategy::Adaptive, Strategy::P2c] {
+        let counts = shares(strategy, &[1.0; 4], 16_000, &now);
+        // Only when both draws are the busy one: 1/16.
+        assert!((800..1200).contains(&counts[0]), "{strategy:?}: {counts:?}");
+    }
+}
+
+#[test]
+fn p2c_counts_in_flight_by_weight() {
+    let now = Now { in_flight: vec![3, 1].into(), ..Now::default() };
+    // 4/4 against 2/1: the larger one is the less loaded.
+    let counts = shares(Strategy::P2c, &[4.0, 1.0], 4000, &now);
+    assert!(counts[0] > 2 * counts[1], "{counts:?}");
+}
+
+#[test]
+fn round_robin_is_exact_over_each_cycle_and_spread_within() {
+    let mut rng = SmallRng::seed_from_u64(3);
+    let mut picker = picker(Strategy::RoundRobin, &[5.0, 1.0, 1.0], &mut rng);
+    let now = Now::default();
+    let picks: Vec<_> = (0..70).map(|_| picker.pick(&now, &mut rng).unwrap()).collect();
+    for cycle in picks.chunks(7) {
+        let of = |index| cycle.iter().filter(|&&pick| pick == index).count();
+        assert_eq!((of(0), of(1), of(2)), (5, 1, 1), "{picks:?}");
+    }
+    let bursts = picks.windows(6).filter(|picks| picks.iter().all(|&pick| pick == 0)).count();
+    assert_eq!(bursts, 0, "turns are spread: {picks:?}");
+}
+
+#[test]
+fn round_robins_of_many_gateways_do_not_begin_with_the_same_instance() {
+    let firsts: std::collections::HashSet<_> = (0..40)
+        .map(|seed| {
+            let mut rng = SmallRng::seed_from_u64(seed);
+            picker(Strategy::RoundRobin, &[1.0; 4], &mut rng).pick(&Now::default(), &mut rng)
+        })
+        .collect();
+    assert_eq!(firsts.len(), 4);
+}
+
+#[test]
+fn a_retry_takes_no_turn_from_the_instances_that_it_passes_over() {
+    let mut rng = SmallRng::seed_from_u64(1);
+    let mut picker = picker(Strategy::RoundRobin, &[1.0, 1.0], &mut rng);
+    let first = picker.pick(&Now::default(), &mut rng).unwrap();
+    let retry = Now { tried: vec![first], ..Now::default() };
+    assert_eq!(picker.pick(&retry, &mut rng), Some(1 - first));
+    assert_eq!(picker.pick(&Now::default(), &mut rng), Some(first));
+}
+
+#[test]
+fn best_goes_down_the_ranking_as_tries_fail() {
+    let mut rng = SmallRng::seed_from_u64(1);
+    let ranked = Ranked { weights: &[1.0, 1.0, 0.0], ranks: &[1, 2, 0] };
+    let mut picker = build(Strategy::Best, ranked, &mut rng);
+    let mut now = Now::default();
+    for expected in [Some(0), Some(1), Some(2), None] {
+        let pick = picker.pick(&now, &mut rng);
+        assert_eq!(pick, expected);
+        now.tried.extend(pick);
+    }
+}
+
+#[test]
+fn no_strategy_picks_weight_0_while_others_are_left() {
+    for strategy in ALL {
+        let counts = shares(strategy, &[0.0, 1.0, 0.0], 200, &Now::default());
+        assert_eq!(counts, [0, 200, 0], "{strategy:?}");
+    }
+}
+
+#[test]
+fn weights_that_are_all_0_are_equal() {
+    for strategy in ALL {
+        let counts = shares(strategy, &[0.0; 3], 600, &Now::default());
+        let shared = counts.iter().all(|&count| count > 100);
+        assert!(shared || strategy == Strategy::Best, "{strategy:?}: {counts:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_request_gets_each_instance_once_and_then_none(
+        weights in proptest::collection::vec(prop_oneof![Just(0.0), 1e-300..1e300, Just(1.0)], 0..12),
+        seed in any::<u64>(),
+    ) {
+        for strategy in ALL {
+            let mut rng = SmallRng::seed_from_u64(seed);
+            let mut picker = picker(strategy, &weights, &mut rng);
+            let mut now = Now::default();
+            for _ in 0..weights.len() {
+                let pick = picker.pick(&now, &mut rng);
+                prop_assert!(pick.is_some_and(|index| index < weights.len() && !now.tried.contains(&index)));
+                now.tried.extend(pick);
+            }
+            prop_assert_eq!(picker.pick(&now, &mut rng), None);
+        }
+    }
+}

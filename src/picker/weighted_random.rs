@@ -1,0 +1,23 @@
+//! `weighted_random`: each instance in proportion to its weight, at random.
+
+use rand::rngs::SmallRng;
+
+use super::alias::AliasTable;
+use super::{Moment, Picker, Ranked, draw_untried};
+
+/// Draws by weight, independently for each request.
+pub struct WeightedRandom {
+    table: AliasTable,
+}
+
+impl WeightedRandom {
+    pub fn new(ranked: Ranked<'_>) -> Self {
+        WeightedRandom { table: AliasTable::new(ranked.weights) }
+    }
+}
+
+impl Picker for WeightedRandom {
+    fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
+        draw_untried(now, self.table.len(), || self.table.draw(rng))
+    }
+}

@@ -1,0 +1,450 @@
+//! One worker's side: its views of the rankings, its pickers, and the requests
+//! that it has under way. All on nginx's event loop, so nothing here blocks.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::net::SocketAddr;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use serde::Serialize;
+
+use crate::board::{self, Board, RowId, ServiceId};
+use crate::config::{BalanceConfig, Config, Discover};
+use crate::picker::{self, Moment, Picker, Ranked};
+use crate::value::{self, InstanceValue, RankingValue, ValueError};
+
+/// Tries that one request can have: the first, and `balance.tries` of 16.
+const MAX_TRIES: usize = 17;
+
+/// A worker's state; there is one a process.
+pub struct Worker {
+    board: Board,
+    row: Option<RowId>,
+    services: Vec<Service>,
+    discover: Discover,
+    /// How long the source may be lost before the ranking is called stale, and
+    /// the plugin's thread silent before Lua falls back.
+    patience_ms: u32,
+    flights: HashMap<usize, Flight, BuildHasherDefault<AddressHasher>>,
+    rng: SmallRng,
+}
+
+/// A service as this worker knows it.
+struct Service {
+    name: String,
+    id: ServiceId,
+    balance: BalanceConfig,
+    view: Option<View>,
+    /// The newest version that was loaded, or tried in vain.
+    attempted: u64,
+    /// The last failure that was reported, so that it is reported once.
+    failed: Option<ValueError>,
+}
+
+/// One version of a service's ranking, made ready to pick from.
+struct View {
+    version: u64,
+    peers: Peers,
+    ranking: RankingValue,
+    picker: Box<dyn Picker>,
+}
+
+/// The instances of one version, kept from ranking to ranking.
+struct Peers {
+    version: u64,
+    instances: Vec<InstanceValue>,
+    hosts: Vec<String>,
+    identities: Vec<u64>,
+}
+
+/// A request that was sent somewhere and has not been logged yet.
+struct Flight {
+    service: u32,
+    slot: u32,
+    tries: usize,
+    /// Identities of the instances that it went to, by try.
+    tried: [u64; MAX_TRIES],
+}
+
+/// What the board counts for one instance, of all workers of this host.
+pub struct Counters<'a> {
+    pub service: &'a str,
+    pub instance: &'a str,
+    pub requests: u64,
+    /// Tries that failed.
+    pub failed: u64,
+    pub in_flight: u32,
+}
+
+/// The modes that a service can be served in; `fallback` is Lua's, `manual` the
+/// operator's.
+pub const MODES: [&str; 5] = ["live", "manual", "stale", "fallback", "static"];
+
+/// Where a request goes.
+#[derive(Debug, PartialEq)]
+pub enum Choice<'a> {
+    /// To this instance; `more_tries` is how often it may move on after it.
+    Peer { host: &'a str, port: u16, more_tries: u32 },
+    /// Load the service's values first, then ask again.
+    Load,
+    /// There is no ranking of the service yet.
+    Unranked,
+    /// The service has nothing to offer, or nothing that was not tried.
+    Nothing,
+}
+
+impl Worker {
+    /// A worker's state, with a row of its own on the board.
+    pub fn new(board: Board, config: &Config, seed: u64) -> Self {
+        let mut worker = Worker {
+            board,
+            row: board.claim_row(std::process::id()),
+            services: Vec::new(),
+            discover: config.discover.clone(),
+            patience_ms: config.fallback.after_ms(),
+            flights: HashMap::default(),
+            rng: SmallRng::seed_from_u64(seed),
+        };
+        for (name, service) in &config.services {
+            if let Some(id) = board.service(name) {
+                worker.add(name, id, service.balance.clone());
+            }
+        }
+        worker
+    }
+
+    fn add(&mut self, name: &str, id: ServiceId, balance: BalanceConfig) -> u32 {
+        self.services.push(Service {
+            name: name.to_owned(),
+            id,
+            balance,
+            view: None,
+            attempted: 0,
+            failed: None,
+        });
+        self.services.len() as u32 - 1
+    }
+
+    /// The handle of a service, for the calls below: a configured one, or one
+    /// that was discovered and published. Handles stay valid.
+    pub fn service(&mut self, name: &str) -> Option<u32> {
+        if let Some(known) = self.services.iter().position(|service| service.name == name) {
+            return Some(known as u32);
+        }
+        let id = self.board.find_service(name).filter(|_| self.discover.allows(name))?;
+        (self.board.version(id) > 0).then(|| self.add(name, id, BalanceConfig::default()))
+    }
+
+    /// The names of all services that this worker can serve.
+    pub fn service_names(&mut self) -> Vec<String> {
+        let published: Vec<String> = self.board.service_names().collect();
+        for name in published {
+            self.service(&name);
+        }
+        let mut names: Vec<_> = self.services.iter().map(|service| service.name.clone()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Whether a newer ranking of the service is in the shared dict than the
+    /// one that this worker has, or has tried to load.
+    pub fn needs_load(&self, service: u32) -> bool {
+        let service = self.services.get(service as usize);
+        service.is_some_and(|service| self.board.version(service.id) > service.attempted)
+    }
+
+    /// Takes in a service's two values from the shared dict. On any error the
+    /// worker keeps the view that it has, and the writer is told to store the
+    /// values again; the same error is returned once, not for each attempt.
+    ///
+    /// # Errors
+    /// What is wrong with the values.
+    pub fn load(
+        &mut self,
+        service: u32,
+        instances: Option<&[u8]>,
+        ranking: Option<&[u8]>,
+    ) -> Result<(), ValueError> {
+        let Some(service) = self.services.get_mut(service as usize) else { return Ok(()) };
+        let announced = self.board.version(service.id);
+        service.attempted = announced;
+        match service.view(instances, ranking, &mut self.rng) {
+            Ok(view) => {
+                // What is read may be newer than what was announced before.
+                service.attempted = announced.max(view.version);
+                service.view = Some(view);
+                service.failed = None;
+                Ok(())
+            }
+            Err(error) => {
+                self.board.report_damaged(service.id, announced);
+                if service.failed.as_ref() == Some(&error) {
+                    return Ok(());
+                }
+                service.failed = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// Where a request goes next. `request` is its address, the same from its
+    /// first try to its log phase; `retry` says that its last try failed.
+    pub fn balance(&mut self, service: u32, request: usize, retry: bool) -> Choice<'_> {
+        if self.needs_load(service) {
+            return Choice::Load;
+        }
+        if !retry {
+            // The address served an earlier request whose log phase never came
+            // (a location without the hook), or went to another service first.
+            self.finish(request, false);
+        }
+        let Some(known) = self.services.get_mut(service as usize) else { return Choice::Unranked };
+        let Some(view) = &mut known.view else { return Choice::Unranked };
+
+        let flight = self.flights.entry(request).or_insert(Flight {
+            service,
+            slot: board::NO_SLOT,
+            tries: 0,
+            tried: [0; MAX_TRIES],
+        });
+        if flight.tries > 0 {
+            self.board.end_request(self.row, flight.slot, true);
+            flight.slot = board::NO_SLOT;
+        }
+        let now = Try { board: self.board, peers: &view.peers, tried: flight.tried() };
+        let room = flight.tries < MAX_TRIES;
+        let Some(index) = room.then(|| view.picker.pick(&now, &mut self.rng)).flatten() else {
+            self.flights.remove(&request);
+            return Choice::Nothing;
+        };
+
+        let instance = &view.peers.instances[index];
+        flight.service = service;
+        flight.slot = instance.slot;
+        flight.tried[flight.tries] = view.peers.identities[index];
+        flight.tries += 1;
+        self.board.begin_request(self.row, instance.slot);
+        let others = view.peers.instances.len() - 1;
+        Choice::Peer {
+            host: &view.peers.hosts[index],
+            port: instance.addr.port(),
+            more_tries: known.balance.tries.min(u32::try_from(others).unwrap_or(u32::MAX)),
+        }
+    }
+
+    /// Ends a request: counts its last try as failed or not. A request that was
+    /// not balanced here is none of ours.
+    pub fn finish(&mut self, request: usize, failed: bool) {
+        if let Some(flight) = self.flights.remove(&request) {
+            self.board.end_request(self.row, flight.slot, failed);
+        }
+    }
+
+    /// The best `n` of a service as the HTTP API shows them, as JSON. `None`
+    /// while this worker has no ranking of it.
+    pub fn best(&self, service: u32, n: usize, now_ms: u64) -> Option<String> {
+        let service = self.services.get(service as usize)?;
+        let view = service.view.as_ref()?;
+        let source = self.board.source();
+        let total: f64 = view.ranking.records.iter().map(|record| record.weight).sum();
+        let mut order: Vec<usize> = (0..view.ranking.records.len()).collect();
+        order.sort_unstable_by_key(|&index| view.ranking.records[index].rank);
+        let instances = order.into_iter().take(n).map(|index| {
+            let (instance, record) = (&view.peers.instances[index], &view.ranking.records[index]);
+            InstanceView {
+                id: &instance.id,
+                addr: instance.addr,
+                zone: &instance.zone,
+                rank: record.rank + 1,
+                score: record.score,
+                weight: record.weight,
+                share: if total > 0.0 { record.weight / total } else { 0.0 },
+                in_flight: self.board.in_flight(instance.slot),
+                state: record.state.as_str(),
+            }
+        });
+        let view = ServiceView {
+            service: &service.name,
+            mode: self.mode(now_ms),
+            version: view.version,
+            revision: source.revision,
+            age_ms: now_ms.saturating_sub(view.ranking.published_ms.max(source.confirmed_ms)),
+            count: view.ranking.records.len(),
+            instances: instances.collect(),
+        };
+        serde_json::to_string(&view).ok()
+    }
+
+    /// How fresh the rankings are, see [`SourceState::mode`](board::SourceState::mode).
+    pub fn mode(&self, now_ms: u64) -> &'static str {
+        self.board.source().mode(now_ms, self.patience_ms)
+    }
+
+    /// `fallback.after` of the configuration.
+    pub fn patience_ms(&self) -> u32 {
+        self.patience_ms
+    }
+
+    /// The counters of each instance in this worker's views.
+    pub fn counters(&self) -> impl Iterator<Item = Counters<'_>> {
+        self.services.iter().flat_map(|service| {
+            let instances = service.view.iter().flat_map(|view| &view.peers.instances);
+            instances.map(|instance| {
+                let (requests, failed) = self.board.counters(instance.slot);
+                Counters {
+                    service: &service.name,
+                    instance: &instance.id,
+                    requests,
+                    failed,
+                    in_flight: self.board.in_flight(instance.slot),
+                }
+            })
+        })
+    }
+
+    /// Version and time of publishing of each service's view.
+    pub fn versions(&self) -> impl Iterator<Item = (&str, u64, u64)> {
+        self.services.iter().filter_map(|service| {
+            let view = service.view.as_ref()?;
+            Some((service.name.as_str(), view.version, view.ranking.published_ms))
+        })
+    }
+
+    /// The board that this worker counts on.
+    pub fn board(&self) -> Board {
+        self.board
+    }
+}
+
+impl Service {
+    /// The view that two values make. Instances of a version that is at hand
+    /// already are not decoded again.
+    fn view(
+        &mut self,
+        instances: Option<&[u8]>,
+        ranking: Option<&[u8]>,
+        rng: &mut SmallRng,
+    ) -> Result<View, ValueError> {
+        let (version, body) = value::open(ranking.ok_or(ValueError::Missing)?)?;
+        let ranking = RankingValue::decode(body)?;
+        let wanted = ranking.instances_version;
+        let at_hand = self.view.as_ref().is_some_and(|view| view.peers.version == wanted);
+        let decoded = if at_hand {
+            None
+        } else {
+            let (found, body) = value::open(instances.ok_or(ValueError::Missing)?)?;
+            if found != wanted {
+                return Err(ValueError::Mismatch { wanted, found });
+            }
+            Some(Peers::new(&self.name, found, value::decode_instances(body)?))
+        };
+        let known = decoded.as_ref().or(self.view.as_ref().map(|view| &view.peers));
+        let count = known.map_or(0, |peers| peers.instances.len());
+        if count != ranking.records.len() {
+            let what = format!("{} records for {count} instances", ranking.records.len());
+            return Err(ValueError::Body(what));
+        }
+        let weights: Vec<f64> = ranking.records.iter().map(|record| record.weight).collect();
+        let ranks: Vec<u32> = ranking.records.iter().map(|record| record.rank).collect();
+        let ranked = Ranked { weights: &weights, ranks: &ranks };
+        let picker = picker::build(self.balance.strategy, ranked, rng);
+        let peers = decoded
+            .or_else(|| self.view.take().map(|view| view.peers))
+            .ok_or(ValueError::Missing)?;
+        Ok(View { version, peers, ranking, picker })
+    }
+}
+
+impl Peers {
+    fn new(service: &str, version: u64, instances: Vec<InstanceValue>) -> Self {
+        let identity = |i: &InstanceValue| board::identity(service, &i.id, &i.addr);
+        Peers {
+            version,
+            hosts: instances.iter().map(|instance| host(&instance.addr)).collect(),
+            identities: instances.iter().map(identity).collect(),
+            instances,
+        }
+    }
+}
+
+/// An address's host as `set_current_peer` wants it.
+fn host(addr: &SocketAddr) -> String {
+    match addr {
+        SocketAddr::V4(addr) => addr.ip().to_string(),
+        SocketAddr::V6(addr) => format!("[{}]", addr.ip()),
+    }
+}
+
+impl Flight {
+    fn tried(&self) -> &[u64] {
+        &self.tried[..self.tries]
+    }
+}
+
+/// One try of one request.
+struct Try<'a> {
+    board: Board,
+    peers: &'a Peers,
+    tried: &'a [u64],
+}
+
+impl Moment for Try<'_> {
+    fn is_tried(&self, index: usize) -> bool {
+        self.tried.contains(&self.peers.identities[index])
+    }
+
+    fn in_flight(&self, index: usize) -> u32 {
+        self.board.in_flight(self.peers.instances[index].slot)
+    }
+}
+
+/// The object of `GET /ipconfig/v1/services/<service>`.
+#[derive(Serialize)]
+struct ServiceView<'a> {
+    service: &'a str,
+    mode: &'static str,
+    version: u64,
+    revision: i64,
+    age_ms: u64,
+    count: usize,
+    instances: Vec<InstanceView<'a>>,
+}
+
+#[derive(Serialize)]
+struct InstanceView<'a> {
+    id: &'a str,
+    addr: SocketAddr,
+    zone: &'a str,
+    rank: u32,
+    score: f64,
+    weight: f64,
+    share: f64,
+    in_flight: u32,
+    state: &'static str,
+}
+
+/// Spreads the addresses of requests, which are aligned and close together.
+#[derive(Default)]
+struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_usize(byte.into());
+        }
+    }
+
+    fn write_usize(&mut self, address: usize) {
+        // Fibonacci hashing: 2^64 over the golden ratio.
+        let spread = (self.0 ^ address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = spread ^ (spread >> 32);
+    }
+}
+
+#[cfg(test)]
+mod tests;

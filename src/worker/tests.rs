@@ -1,0 +1,544 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::ranking::State;
+use crate::value::{Record, seal};
+
+const STRATEGIES: [&str; 6] =
+    ["best", "weighted_random", "round_robin", "random", "p2c", "adaptive"];
+
+/// A worker that serves `chat`, and the two values that its writer has stored.
+///
+/// Instances are lowercase letters; `a` is at port 9001, `b` at 9002.
+struct Gateway {
+    board: Board,
+    worker: Worker,
+    chat: u32,
+    instances: Option<Vec<u8>>,
+    ranking: Option<Vec<u8>>,
+}
+
+impl Gateway {
+    fn new(balance: &Value) -> Self {
+        let file = json!({"services": {"chat": {"balance": balance}}});
+        let board = Board::map_for_tests();
+        let config = Config::parse(&file.to_string()).unwrap();
+        let mut worker = Worker::new(board, &config, 7);
+        let chat = worker.service("chat").unwrap();
+        Gateway { board, worker, chat, instances: None, ranking: None }
+    }
+
+    /// One that has loaded a ranking of these instances, all of weight 1.
+    fn ranked(strategy: &str, tries: u32, ids: &str) -> Self {
+        let mut gateway = Gateway::new(&json!({"strategy": strategy, "tries": tries}));
+        gateway.publish(ids);
+        gateway.load().unwrap();
+        gateway
+    }
+
+    /// Stores and announces the next version: instances of weight 1, best first.
+    fn publish(&mut self, ids: &str) {
+        self.publish_weighted(&ids.chars().map(|id| (id, 1.0)).collect::<Vec<_>>());
+    }
+
+    fn publish_weighted(&mut self, ranked: &[(char, f64)]) {
+        self.store(ranked);
+        self.board.set_version(self.id(), self.board.version(self.id()) + 1);
+    }
+
+    /// Stores the next version and does not announce it yet.
+    fn store(&mut self, ranked: &[(char, f64)]) {
+        let version = self.board.version(self.id()) + 1;
+        let mut by_id: Vec<_> = (0..).zip(ranked).collect();
+        by_id.sort_unstable_by_key(|(_, (id, _))| *id);
+        let instances: Vec<_> = by_id.iter().map(|(_, (id, _))| self.instance(*id)).collect();
+        let record = |&(rank, &(_, weight))| Record {
+            score: -f64::from(rank),
+            weight,
+            rank,
+            state: State::Unreported,
+        };
+        let ranking = RankingValue {
+            instances_version: version,
+            published_ms: 1000 * version,
+            revision: 17,
+            records: by_id.iter().map(record).collect(),
+        };
+        self.instances = Some(seal(version, &value::encode_instances(&instances)));
+        self.ranking = Some(seal(version, &ranking.encode()));
+    }
+
+    fn instance(&self, id: char) -> InstanceValue {
+        let addr = ([127, 0, 0, 1], port(id)).into();
+        let identity = board::identity("chat", &id.to_string(), &addr);
+        let known = self.board.used_slots().find(|(_, known)| *known == identity);
+        let slot = known.map(|(slot, _)| slot).or_else(|| self.board.claim_slot(identity, 0));
+        let (id, zone) = (id.to_string(), "z".to_owned());
+        InstanceValue { id, addr, zone, weight: 1.0, slot: slot.unwrap() }
+    }
+
+    fn load(&mut self) -> Result<(), ValueError> {
+        self.worker.load(self.chat, self.instances.as_deref(), self.ranking.as_deref())
+    }
+
+    /// A request's first try: the instance that it goes to, if to any.
+    fn send(&mut self, request: usize) -> Option<char> {
+        self.balance(request, false)
+    }
+
+    /// Its next try, after the last one failed.
+    fn resend(&mut self, request: usize) -> Option<char> {
+        self.balance(request, true)
+    }
+
+    fn balance(&mut self, request: usize, retry: bool) -> Option<char> {
+        if self.worker.needs_load(self.chat) {
+            self.load().unwrap();
+        }
+        match self.worker.balance(self.chat, request, retry) {
+            Choice::Peer { host: "127.0.0.1", port, .. } => Some(letter(port)),
+            Choice::Nothing => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn in_flight(&self) -> i64 {
+        self.board.used_slots().map(|(slot, _)| i64::from(self.board.in_flight(slot))).sum()
+    }
+
+    /// Requests and failed tries of one instance, as the metrics page has them.
+    fn counted(&self, id: char) -> (u64, u64) {
+        let id = id.to_string();
+        let counters = self.worker.counters().find(|counters| counters.instance == id);
+        counters.map(|counters| (counters.requests, counters.failed)).unwrap()
+    }
+
+    fn id(&self) -> ServiceId {
+        self.board.find_service("chat").unwrap()
+    }
+
+    fn best(&self, n: usize, now_ms: u64) -> Option<Value> {
+        let json = self.worker.best(self.chat, n, now_ms)?;
+        Some(serde_json::from_str(&json).unwrap())
+    }
+}
+
+fn port(id: char) -> u16 {
+    9000 + u16::try_from(u32::from(id) - u32::from('a')).unwrap() + 1
+}
+
+fn letter(port: u16) -> char {
+    char::from(b'a' + u8::try_from(port - 9001).unwrap())
+}
+
+// === loading ===
+
+#[test]
+fn a_service_that_was_never_published_is_unranked_and_not_loaded() {
+    let mut gateway = Gateway::new(&json!({}));
+    assert!(!gateway.worker.needs_load(gateway.chat));
+    assert_eq!(gateway.worker.balance(gateway.chat, 1, false), Choice::Unranked);
+    assert_eq!(gateway.best(9, 0), None);
+    assert_eq!(gateway.in_flight(), 0);
+}
+
+#[test]
+fn a_new_version_is_loaded_before_the_next_request_and_once() {
+    let mut gateway = Gateway::new(&json!({"strategy": "best"}));
+    gateway.publish("ab");
+    assert!(gateway.worker.needs_load(gateway.chat));
+    assert_eq!(gateway.worker.balance(gateway.chat, 1, false), Choice::Load);
+    gateway.load().unwrap();
+    assert!(!gateway.worker.needs_load(gateway.chat));
+    let peer = Choice::Peer { host: "127.0.0.1", port: 9001, more_tries: 1 };
+    assert_eq!(gateway.worker.balance(gateway.chat, 1, false), peer);
+
+    gateway.publish("ba");
+    assert_eq!(gateway.worker.balance(gateway.chat, 2, false), Choice::Load);
+    gateway.load().unwrap();
+    assert_eq!(gateway.send(2), Some('b'));
+}
+
+#[test]
+fn a_version_that_is_stored_but_not_announced_yet_is_not_loaded_again_and_again() {
+    let mut gateway = Gateway::ranked("best", 2, "a");
+    gateway.publish("a");
+    gateway.store(&[('b', 1.0)]); // the writer is about to announce it, or was killed
+    gateway.load().unwrap();
+    assert!(!gateway.worker.needs_load(gateway.chat), "what was read is newer than announced");
+    assert_eq!(gateway.send(1), Some('b'));
+}
+
+#[test]
+fn instances_that_are_at_hand_are_not_read_again() {
+    let mut gateway = Gateway::ranked("best", 2, "ab");
+    let stored = gateway.ranking.take().unwrap();
+    let mut ranking = RankingValue::decode(value::open(&stored).unwrap().1).unwrap();
+    (ranking.records[0].rank, ranking.records[1].rank) = (1, 0);
+    gateway.ranking = Some(seal(2, &ranking.encode()));
+    gateway.instances = None;
+    gateway.board.set_version(gateway.id(), 2);
+    assert_eq!(gateway.send(1), Some('b'));
+}
+
+/// Damages what was stored, in one way.
+type Damage = fn(&mut Gateway);
+
+#[test]
+fn values_that_cannot_be_used_leave_the_view_and_are_reported_to_the_writer() {
+    let cases: [(&str, Damage); 8] = [
+        ("the value is missing", |gateway| gateway.ranking = None),
+        ("the value is missing", |gateway| gateway.instances = None),
+        ("the value does not begin with ipconfig1", |gateway| {
+            gateway.ranking = Some(b"somebody else's".to_vec());
+        }),
+        ("the checksum is", |gateway| gateway.ranking.as_mut().unwrap()[60] ^= 1),
+        ("the value is cut short: 80 bytes", |gateway| {
+            gateway.ranking.as_mut().unwrap().truncate(80);
+        }),
+        ("the ranking is of instances version 2 and the instances are of 1", |gateway| {
+            let (_, body) = value::open(gateway.instances.as_ref().unwrap()).unwrap();
+            gateway.instances = Some(seal(1, body));
+        }),
+        ("the body is not valid: ", |gateway| gateway.instances = Some(seal(2, b"{}"))),
+        ("the body is not valid: 2 records for 0 instances", |gateway| {
+            gateway.instances = Some(seal(2, b"[]"));
+        }),
+    ];
+    for (expected, damage) in cases {
+        let mut gateway = Gateway::ranked("best", 2, "ab");
+        gateway.publish("cd");
+        damage(&mut gateway);
+        let error = gateway.load().unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error:?}, expected {expected:?}");
+        assert_eq!(gateway.board.view_errors(), 1, "{expected}");
+        assert!(gateway.board.is_damaged(gateway.id()), "{expected}: to be stored again");
+        assert!(!gateway.worker.needs_load(gateway.chat), "{expected}: not read once a request");
+        assert_eq!(gateway.send(1), Some('a'), "{expected}: the view at hand stays");
+        assert_eq!(gateway.resend(1), Some('b'), "{expected}");
+
+        gateway.publish("cd");
+        assert_eq!(gateway.send(2), Some('c'), "{expected}: healed by the next version");
+        assert!(!gateway.board.is_damaged(gateway.id()));
+    }
+}
+
+#[test]
+fn the_same_failure_is_told_once_until_something_else_happens() {
+    let mut gateway = Gateway::ranked("best", 2, "a");
+    let mut fail_with = |value: Option<&[u8]>| {
+        gateway.publish("b");
+        gateway.ranking = value.map(<[u8]>::to_vec);
+        gateway.load()
+    };
+    assert_eq!(fail_with(None), Err(ValueError::Missing));
+    assert_eq!(fail_with(None), Ok(()), "known");
+    assert_eq!(fail_with(Some(b"x")), Err(ValueError::Foreign), "another failure is news");
+    assert_eq!(fail_with(None), Err(ValueError::Missing));
+    assert_eq!(gateway.board.view_errors(), 4, "all of them count");
+
+    gateway.publish("b");
+    assert_eq!(gateway.load(), Ok(()));
+    gateway.publish("b");
+    gateway.ranking = None;
+    assert_eq!(gateway.load(), Err(ValueError::Missing), "news again, after a good one");
+}
+
+#[test]
+fn a_handle_that_was_never_given_out_is_refused_and_harmless() {
+    let mut gateway = Gateway::ranked("best", 2, "a");
+    assert!(!gateway.worker.needs_load(99));
+    assert_eq!(gateway.worker.load(99, None, None), Ok(()));
+    assert_eq!(gateway.worker.balance(99, 1, false), Choice::Unranked);
+    assert_eq!(gateway.worker.best(99, 1, 0), None);
+    assert_eq!(gateway.in_flight(), 0);
+}
+
+// === tries ===
+
+#[test]
+fn a_request_moves_through_all_instances_and_never_back_to_one_by_any_strategy() {
+    for strategy in STRATEGIES {
+        let mut gateway = Gateway::ranked(strategy, 16, "abcde");
+        for request in 1..200 {
+            let mut tried = vec![gateway.send(request).unwrap()];
+            tried.extend((0..4).map(|_| gateway.resend(request).unwrap()));
+            tried.sort_unstable();
+            assert_eq!(tried, ['a', 'b', 'c', 'd', 'e'], "{strategy}");
+            assert_eq!(gateway.resend(request), None, "{strategy}: all were tried");
+        }
+        assert_eq!(gateway.in_flight(), 0, "{strategy}");
+    }
+}
+
+#[test]
+fn an_instance_that_was_tried_stays_so_when_the_members_change_in_between() {
+    for strategy in STRATEGIES {
+        let mut gateway = Gateway::ranked(strategy, 16, "bcd");
+        for request in 1..200 {
+            gateway.publish("bcd");
+            let first = gateway.send(request).unwrap();
+            // `a` and `e` move all indexes, and the first one is gone for a try.
+            let others: String = "abcde".chars().filter(|id| *id != first).collect();
+            gateway.publish(&others);
+            let second = gateway.resend(request).unwrap();
+            gateway.publish("bcd");
+            let third = gateway.resend(request).unwrap_or('-');
+            let fourth = gateway.resend(request).unwrap_or('-');
+            let tried = [first, second, third, fourth];
+            let repeated = (1..4).any(|n| tried[n] != '-' && tried[..n].contains(&tried[n]));
+            assert!(!repeated, "{strategy}: {tried:?}");
+            gateway.worker.finish(request, false);
+        }
+    }
+}
+
+#[test]
+fn an_instance_at_another_address_is_another_instance() {
+    let mut gateway = Gateway::ranked("best", 2, "a");
+    assert_eq!(gateway.send(1), Some('a'));
+    let moved = InstanceValue { addr: ([127, 0, 0, 1], 9002).into(), ..gateway.instance('a') };
+    gateway.publish("a");
+    gateway.instances = Some(seal(2, &value::encode_instances(&[moved])));
+    assert_eq!(gateway.resend(1), Some('b'), "port 9002, which this request has not tried");
+}
+
+#[test]
+fn a_request_may_move_on_as_often_as_is_configured_and_there_are_others() {
+    for (tries, ids, more_tries) in
+        [(2, "a", 0), (2, "ab", 1), (2, "abc", 2), (2, "abcde", 2), (0, "abc", 0), (16, "abc", 2)]
+    {
+        let mut gateway = Gateway::ranked("best", tries, ids);
+        let peer = Choice::Peer { host: "127.0.0.1", port: 9001, more_tries };
+        assert_eq!(gateway.worker.balance(gateway.chat, 1, false), peer, "{tries} tries, {ids}");
+    }
+}
+
+#[test]
+fn the_longest_chain_of_tries_ends_in_nothing_and_not_in_a_panic() {
+    let ids: String = ('a'..='z').collect();
+    let mut gateway = Gateway::ranked("round_robin", 16, &ids);
+    gateway.send(1).unwrap();
+    for _ in 1..MAX_TRIES {
+        gateway.resend(1).unwrap();
+    }
+    assert_eq!(gateway.resend(1), None);
+    assert_eq!(gateway.in_flight(), 0);
+}
+
+#[test]
+fn a_service_without_instances_has_nothing_to_offer() {
+    for strategy in STRATEGIES {
+        let mut gateway = Gateway::ranked(strategy, 2, "");
+        assert_eq!(gateway.send(1), None, "{strategy}");
+        assert_eq!(gateway.resend(1), None, "{strategy}");
+        assert_eq!(gateway.in_flight(), 0);
+    }
+}
+
+// === in flight ===
+
+#[test]
+fn a_request_is_in_flight_from_its_choice_to_its_end() {
+    let mut gateway = Gateway::ranked("best", 2, "a");
+    gateway.send(1);
+    gateway.send(2);
+    assert_eq!(gateway.in_flight(), 2);
+    gateway.worker.finish(1, false);
+    assert_eq!(gateway.in_flight(), 1);
+    gateway.worker.finish(1, false);
+    assert_eq!(gateway.in_flight(), 1, "a request ends once");
+    gateway.worker.finish(2, true);
+    assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (2, 1)));
+}
+
+#[test]
+fn a_try_that_failed_ends_where_it_was_and_begins_at_the_next() {
+    let mut gateway = Gateway::ranked("best", 2, "abc");
+    gateway.send(1);
+    gateway.resend(1);
+    gateway.resend(1);
+    assert_eq!(gateway.in_flight(), 1);
+    gateway.worker.finish(1, false);
+    assert_eq!(gateway.in_flight(), 0);
+    assert_eq!(['a', 'b', 'c'].map(|id| gateway.counted(id)), [(1, 1), (1, 1), (1, 0)]);
+}
+
+#[test]
+fn a_request_that_ran_out_of_instances_is_over() {
+    let mut gateway = Gateway::ranked("best", 2, "a");
+    gateway.send(1);
+    assert_eq!(gateway.resend(1), None);
+    assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (1, 1)));
+    gateway.worker.finish(1, true); // its log phase comes all the same
+    assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (1, 1)), "counted once");
+}
+
+#[test]
+fn a_request_whose_log_phase_never_came_ends_when_its_address_is_used_again() {
+    let mut gateway = Gateway::ranked("best", 2, "abc");
+    gateway.send(1);
+    gateway.resend(1);
+    gateway.send(1);
+    assert_eq!(gateway.in_flight(), 1);
+    assert_eq!(gateway.resend(1), Some('b'), "the tries of the earlier one are forgotten");
+    gateway.worker.finish(1, false);
+    assert_eq!(gateway.in_flight(), 0);
+}
+
+#[test]
+fn the_end_of_a_request_that_was_balanced_elsewhere_counts_nothing() {
+    let mut gateway = Gateway::ranked("best", 2, "a");
+    gateway.worker.finish(1, true);
+    gateway.send(2);
+    gateway.worker.finish(3, true);
+    assert_eq!((gateway.in_flight(), gateway.counted('a')), (1, (1, 0)));
+}
+
+#[test]
+fn an_instance_that_left_is_still_counted_down() {
+    let mut gateway = Gateway::ranked("best", 2, "ab");
+    gateway.send(1);
+    gateway.publish("b");
+    gateway.send(2);
+    gateway.worker.finish(1, false);
+    assert_eq!(gateway.in_flight(), 1);
+    gateway.worker.finish(2, false);
+    assert_eq!(gateway.in_flight(), 0);
+}
+
+#[test]
+fn a_retry_that_this_worker_knows_nothing_of_is_a_first_try() {
+    let mut gateway = Gateway::ranked("best", 2, "ab");
+    // Its first try was served by the fallback.
+    assert_eq!(gateway.resend(1), Some('a'));
+    assert_eq!((gateway.in_flight(), gateway.counted('a')), (1, (1, 0)));
+}
+
+// === what others see ===
+
+#[test]
+fn best_gives_each_field_of_the_api_in_rank_order() {
+    let mut gateway = Gateway::new(&json!({"strategy": "best"}));
+    gateway.publish_weighted(&[('b', 3.0), ('a', 1.0)]);
+    gateway.load().unwrap();
+    gateway.board.set_source(board::SourceState {
+        synced: true,
+        revision: 42,
+        confirmed_ms: 4_000,
+        lost_since_ms: 0,
+    });
+    gateway.send(1);
+    let expected = json!({
+        "service": "chat", "mode": "live", "version": 1, "revision": 42, "age_ms": 500, "count": 2,
+        "instances": [
+            {"id": "b", "addr": "127.0.0.1:9002", "zone": "z", "rank": 1, "score": 0.0,
+             "weight": 3.0, "share": 0.75, "in_flight": 1, "state": "unreported"},
+            {"id": "a", "addr": "127.0.0.1:9001", "zone": "z", "rank": 2, "score": -1.0,
+             "weight": 1.0, "share": 0.25, "in_flight": 0, "state": "unreported"},
+        ],
+    });
+    assert_eq!(gateway.best(2, 4_500), Some(expected.clone()));
+    assert_eq!(gateway.best(99, 4_500), Some(expected));
+}
+
+#[test]
+fn best_gives_no_more_than_was_asked_for_and_counts_all() {
+    let gateway = Gateway::ranked("best", 2, "abc");
+    for (n, expected) in [(0, json!([])), (1, json!(["a"])), (2, json!(["a", "b"]))] {
+        let view = gateway.best(n, 0).unwrap();
+        let ids: Vec<_> =
+            view["instances"].as_array().unwrap().iter().map(|one| one["id"].clone()).collect();
+        assert_eq!((json!(ids), &view["count"]), (expected, &json!(3)));
+    }
+}
+
+#[test]
+fn the_age_of_a_view_is_the_time_since_it_was_last_known_to_be_true() {
+    let mut gateway = Gateway::new(&json!({}));
+    gateway.publish("a"); // at 1000 ms
+    gateway.load().unwrap();
+    assert_eq!(gateway.best(0, 1_200).unwrap()["age_ms"], 200);
+    let confirmed_ms = 5_000;
+    gateway.board.set_source(board::SourceState { confirmed_ms, ..Default::default() });
+    assert_eq!(gateway.best(0, 5_100).unwrap()["age_ms"], 100);
+    assert_eq!(gateway.best(0, 900).unwrap()["age_ms"], 0, "never below 0");
+}
+
+#[test]
+fn weights_that_are_all_zero_share_nothing_and_divide_nothing() {
+    let mut gateway = Gateway::new(&json!({"strategy": "weighted_random"}));
+    gateway.publish_weighted(&[('a', 0.0), ('b', 0.0)]);
+    gateway.load().unwrap();
+    assert_eq!(gateway.best(1, 0).unwrap()["instances"][0]["share"], 0.0);
+    assert!(gateway.send(1).is_some(), "any is better than none");
+}
+
+#[test]
+fn the_mode_is_static_until_the_first_list_then_live_then_stale_once_the_source_is_lost() {
+    let gateway = Gateway::new(&json!({})); // fallback.after is 5 s
+    let mode = |synced, lost_since_ms, now_ms| {
+        let source = board::SourceState { synced, lost_since_ms, ..Default::default() };
+        gateway.board.set_source(source);
+        gateway.worker.mode(now_ms)
+    };
+    assert_eq!(mode(false, 1, 2), "static");
+    assert_eq!(mode(false, 1, 1_000_000), "static", "for as long as nothing was ever read");
+    assert_eq!(mode(true, 0, 1_000_000), "live");
+    assert_eq!(mode(true, 1_000, 6_000), "live");
+    assert_eq!(mode(true, 1_000, 6_001), "stale");
+    assert_eq!(mode(true, 9_000, 8_000), "live", "not lost yet, by this worker's clock");
+}
+
+#[test]
+fn counters_and_versions_are_those_of_the_views() {
+    let mut gateway = Gateway::new(&json!({"strategy": "best"}));
+    assert_eq!(gateway.worker.counters().count(), 0);
+    assert_eq!(gateway.worker.versions().count(), 0);
+    gateway.publish("ab");
+    gateway.send(1);
+    let counters: Vec<_> = gateway
+        .worker
+        .counters()
+        .map(|c| (c.service, c.instance, c.requests, c.failed, c.in_flight))
+        .collect();
+    assert_eq!(counters, [("chat", "a", 1, 0, 1), ("chat", "b", 0, 0, 0)]);
+    assert_eq!(gateway.worker.versions().collect::<Vec<_>>(), [("chat", 1, 1000)]);
+}
+
+// === services ===
+
+#[test]
+fn a_service_that_only_etcd_knows_is_served_where_discover_allows_it() {
+    for (discover, allowed) in [
+        (json!(false), &[][..]),
+        (json!(true), &["mail", "team-a.x"][..]),
+        (json!(["mail"]), &["mail"][..]),
+        (json!(["team-a.*"]), &["team-a.x"][..]),
+    ] {
+        let board = Board::map_for_tests();
+        for name in ["mail", "team-a.x"] {
+            board.set_version(board.service(name).unwrap(), 1);
+        }
+        let file = json!({"discover": discover, "services": {"chat": {}}});
+        let mut worker = Worker::new(board, &Config::parse(&file.to_string()).unwrap(), 7);
+        for name in ["mail", "team-a.x"] {
+            assert_eq!(worker.service(name).is_some(), allowed.contains(&name), "{discover}");
+        }
+        assert_eq!(worker.service_names(), [&["chat"], allowed].concat(), "{discover}");
+    }
+}
+
+#[test]
+fn a_discovered_service_has_no_handle_until_it_is_published_and_then_keeps_it() {
+    let board = Board::map_for_tests();
+    let config = Config::parse(r#"{"discover": true, "services": {"chat": {}}}"#).unwrap();
+    let mut worker = Worker::new(board, &config, 7);
+    assert_eq!(worker.service("mail"), None);
+    let id = board.service("mail").unwrap();
+    assert_eq!(worker.service("mail"), None, "no ranking yet");
+    board.set_version(id, 1);
+    let mail = worker.service("mail");
+    assert!(mail.is_some() && mail != worker.service("chat"));
+    assert_eq!(worker.service("mail"), mail);
+}
