@@ -14,7 +14,7 @@
 //!
 //! Data flows one way, and each module knows the output of its left neighbour
 //! alone: `score` cannot reach etcd, `picker` cannot reach nginx, protobuf is
-//! known to [`wire`], etcd-client to [`etcd`], and `unsafe` stands in `ffi`
+//! known to [`wire`], etcd-client to [`etcd`], and `unsafe` stands in [`ffi`]
 //! and [`board`]. The modules below are in the order of the flow.
 
 pub mod config;
@@ -37,3 +37,9 @@ pub mod value;
 
 pub mod picker;
 pub mod worker;
+
+pub mod plugin;
+
+pub mod metrics;
+
+pub mod ffi;

@@ -1,0 +1,456 @@
+-- Load-aware balancing for OpenResty: the API that users require.
+
+local cjson    = require "cjson.safe"
+local balancer = require "resty.ipconfig.balancer"
+local fallback = require "resty.ipconfig.fallback"
+local native   = require "resty.ipconfig.native"
+
+
+local error  = error
+local floor  = math.floor
+local open   = io.open
+local type   = type
+local log    = ngx.log
+local ERR    = ngx.ERR
+local NOTICE = ngx.NOTICE
+
+
+local _M = { _VERSION = "0.1.0" }
+
+
+local DICT         = "ipconfig"
+local DEFAULT_PATH = "/etc/ipconfig/ipconfig.json"
+
+-- what the shared dict holds beside the instances, and what one of them may
+-- take in its two values: enough to refuse a dict that cannot work
+local DICT_BASE     = 128 * 1024
+local DICT_INSTANCE = 1024
+
+-- how often a worker looks whether the plugin's thread is alive, in seconds
+local TICK = 0.25
+
+local MAX_NAME = 128
+
+
+-- what this VM knows
+local self = {
+    config      = nil,    -- the configuration, decoded
+    text        = nil,    -- and as JSON
+    dict        = nil,
+    load_error  = nil,    -- why the library cannot be used
+    fallen_back = false,  -- whether requests are served without the library
+    silent_for  = 0,      -- how long the plugin's thread is silent, in seconds
+}
+
+
+local function read_file(path)
+    local file, err = open(path, "rb")
+    if not file then
+        return nil, "failed to open the configuration: " .. err
+    end
+
+    local text = file:read("*a")
+    file:close()
+
+    if not text then
+        return nil, "failed to read the configuration " .. path
+    end
+
+    return text
+end
+
+
+local function check_dict(config)
+    local dict = ngx.shared[DICT]
+    if not dict then
+        return nil, "no shared dict: add 'lua_shared_dict " .. DICT
+                    .. " 32m;' to the http block"
+    end
+
+    local instances = 0
+    for _, service in pairs(config.services) do
+        instances = instances + #(service.instances or {})
+    end
+
+    local needed = DICT_BASE + instances * DICT_INSTANCE
+    if dict:capacity() < needed then
+        return nil, "lua_shared_dict " .. DICT .. " is too small: "
+                    .. floor(dict:capacity() / 1024) .. "k for "
+                    .. instances .. " configured instances, which need at "
+                    .. "least " .. floor(needed / 1024) .. "k"
+    end
+
+    return dict
+end
+
+
+-- syntax: ipconfig.init(path_or_table?)
+-- context: init_by_lua*
+--
+-- Reads and checks the configuration, loads the library and starts nothing. The
+-- argument is the path of the configuration file (default: the environment
+-- variable IPCONFIG_CONFIG, else /etc/ipconfig/ipconfig.json) or the
+-- configuration itself as a table.
+--
+-- Throws when the configuration or the shared dict cannot be used, so that
+-- nginx does not start, or on reload goes on as it was. A library that cannot
+-- be loaded is logged instead, and Lua alone serves the configured instances.
+function _M.init(config)
+    local where = ""
+    local text, err
+
+    if config == nil or type(config) == "string" then
+        local path = config or os.getenv("IPCONFIG_CONFIG") or DEFAULT_PATH
+        where = path .. ": "
+        text, err = read_file(path)
+
+    elseif type(config) == "table" then
+        text, err = cjson.encode(config)
+
+    else
+        error("init() takes a path or a table, not a " .. type(config), 2)
+    end
+
+    if not text then
+        error(err, 2)
+    end
+
+    local ok, load_error = native.load()
+    if ok then
+        ok, err = native.init(text)
+        if not ok then
+            error(where .. err, 2)
+        end
+
+    else
+        log(ERR, "[ipconfig] serving the configured instances without ",
+            "ranking: ", load_error)
+    end
+
+    local decoded
+    decoded, err = cjson.decode(text)
+    if type(decoded) ~= "table" or type(decoded.services) ~= "table" then
+        error(where .. (err or "services: expected an object"), 2)
+    end
+
+    local dict
+    dict, err = check_dict(decoded)
+    if not dict then
+        error(err, 2)
+    end
+
+    self.config      = decoded
+    self.text        = text
+    self.dict        = dict
+    self.load_error  = load_error
+    self.fallen_back = load_error ~= nil
+
+    fallback.configure(decoded)
+    balancer.reset()
+
+    -- loaded by the master, for workers that may not read the files
+    require "resty.ipconfig.api"
+end
+
+
+local function fall_back(yes)
+    if self.fallen_back == yes then
+        return
+    end
+
+    self.fallen_back = yes
+
+    if yes then
+        log(ERR, "[ipconfig] mode fallback: the plugin's thread is silent; ",
+            "serving by fallback weights")
+    else
+        log(NOTICE, "[ipconfig] mode normal: the plugin's thread is back; ",
+            "serving by ranking")
+    end
+end
+
+
+local function watch_thread(writer)
+    local after = native.fallback_after()
+    local last_beat = native.heartbeat()
+
+    local function tick(premature)
+        if premature then
+            if writer then
+                native.plugin_stop()
+            end
+            return
+        end
+
+        local beat = native.heartbeat()
+        self.silent_for = beat == last_beat and self.silent_for + TICK or 0
+        last_beat = beat
+        fall_back(self.silent_for >= after)
+
+        if writer then
+            local level, line = native.next_log()
+            while level do
+                log(level, "[ipconfig] ", line)
+                level, line = native.next_log()
+            end
+        end
+    end
+
+    return ngx.timer.every(TICK, tick)
+end
+
+
+-- syntax: ok, err = ipconfig.init_worker()
+-- context: init_worker_by_lua*
+--
+-- Makes this worker ready; in worker 0 it starts the plugin's thread. Throws if
+-- init() has not run. When the library cannot be used, returns nil and why; the
+-- worker then serves without it.
+function _M.init_worker()
+    if not self.config then
+        error("init() must run first, in init_by_lua", 2)
+    end
+
+    math.randomseed(ngx.now() * 1000 + ngx.worker.pid())
+
+    if self.load_error then
+        return nil, self.load_error
+    end
+
+    -- the privileged agent and nginx's cache processes have no worker id
+    if not ngx.worker.id() then
+        return true
+    end
+
+    local writer = ngx.worker.id() == 0
+
+    local ok, err = native.worker_start(self.text)
+    if ok and writer then
+        ok, err = native.plugin_start(self.text, self.dict)
+        -- stops the thread on every normal exit, one without timers included
+        self.sentinel = newproxy(true)
+        getmetatable(self.sentinel).__gc = native.plugin_stop
+    end
+
+    if ok then
+        ok, err = watch_thread(writer)
+    end
+
+    if not ok then
+        err = "failed to start in this worker: " .. err
+        log(ERR, "[ipconfig] ", err)
+        self.fallen_back = true
+        return nil, err
+    end
+
+    return true
+end
+
+
+local function check_service(service, level)
+    if type(service) ~= "string" or service == "" or #service > MAX_NAME then
+        error("service must be a name of 1 to " .. MAX_NAME .. " bytes, not "
+              .. (type(service) == "string" and "'" .. service .. "'"
+                  or "a " .. type(service)), level + 1)
+    end
+
+    if not self.config then
+        error("init() must run first, in init_by_lua", level + 1)
+    end
+end
+
+
+-- syntax: ipconfig.balance(service?, opts?)
+-- context: balancer_by_lua*
+--
+-- Sends the request to an instance of the service, by the service's strategy;
+-- called again by nginx when that try failed, it moves on to another. Without a
+-- service it takes the variable $ipconfig_service. A service with nothing to
+-- offer ends the request with 503 and a line in the log.
+function _M.balance(service, opts)
+    if service == nil then
+        service = ngx.var.ipconfig_service
+    end
+
+    check_service(service, 2)
+
+    if opts ~= nil and type(opts) ~= "table" then
+        error("opts must be a table, not a " .. type(opts), 2)
+    end
+
+    return balancer.balance(self, service)
+end
+
+
+-- syntax: ipconfig.log()
+-- context: log_by_lua*
+--
+-- Counts the end of the request. For any request, balanced here or not.
+function _M.log()
+    if self.config and not self.load_error then
+        balancer.log()
+    end
+end
+
+
+-- What GET /ipconfig/v1/services/<service> shows, from Lua alone.
+local function describe_in_lua(service, n)
+    local list, mode = fallback.candidates(service, self.dict)
+    if not list then
+        return nil, "no such service: " .. service
+    end
+
+    local instances = {}
+    for i = 1, #list do
+        local one = list[i]
+        instances[i] = {
+            id        = one.id,
+            addr      = one.addr,
+            zone      = one.zone,
+            score     = 0,
+            weight    = one.weight,
+            share     = (list.sums[i] - (list.sums[i - 1] or 0)) / list.total,
+            in_flight = 0,
+            state     = "unknown",
+        }
+    end
+
+    table.sort(instances, function(a, b)
+        if a.weight ~= b.weight then
+            return a.weight > b.weight
+        end
+        return a.id < b.id
+    end)
+
+    local best = {}
+    for i = 1, math.min(n, #instances) do
+        best[i] = instances[i]
+        best[i].rank = i
+    end
+
+    return {
+        service   = service,
+        mode      = mode,
+        version   = list.version or 0,
+        revision  = 0,
+        age_ms    = self.silent_for * 1000,
+        count     = #instances,
+        instances = best,
+    }
+end
+
+
+-- A service as the HTTP API shows it, with its best `n` instances, or nil and
+-- why there is none.
+function _M.describe(service, n)
+    if not self.fallen_back then
+        local handle = balancer.view(self, service)
+        local json = handle and native.best(handle, n)
+        if json then
+            return cjson.decode(json)
+        end
+    end
+
+    return describe_in_lua(service, n)
+end
+
+
+-- syntax: instances, err = ipconfig.best(service, n?)
+-- context: any but init_by_lua*
+--
+-- The best `n` (default: all) instances of a service in rank order: a list of
+-- tables with id, addr, zone, rank, score, weight, share, in_flight and state.
+-- nil and a message for a service that is not known.
+function _M.best(service, n)
+    check_service(service, 2)
+
+    if n ~= nil and (type(n) ~= "number" or n < 0 or n ~= floor(n)) then
+        error("n must be a whole number, 0 or more, not " .. tostring(n), 2)
+    end
+
+    local view, err = _M.describe(service, math.min(n or 65536, 65536))
+    if not view then
+        return nil, err
+    end
+
+    return view.instances
+end
+
+
+-- The names of all services.
+function _M.services()
+    if not self.load_error then
+        local json = native.services()
+        if json then
+            return cjson.decode(json)
+        end
+    end
+
+    local names = {}
+    for name in pairs(fallback.services()) do
+        names[#names + 1] = name
+    end
+    table.sort(names)
+
+    return names
+end
+
+
+-- syntax: status = ipconfig.status()
+-- context: any but init_by_lua*
+--
+-- How this worker serves: a table with mode, ready, not_ready (the services
+-- that have neither a ranking nor configured instances), error (why the library
+-- is not used) and, while the library is used, plugin (the thread's own state).
+function _M.status()
+    local status = {
+        mode        = self.fallen_back and "fallback" or nil,
+        error       = self.load_error,
+        ready       = true,
+        not_ready   = {},
+    }
+
+    for name in pairs(fallback.services()) do
+        local view = _M.describe(name, 0)
+        local ranked = view and view.version > 0
+        if view and not status.mode then
+            status.mode = view.mode
+        end
+        if not ranked and (not view or view.count == 0) then
+            status.ready = false
+            status.not_ready[#status.not_ready + 1] = name
+        end
+    end
+
+    status.mode = status.mode or "static"
+
+    if not self.load_error then
+        local json = native.status(self.dict)
+        status.plugin = json and cjson.decode(json)
+    end
+
+    return status
+end
+
+
+-- The metrics page, or nil and why there is none.
+function _M.metrics()
+    if self.load_error then
+        return nil, self.load_error
+    end
+
+    for _, name in ipairs(_M.services()) do
+        balancer.view(self, name)
+    end
+
+    return native.metrics(self.dict, self.fallen_back, _M.fallback_requests())
+end
+
+
+-- Requests served by the fallback, in all workers.
+function _M.fallback_requests()
+    return self.dict:get("fallback_requests") or 0
+end
+
+
+return _M

@@ -1,0 +1,145 @@
+-- The HTTP API under /ipconfig: read-only.
+
+local cjson    = require "cjson.safe"
+local ipconfig = require "resty.ipconfig"
+
+
+local match = string.match
+
+
+local _M = {}
+
+
+local JSON        = "application/json"
+local OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+local TEXT        = "text/plain; version=0.0.4; charset=utf-8"
+
+local MAX_N = 65536
+
+
+local function send(status, body, content_type)
+    ngx.status = status
+    ngx.header["Content-Type"] = content_type or JSON
+    ngx.header["Cache-Control"] = "no-store"
+    ngx.print(body, "\n")
+    return ngx.exit(ngx.HTTP_OK)
+end
+
+
+-- A JSON object with one member that is a list. cjson takes an empty Lua table
+-- for an object, so the list is put together here.
+local function with_list(object, name, list)
+    local items = {}
+    for i = 1, #list do
+        items[i] = cjson.encode(list[i])
+    end
+
+    object[name] = nil
+    local head = cjson.encode(object)
+    local comma = next(object) and "," or ""
+
+    return head:sub(1, -2) .. comma .. '"' .. name .. '":['
+           .. table.concat(items, ",") .. "]}"
+end
+
+
+local function send_error(status, message)
+    return send(status, cjson.encode({ error = message }))
+end
+
+
+local function services()
+    local list = {}
+
+    for _, name in ipairs(ipconfig.services()) do
+        local view = ipconfig.describe(name, 0)
+        if view then
+            list[#list + 1] = {
+                service   = name,
+                mode      = view.mode,
+                instances = view.count,
+                age_ms    = view.age_ms,
+            }
+        end
+    end
+
+    return send(200, with_list({}, "services", list))
+end
+
+
+local function service(name)
+    local arg = ngx.var.arg_n
+    local n = arg and tonumber(match(arg, "^%d+$")) or nil
+    if arg and (not n or n > MAX_N) then
+        return send_error(400, "n: found '" .. arg .. "', expected a whole "
+                               .. "number from 0 to " .. MAX_N)
+    end
+
+    local view, err = ipconfig.describe(name, n or MAX_N)
+    if not view then
+        return send_error(404, err)
+    end
+
+    return send(200, with_list(view, "instances", view.instances))
+end
+
+
+local function healthz()
+    local status = ipconfig.status()
+    local not_ready = status.not_ready
+    status.not_ready = nil
+
+    return send(status.ready and 200 or 503,
+                with_list(status, "not_ready", not_ready))
+end
+
+
+local function metrics()
+    local page, err = ipconfig.metrics()
+    if page then
+        return send(200, page:sub(1, -2), OPENMETRICS)
+    end
+
+    -- without the library there is one thing to say
+    return send(200, "# " .. err:gsub("\n", " ") .. "\n"
+                     .. "# TYPE ipconfig_library_loaded gauge\n"
+                     .. "ipconfig_library_loaded 0\n"
+                     .. "# TYPE ipconfig_fallback_requests_total counter\n"
+                     .. "ipconfig_fallback_requests_total "
+                     .. ipconfig.fallback_requests(), TEXT)
+end
+
+
+-- Answers the current request; for content_by_lua.
+function _M.serve()
+    local method = ngx.req.get_method()
+    if method ~= "GET" and method ~= "HEAD" then
+        ngx.header["Allow"] = "GET, HEAD"
+        return send_error(405, "the API is read-only: " .. method
+                               .. " is not allowed")
+    end
+
+    local uri = ngx.var.uri
+
+    if uri == "/ipconfig/v1/services" then
+        return services()
+    end
+
+    local name = match(uri, "^/ipconfig/v1/services/([^/]+)$")
+    if name then
+        return service(name)
+    end
+
+    if uri == "/ipconfig/healthz" then
+        return healthz()
+    end
+
+    if uri == "/ipconfig/metrics" then
+        return metrics()
+    end
+
+    return send_error(404, "no such page: " .. uri)
+end
+
+
+return _M

@@ -1,0 +1,187 @@
+-- The request path: balance() and log(). A steady request makes one call into
+-- the library here and one at its end, and reads no shared dict.
+
+local base     = require "resty.core.base"
+local balancer = require "ngx.balancer"
+local cdefs    = require "resty.ipconfig.cdefs"
+local fallback = require "resty.ipconfig.fallback"
+local native   = require "resty.ipconfig.native"
+
+
+local get_request      = base.get_request
+local get_last_failure = balancer.get_last_failure
+local set_current_peer = balancer.set_current_peer
+local set_more_tries   = balancer.set_more_tries
+local exit             = ngx.exit
+local log              = ngx.log
+local min              = math.min
+local tostring         = tostring
+local ERR              = ngx.ERR
+
+
+local OK       = cdefs.OK
+local AGAIN    = cdefs.AGAIN
+local UNRANKED = cdefs.UNRANKED
+
+-- a view that is outdated again while it is loaded is loaded so often; then the
+-- fallback takes the request
+local MAX_LOADS = 3
+
+local HTTP_SERVICE_UNAVAILABLE = 503
+
+
+local _M = {}
+
+
+-- service -> the library's handle
+local handles = {}
+
+
+-- Forgets what belongs to an earlier start.
+function _M.reset()
+    handles = {}
+end
+
+
+-- Ends the request with 503. nginx takes a status from balancer_by_lua only
+-- with a patch that OpenResty applies and Debian does not (it makes it 500), so
+-- the request is sent to a port of the plugin's thread that answers 503.
+local function refuse(service, reason)
+    log(ERR, "[ipconfig] nothing to offer for service ", tostring(service),
+        ": ", reason)
+
+    local port = native.loaded() and native.refusal_port()
+    if port and set_current_peer("127.0.0.1", port) then
+        return
+    end
+
+    return exit(HTTP_SERVICE_UNAVAILABLE)
+end
+
+
+local function set_peer(service, host, port, more_tries, retry)
+    if not retry and more_tries > 0 then
+        local ok, err = set_more_tries(more_tries)
+        if not ok then
+            log(ERR, "[ipconfig] failed to allow more tries: ", err)
+        end
+    end
+
+    local ok, err = set_current_peer(host, port)
+    if not ok then
+        return refuse(service, "failed to set the peer " .. host .. ":" .. port
+                               .. ": " .. err)
+    end
+end
+
+
+-- The way without the library: tried instances are kept in the request.
+local function balance_in_lua(self, service, retry)
+    local list = fallback.candidates(service, self.dict)
+    if not list then
+        return refuse(service, "the service is not known")
+    end
+
+    local ctx = ngx.ctx
+    local tried = retry and ctx.ipconfig_tried or nil
+    local instance = fallback.pick(list, tried)
+    if not instance then
+        return refuse(service, #list == 0 and "it has no instances"
+                               or "all instances were tried")
+    end
+
+    tried = tried or {}
+    tried[instance.addr] = true
+    ctx.ipconfig_tried = tried
+
+    self.dict:incr("fallback_requests", 1, 0)
+
+    local settings = self.config.services[service]
+    local tries = settings and settings.balance and settings.balance.tries or 2
+
+    return set_peer(service, instance.host, instance.port,
+                    min(tries, #list - 1), retry)
+end
+
+
+local function handle_of(service)
+    local handle = handles[service]
+    if not handle then
+        handle = native.service(service)
+        handles[service] = handle
+    end
+
+    return handle
+end
+
+
+-- Brings the view of a service up to date, and says once what hinders it.
+local function refresh(self, service, handle)
+    local ok, err = native.refresh(handle, service, self.dict)
+    if not ok then
+        log(ERR, "[ipconfig] the ranking of ", service, " in the shared dict ",
+            "cannot be used, the one at hand stays: ", err)
+    end
+end
+
+
+-- The handle of a service, its view up to date; nil if it is not served.
+function _M.view(self, service)
+    local handle = handle_of(service)
+    if handle then
+        refresh(self, service, handle)
+    end
+
+    return handle
+end
+
+
+-- Sends the current request, or its next try, to an instance of the service.
+-- `self` is what resty.ipconfig knows: config, dict, fallen_back.
+function _M.balance(self, service)
+    local retry = get_last_failure() ~= nil
+
+    if self.fallen_back then
+        return balance_in_lua(self, service, retry)
+    end
+
+    local handle = handle_of(service)
+    if not handle then
+        return balance_in_lua(self, service, retry)
+    end
+
+    local request = get_request()
+
+    for _ = 1, MAX_LOADS do
+        local code, host, port, more_tries = native.balance(handle, request,
+                                                            retry)
+        if code == OK then
+            return set_peer(service, host, port, more_tries, retry)
+        end
+
+        if code ~= AGAIN then
+            if code == UNRANKED then
+                break
+            end
+
+            return refuse(service, retry and "all instances were tried"
+                                   or "it has no instances")
+        end
+
+        refresh(self, service, handle)
+    end
+
+    return balance_in_lua(self, service, retry)
+end
+
+
+-- Counts the end of the current request.
+function _M.log()
+    local status = ngx.status
+
+    -- nginx's own words for a last try that it could not save
+    native.finish(get_request(), status == 502 or status == 504)
+end
+
+
+return _M

@@ -1,0 +1,61 @@
+-- The C border of libipconfig.so, as src/ffi declares it. A test reads this
+-- file in LuaJIT and compares it with the library.
+
+local ffi = require "ffi"
+
+
+ffi.cdef [[
+    typedef struct {
+        const char *host;
+        uint32_t    host_len;
+        uint32_t    port;
+        uint32_t    more_tries;
+    } ipconfig_peer_t;
+
+    uint32_t ipconfig_abi(void);
+
+    int ipconfig_init(const char *config, size_t config_len,
+        char *text, size_t *text_len);
+    int ipconfig_worker_start(const char *config, size_t config_len,
+        char *text, size_t *text_len);
+    int ipconfig_plugin_start(const char *config, size_t config_len,
+        void *zone, const void *store, char *text, size_t *text_len);
+    int ipconfig_plugin_stop(void);
+
+    uint64_t ipconfig_heartbeat(void);
+    uint32_t ipconfig_fallback_after_ms(void);
+    uint32_t ipconfig_refusal_port(void);
+    int ipconfig_next_log(int *level, char *text, size_t *text_len);
+
+    int ipconfig_service(const char *name, size_t name_len, uint32_t *handle);
+    int ipconfig_poll(uint32_t service);
+    int ipconfig_load(uint32_t service,
+        const char *instances, size_t instances_len,
+        const char *ranking, size_t ranking_len,
+        char *text, size_t *text_len);
+    int ipconfig_balance(uint32_t service, const void *request, int retry,
+        ipconfig_peer_t *peer);
+    int ipconfig_finish(const void *request, int failed);
+
+    int ipconfig_best(uint32_t service, uint32_t n,
+        char *text, size_t *text_len);
+    int ipconfig_services(char *text, size_t *text_len);
+    int ipconfig_metrics(const char *status, size_t status_len,
+        int fallback, double fallback_requests,
+        char *text, size_t *text_len);
+    int ipconfig_status(const char *status, size_t status_len,
+        char *text, size_t *text_len);
+]]
+
+
+return {
+    -- the border's version: the library must have the same
+    ABI      = 1,
+
+    -- codes, with OpenResty's numbers where the meaning is the same
+    OK       = 0,
+    ERROR    = -1,
+    AGAIN    = -2,
+    DECLINED = -5,
+    UNRANKED = -6,
+}

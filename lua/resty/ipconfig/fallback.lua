@@ -1,0 +1,207 @@
+-- What serves when the library does not: weighted random over the fallback
+-- weights, in Lua alone. Its instances are those of the last ranking in the
+-- shared dict, or the configuration file's where there is none.
+
+local cjson = require "cjson.safe"
+
+
+local crc32  = ngx.crc32_long
+local floor  = math.floor
+local match  = string.match
+local random = math.random
+local sub    = string.sub
+local tonumber = tonumber
+
+
+local _M = {}
+
+
+-- the first line of a value in the shared dict (src/value.rs):
+--   "ipconfig1 5d3c1f0a 000001f4 000000000000002a\n"
+local HEADER     = "^ipconfig1 (%x+) (%x+) (%x+)\n()"
+local CRC_OFFSET = 20
+
+
+-- service -> { raw = the value it was made from, candidates }
+local rankings = {}
+-- service -> candidates of the configuration file
+local configured = {}
+
+
+-- Candidates to pick from: a list of instances with the sums of their weights
+-- up to each. All weights 0 means all equal, as in the rankings.
+local function candidates_of(instances)
+    local list = { total = 0, sums = {} }
+
+    for i = 1, #instances do
+        list[i] = instances[i]
+        list.total = list.total + instances[i].weight
+        list.sums[i] = list.total
+    end
+
+    if list.total <= 0 then
+        list.total = #list
+        for i = 1, #list do
+            list.sums[i] = i
+        end
+    end
+
+    return list
+end
+
+
+-- An instance out of JSON, or nil if it has no address. What cannot be trusted
+-- is checked here, for nobody else has.
+local function instance_of(record)
+    local host, port = match(record.addr or "", "^(.+):(%d+)$")
+    port = tonumber(port)
+    if not host or port > 65535 then
+        return nil
+    end
+
+    local weight = tonumber(record.weight) or 1
+
+    return {
+        id     = record.id,
+        addr   = record.addr,
+        zone   = record.zone or "",
+        weight = (weight >= 0 and weight <= 1000) and weight or 1,
+        host   = host,
+        port   = port,
+    }
+end
+
+
+local function instances_of(records)
+    local instances = {}
+
+    if type(records) ~= "table" then
+        return instances
+    end
+
+    for _, record in ipairs(records) do
+        if type(record) == "table" then
+            instances[#instances + 1] = instance_of(record)
+        end
+    end
+
+    return instances
+end
+
+
+-- Takes the configuration file's instances, for services without a ranking.
+function _M.configure(config)
+    configured = {}
+    rankings = {}
+
+    for name, service in pairs(config.services) do
+        configured[name] = candidates_of(instances_of(service.instances))
+    end
+end
+
+
+-- The candidates in a value of the shared dict, or nil and what is wrong with
+-- it.
+local function decode(value)
+    local crc, len, version, body = match(value, HEADER)
+    if not crc then
+        return nil, "the value is foreign"
+    end
+
+    local last = body + tonumber(len, 16) - 1
+    if #value < last then
+        return nil, "the value is cut short"
+    end
+
+    if crc32(sub(value, CRC_OFFSET, last)) ~= tonumber(crc, 16) then
+        return nil, "the checksum is wrong"
+    end
+
+    local records, err = cjson.decode(sub(value, body, last))
+    if not records then
+        return nil, err
+    end
+
+    local list = candidates_of(instances_of(records))
+    list.version = tonumber(version, 16)
+
+    return list
+end
+
+
+-- The last ranking's candidates, decoded when the value is another one.
+local function ranked(service, dict)
+    local value = dict:get("instances:" .. service)
+    local known = rankings[service]
+
+    if value == nil or (known and known.raw == value) then
+        return known and known.candidates
+    end
+
+    local candidates, err = decode(value)
+    if not candidates then
+        ngx.log(ngx.ERR, "[ipconfig] the last ranking of ", service,
+                " cannot be used: ", err)
+    end
+
+    -- a value that cannot be used leaves what was known, and is not read again
+    rankings[service] = {
+        raw        = value,
+        candidates = candidates or known and known.candidates,
+    }
+
+    return rankings[service].candidates
+end
+
+
+-- A service's candidates and the mode that they stand for; nil for a service
+-- that is neither ranked nor configured.
+function _M.candidates(service, dict)
+    local list = ranked(service, dict)
+    if list then
+        return list, "fallback"
+    end
+
+    return configured[service], "static"
+end
+
+
+-- The configured services.
+function _M.services()
+    return configured
+end
+
+
+-- Draws by weight among the candidates that `tried` (a set of addresses) does
+-- not hold. Returns an instance, or nil when all were tried.
+function _M.pick(list, tried)
+    if not tried then
+        local point = random() * list.total
+        local low, high = 1, #list
+
+        while low < high do
+            local middle = floor((low + high) / 2)
+            if list.sums[middle] > point then
+                high = middle
+            else
+                low = middle + 1
+            end
+        end
+
+        return list[low]
+    end
+
+    local left = {}
+    for i = 1, #list do
+        if not tried[list[i].addr] then
+            left[#left + 1] = list[i]
+        end
+    end
+
+    if #left > 0 then
+        return _M.pick(candidates_of(left))
+    end
+end
+
+
+return _M

@@ -1,0 +1,274 @@
+-- Finds, loads and calls libipconfig.so: the only module that does.
+
+local ffi   = require "ffi"
+local base  = require "resty.core.base"
+local cdefs = require "resty.ipconfig.cdefs"
+
+
+local C               = ffi.C
+local ffi_new         = ffi.new
+local ffi_string      = ffi.string
+local get_string_buf  = base.get_string_buf
+local get_size_ptr    = base.get_size_ptr
+local concat          = table.concat
+local gmatch          = string.gmatch
+local gsub            = string.gsub
+local match           = string.match
+local open            = io.open
+local pcall           = pcall
+local tonumber        = tonumber
+
+
+local OK       = cdefs.OK
+local AGAIN    = cdefs.AGAIN
+local UNRANKED = cdefs.UNRANKED
+
+-- room for an error or a line of the log; results ask for what they need
+local TEXT_SIZE = 4096
+
+
+local _M = {}
+
+
+local lib        -- kept here for good: a collected handle unmaps the library
+local peer       = ffi_new("ipconfig_peer_t")
+local handle_out = ffi_new("uint32_t[1]")
+local level_out  = ffi_new("int[1]")
+
+
+local function find_library()
+    local tried = {}
+
+    for pattern in gmatch(package.cpath, "[^;]+") do
+        local path = gsub(pattern, "%?", "libipconfig")
+
+        -- a pattern without ?, such as that of Lua's all-in-one loader, is not
+        -- a place where our library could be
+        if path ~= pattern and match(path, "%.so$") then
+            local file = open(path, "rb")
+            if file then
+                file:close()
+                return path
+            end
+
+            tried[#tried + 1] = path
+        end
+    end
+
+    return nil, "libipconfig.so was not found along package.cpath; tried: "
+                .. concat(tried, ", ")
+end
+
+
+-- Loads the library once a VM.
+-- Returns true, or nil and why it cannot be used.
+function _M.load()
+    if lib then
+        return true
+    end
+
+    local path, err = find_library()
+    if not path then
+        return nil, err
+    end
+
+    local ok, found = pcall(ffi.load, path)
+    if not ok then
+        return nil, "failed to load " .. path .. ": " .. found
+    end
+
+    local abi
+    ok, abi = pcall(function()
+        return tonumber(found.ipconfig_abi())
+    end)
+    if not ok then
+        return nil, path .. " is no libipconfig.so: " .. abi
+    end
+
+    if abi ~= cdefs.ABI then
+        return nil, path .. " has ABI " .. abi .. " and this Lua code needs "
+                    .. cdefs.ABI .. ": install both from one release"
+    end
+
+    lib = found
+
+    return true
+end
+
+
+function _M.loaded()
+    return lib ~= nil
+end
+
+
+-- Calls an export that takes the text buffer last, with the room that it asks
+-- for. Returns its code and the text.
+local function call_for_text(export, ...)
+    local size = get_size_ptr()
+    local room = TEXT_SIZE
+    local args = { n = select("#", ...), ... }
+
+    while true do
+        local buf = get_string_buf(room)
+        size[0] = room
+        args[args.n + 1] = buf
+        args[args.n + 2] = size
+
+        local code = export(unpack(args, 1, args.n + 2))
+        if code ~= AGAIN then
+            return code, ffi_string(buf, size[0])
+        end
+
+        room = tonumber(size[0])
+    end
+end
+
+
+local function done_or_error(code, text)
+    if code ~= OK then
+        return nil, text
+    end
+
+    return true
+end
+
+
+-- Checks the configuration (JSON text) and maps the board.
+function _M.init(config)
+    return done_or_error(call_for_text(lib.ipconfig_init, config, #config))
+end
+
+
+-- Makes this process a worker.
+function _M.worker_start(config)
+    return done_or_error(
+        call_for_text(lib.ipconfig_worker_start, config, #config))
+end
+
+
+-- Starts the plugin's thread in this process, storing into `dict`.
+function _M.plugin_start(config, dict)
+    local zone = C.ngx_http_lua_ffi_shdict_udata_to_zone(dict[1])
+    local store = ffi.cast("const void *", C.ngx_http_lua_ffi_shdict_store)
+
+    return done_or_error(call_for_text(lib.ipconfig_plugin_start,
+                                       config, #config, zone, store))
+end
+
+
+function _M.plugin_stop()
+    lib.ipconfig_plugin_stop()
+end
+
+
+-- Beats of the plugin's thread so far, wherever it runs.
+function _M.heartbeat()
+    return tonumber(lib.ipconfig_heartbeat())
+end
+
+
+-- How long the thread may be silent before this worker falls back, in seconds.
+function _M.fallback_after()
+    return lib.ipconfig_fallback_after_ms() / 1000
+end
+
+
+-- The loopback port that answers 503, or nil.
+function _M.refusal_port()
+    local port = lib.ipconfig_refusal_port()
+    if port ~= 0 then
+        return port
+    end
+end
+
+
+-- The next line that the plugin's thread logged: its level and text, or nil.
+function _M.next_log()
+    local code, line = call_for_text(lib.ipconfig_next_log, level_out)
+    if code == OK then
+        return level_out[0], line
+    end
+end
+
+
+-- The handle of a service, or nil for one that is not served.
+function _M.service(name)
+    if lib.ipconfig_service(name, #name, handle_out) == OK then
+        return handle_out[0]
+    end
+end
+
+
+-- Brings a service's view up to what the shared dict holds.
+-- Returns true, or nil and what is wrong with the values there.
+function _M.refresh(handle, name, dict)
+    if lib.ipconfig_poll(handle) ~= AGAIN then
+        return true
+    end
+
+    local instances = dict:get("instances:" .. name)
+    local ranking = dict:get("ranking:" .. name)
+
+    return done_or_error(call_for_text(lib.ipconfig_load, handle,
+                                       instances, instances and #instances or 0,
+                                       ranking, ranking and #ranking or 0))
+end
+
+
+-- Where a request goes. Returns a code, and with OK the host, the port and how
+-- often the request may move on.
+function _M.balance(handle, request, retry)
+    local code = lib.ipconfig_balance(handle, request, retry and 1 or 0, peer)
+    if code ~= OK then
+        return code
+    end
+
+    return OK, ffi_string(peer.host, peer.host_len), peer.port, peer.more_tries
+end
+
+
+-- Ends a request that may have been balanced.
+function _M.finish(request, failed)
+    lib.ipconfig_finish(request, failed and 1 or 0)
+end
+
+
+-- The best `n` of a service as JSON; nil while it has no ranking.
+function _M.best(handle, n)
+    local code, text = call_for_text(lib.ipconfig_best, handle, n)
+    if code == UNRANKED then
+        return nil
+    end
+
+    return done_or_error(code, text) and text, text
+end
+
+
+-- The names of all services as a JSON array.
+function _M.services()
+    local code, text = call_for_text(lib.ipconfig_services)
+    return done_or_error(code, text) and text, text
+end
+
+
+-- The metrics page; `fallback` says whether this worker serves by fallback
+-- weights, and `fallback_requests` how many requests all workers did.
+function _M.metrics(dict, fallback, fallback_requests)
+    local status = dict:get("status")
+    local code, text = call_for_text(lib.ipconfig_metrics, status,
+                                     status and #status or 0,
+                                     fallback and 1 or 0, fallback_requests)
+    return done_or_error(code, text) and text, text
+end
+
+
+-- The plugin's own state as JSON.
+function _M.status(dict)
+    local status = dict:get("status")
+    local code, text = call_for_text(lib.ipconfig_status, status,
+                                     status and #status or 0)
+    return done_or_error(code, text) and text, text
+end
+
+
+return _M

@@ -1,0 +1,395 @@
+//! The C border: what LuaJIT calls. `lua/resty/ipconfig/cdefs.lua` declares the
+//! same, and a test compares the two.
+//!
+//! The contract, for every export:
+//! - It returns one of the codes below, or a plain number that is said to be
+//!   one. Codes have OpenResty's numbers and are never given another meaning.
+//! - A panic never crosses: it becomes [`ERROR`] with the panic's text.
+//! - Text goes into the caller's buffer: `len` holds its size, then the length
+//!   of the text. Too small a buffer gives [`AGAIN`] and the size that is needed.
+//! - Pointers that are read are valid for the call and may be NULL where the
+//!   export says so; a NULL elsewhere gives [`ERROR`].
+//! - Nothing is handed over: no side frees what the other has allocated.
+//!
+//! All but `ipconfig_abi` are for the thread that runs nginx's event loop.
+
+mod border;
+mod shdict;
+mod thread;
+
+use std::cell::RefCell;
+use std::ffi::{c_char, c_int, c_void};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use border::{BorderError, Bytes, TextOut, guard};
+use thread::PluginThread;
+
+use crate::board::{self, Board};
+use crate::config::Config;
+use crate::metrics::{self, Fallback};
+use crate::plugin;
+use crate::worker::{Choice, Worker};
+
+/// The version of this border. It grows with every change of a declaration, and
+/// the Lua side refuses another.
+pub const ABI: u32 = 1;
+
+/// Done.
+pub const OK: c_int = 0;
+/// Failed; the error's text says why.
+pub const ERROR: c_int = -1;
+/// Do what the export's comment says, then call again.
+pub const AGAIN: c_int = -2;
+/// There is nothing to give.
+pub const DECLINED: c_int = -5;
+/// The service has no ranking yet.
+pub const UNRANKED: c_int = -6;
+
+/// Where a request goes, written by [`ipconfig_balance`].
+#[repr(C)]
+pub struct Peer {
+    /// Not terminated; valid until the next call.
+    pub host: *const c_char,
+    pub host_len: u32,
+    pub port: u32,
+    /// How often the request may move on if this try fails.
+    pub more_tries: u32,
+}
+
+thread_local! {
+    static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
+    static PLUGIN: RefCell<Option<PluginThread>> = const { RefCell::new(None) };
+}
+
+fn with_worker<T>(
+    call: impl FnOnce(&mut Worker) -> Result<T, BorderError>,
+) -> Result<T, BorderError> {
+    WORKER.with_borrow_mut(|worker| call(worker.as_mut().ok_or(BorderError::NotStarted)?))
+}
+
+/// The version of this border.
+#[unsafe(no_mangle)]
+pub extern "C" fn ipconfig_abi() -> u32 {
+    ABI
+}
+
+/// Checks a configuration and maps the board; for `init_by_lua`. Starts nothing.
+///
+/// # Safety
+/// As the module says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_init(
+    config: *const c_char,
+    config_len: usize,
+    text: *mut c_char,
+    text_len: *mut usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let (config, out) = unsafe { (Bytes::new(config, config_len), TextOut::new(text, text_len)) };
+    guard(out, || {
+        Config::parse(config.text()?)?;
+        Board::open().map_err(BorderError::Board)?;
+        Ok(OK)
+    })
+}
+
+/// Makes this process a worker, or one with another configuration; for
+/// `init_worker_by_lua`.
+///
+/// # Safety
+/// As the module says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_worker_start(
+    config: *const c_char,
+    config_len: usize,
+    text: *mut c_char,
+    text_len: *mut usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let (config, out) = unsafe { (Bytes::new(config, config_len), TextOut::new(text, text_len)) };
+    guard(out, || {
+        let config = Config::parse(config.text()?)?;
+        let board = Board::open().map_err(BorderError::Board)?;
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seed = clock.as_nanos() as u64 ^ (u64::from(std::process::id()) << 32);
+        WORKER.set(Some(Worker::new(board, &config, seed)));
+        Ok(OK)
+    })
+}
+
+/// Starts the plugin's thread in this process; for worker 0 alone. `zone` is the
+/// shared dict's, `store` is `ngx_http_lua_ffi_shdict_store`.
+///
+/// # Safety
+/// As the module says; `zone` and `store` stay valid until
+/// [`ipconfig_plugin_stop`] returns or the process exits.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_plugin_start(
+    config: *const c_char,
+    config_len: usize,
+    zone: *mut c_void,
+    store: *const c_void,
+    text: *mut c_char,
+    text_len: *mut usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let (config, out) = unsafe { (Bytes::new(config, config_len), TextOut::new(text, text_len)) };
+    guard(out, || {
+        let config = Config::parse(config.text()?)?;
+        let board = Board::open().map_err(BorderError::Board)?;
+        // SAFETY: the caller's promise.
+        let store = unsafe { shdict::SharedDict::new(zone, store) }.ok_or(BorderError::Null)?;
+        PLUGIN.with_borrow_mut(|plugin| {
+            drop(plugin.take()); // stops the one before
+            *plugin = Some(PluginThread::start(config, store, board).map_err(BorderError::Thread)?);
+            Ok(OK)
+        })
+    })
+}
+
+/// Stops the plugin's thread and waits for it; nothing is stored afterwards.
+/// Harmless where there is none.
+#[unsafe(no_mangle)]
+pub extern "C" fn ipconfig_plugin_stop() -> c_int {
+    guard(TextOut::none(), || {
+        // A process may exit while its thread-locals are being destroyed.
+        let plugin = PLUGIN.try_with(|plugin| plugin.borrow_mut().take());
+        drop(plugin);
+        Ok(OK)
+    })
+}
+
+/// Beats of the plugin's thread so far, wherever it runs: a number, not a code;
+/// a worker that sees it stand still falls back. 0 before the board is mapped.
+#[unsafe(no_mangle)]
+pub extern "C" fn ipconfig_heartbeat() -> u64 {
+    Board::open().map_or(0, |board| board.heartbeat())
+}
+
+/// How long the heartbeat may stand still before a worker falls back, a number of
+/// milliseconds; 0 before [`ipconfig_worker_start`].
+#[unsafe(no_mangle)]
+pub extern "C" fn ipconfig_fallback_after_ms() -> u32 {
+    WORKER.with_borrow(|worker| worker.as_ref().map_or(0, Worker::patience_ms))
+}
+
+/// The port on 127.0.0.1 that answers 503, a number; 0 while there is none.
+#[unsafe(no_mangle)]
+pub extern "C" fn ipconfig_refusal_port() -> u32 {
+    Board::open().ok().and_then(|board| board.refusal_port()).unwrap_or(0).into()
+}
+
+/// The next line that the plugin's thread logged: [`OK`] with the text and its
+/// nginx log level (4 error, 5 warn, 6 notice …), [`DECLINED`] when there is none.
+///
+/// # Safety
+/// As the module says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_next_log(
+    level: *mut c_int,
+    text: *mut c_char,
+    text_len: *mut usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let out = unsafe { TextOut::new(text, text_len) };
+    guard(out, || {
+        // SAFETY: the caller's promise; NULL is told apart.
+        let level = unsafe { level.as_mut() }.ok_or(BorderError::Null)?;
+        let Some(line) = plugin::log::next() else { return Ok(DECLINED) };
+        *level = line.level;
+        out.write_cut(&line.text)
+    })
+}
+
+/// The handle of a service, written to `handle`; [`DECLINED`] for a service that
+/// is not served here.
+///
+/// # Safety
+/// As the module says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_service(
+    name: *const c_char,
+    name_len: usize,
+    handle: *mut u32,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let name = unsafe { Bytes::new(name, name_len) };
+    guard(TextOut::none(), || {
+        // SAFETY: the caller's promise; NULL is told apart.
+        let handle = unsafe { handle.as_mut() }.ok_or(BorderError::Null)?;
+        let Ok(name) = name.text() else { return Ok(DECLINED) };
+        with_worker(|worker| {
+            let Some(service) = worker.service(name) else { return Ok(DECLINED) };
+            *handle = service;
+            Ok(OK)
+        })
+    })
+}
+
+/// Whether a service's values are to be loaded: [`AGAIN`] if so, else [`OK`].
+#[unsafe(no_mangle)]
+pub extern "C" fn ipconfig_poll(service: u32) -> c_int {
+    guard(TextOut::none(), || {
+        with_worker(|worker| Ok(if worker.needs_load(service) { AGAIN } else { OK }))
+    })
+}
+
+/// Takes in a service's values from the shared dict; NULL for one that is
+/// missing. On [`ERROR`] the worker keeps the ranking that it has.
+///
+/// # Safety
+/// As the module says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_load(
+    service: u32,
+    instances: *const c_char,
+    instances_len: usize,
+    ranking: *const c_char,
+    ranking_len: usize,
+    text: *mut c_char,
+    text_len: *mut usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let (instances, ranking, out) = unsafe {
+        (
+            Bytes::new(instances, instances_len),
+            Bytes::new(ranking, ranking_len),
+            TextOut::new(text, text_len),
+        )
+    };
+    guard(out, || {
+        with_worker(|worker| {
+            worker.load(service, instances.bytes(), ranking.bytes())?;
+            Ok(OK)
+        })
+    })
+}
+
+/// Chooses where a request goes. `request` is its address, `retry` is not 0 when
+/// its last try failed. [`OK`] with `peer` written; [`AGAIN`] when the service's
+/// values are to be loaded first; [`UNRANKED`] while it has no ranking;
+/// [`DECLINED`] when it has nothing (left) to offer.
+///
+/// # Safety
+/// As the module says; `request` is never read through.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_balance(
+    service: u32,
+    request: *const c_void,
+    retry: c_int,
+    peer: *mut Peer,
+) -> c_int {
+    guard(TextOut::none(), || {
+        // SAFETY: the caller's promise; NULL is told apart.
+        let peer = unsafe { peer.as_mut() }.ok_or(BorderError::Null)?;
+        with_worker(|worker| match worker.balance(service, request as usize, retry != 0) {
+            Choice::Load => Ok(AGAIN),
+            Choice::Unranked => Ok(UNRANKED),
+            Choice::Nothing => Ok(DECLINED),
+            Choice::Peer { host, port, more_tries } => {
+                *peer = Peer {
+                    host: host.as_ptr().cast(),
+                    host_len: u32::try_from(host.len()).unwrap_or(0),
+                    port: port.into(),
+                    more_tries,
+                };
+                Ok(OK)
+            }
+        })
+    })
+}
+
+/// Ends a request that was balanced; `failed` is not 0 when its last try failed.
+#[unsafe(no_mangle)]
+pub extern "C" fn ipconfig_finish(request: *const c_void, failed: c_int) -> c_int {
+    guard(TextOut::none(), || {
+        with_worker(|worker| {
+            worker.finish(request as usize, failed != 0);
+            Ok(OK)
+        })
+    })
+}
+
+/// The best `n` of a service as JSON; [`UNRANKED`] while it has no ranking.
+///
+/// # Safety
+/// As the module says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_best(
+    service: u32,
+    n: u32,
+    text: *mut c_char,
+    text_len: *mut usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let out = unsafe { TextOut::new(text, text_len) };
+    guard(out, || {
+        with_worker(|worker| match worker.best(service, n as usize, board::monotonic_ms()) {
+            Some(json) => out.write(&json),
+            None => Ok(UNRANKED),
+        })
+    })
+}
+
+/// The names of all services that are served here, as a JSON array.
+///
+/// # Safety
+/// As the module says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_services(text: *mut c_char, text_len: *mut usize) -> c_int {
+    // SAFETY: the caller's promise.
+    let out = unsafe { TextOut::new(text, text_len) };
+    guard(out, || {
+        with_worker(|worker| {
+            let names = worker.service_names();
+            out.write(&serde_json::Value::from(names).to_string())
+        })
+    })
+}
+
+/// The gateway's metrics as OpenMetrics text. `status` is the shared dict's
+/// value of that name, or NULL; `fallback` is not 0 while this worker serves
+/// without the plugin's thread, `fallback_requests` how many all workers did.
+///
+/// # Safety
+/// As the module says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_metrics(
+    status: *const c_char,
+    status_len: usize,
+    fallback: c_int,
+    fallback_requests: f64,
+    text: *mut c_char,
+    text_len: *mut usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let (status, out) = unsafe { (Bytes::new(status, status_len), TextOut::new(text, text_len)) };
+    guard(out, || {
+        with_worker(|worker| {
+            let status = plugin::Status::decode(status.bytes());
+            let fallback = Fallback { active: fallback != 0, requests: fallback_requests };
+            let now_ms = board::monotonic_ms();
+            let page = metrics::gateway_page(worker, status.ok().as_ref(), fallback, now_ms)?;
+            out.write(&page)
+        })
+    })
+}
+
+/// The plugin's own state as JSON, from the shared dict's value of that name.
+///
+/// # Safety
+/// As the module says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_status(
+    status: *const c_char,
+    status_len: usize,
+    text: *mut c_char,
+    text_len: *mut usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let (status, out) = unsafe { (Bytes::new(status, status_len), TextOut::new(text, text_len)) };
+    guard(out, || {
+        let status = plugin::Status::decode(status.bytes())?;
+        out.write(&serde_json::to_string(&status).map_err(BorderError::Json)?)
+    })
+}

@@ -1,0 +1,251 @@
+//! What Prometheus sees: names, units and text, in one place for both sides.
+//!
+//! Names begin with `ipconfig_` (the gateway) or `ipconfig_exporter_` (the
+//! exporter) and end in their unit. Figures are kept where they arise, cost an
+//! atomic addition there, and become text when somebody asks for the page.
+
+mod gateway;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::model::Status;
+
+pub use gateway::{Fallback, gateway_page};
+
+/// The content type of a page of metrics.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The figures of an exporter.
+#[derive(Debug)]
+pub struct ExporterMetrics {
+    /// Times that an instance was asked for its status, retries included.
+    pub collect_tries: Family<ServiceLabel, Counter>,
+    /// Tries that brought no status.
+    pub collect_failures: Family<ServiceLabel, Counter>,
+    /// Puts that etcd confirmed.
+    pub etcd_puts: Counter,
+    /// Values in them, in bytes.
+    pub etcd_put_bytes: Counter,
+    /// Puts that failed.
+    pub etcd_put_failures: Counter,
+    /// Ticks whose statuses were not put, since etcd was too slow or away.
+    pub ticks_skipped: Counter,
+    /// Leases that etcd granted: more than one says that one was lost.
+    pub lease_grants: Counter,
+    instances: Arc<Instances>,
+    registry: Registry,
+}
+
+/// The service that a figure is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ServiceLabel {
+    /// Its name.
+    pub service: String,
+}
+
+/// The instance that a figure is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+pub struct InstanceLabels {
+    /// The service's name.
+    pub service: String,
+    /// The instance's id.
+    pub instance: String,
+}
+
+impl ExporterMetrics {
+    /// All counters at zero, and no instance known.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("ipconfig_exporter");
+        let collect_tries = Family::default();
+        let collect_failures = Family::default();
+        let [etcd_puts, etcd_put_bytes, etcd_put_failures, ticks_skipped, lease_grants] =
+            std::array::from_fn(|_| Counter::default());
+        let instances = Arc::new(Instances::default());
+
+        registry.register(
+            "collect_tries",
+            "Times that an instance was asked for its status",
+            collect_tries.clone(),
+        );
+        registry.register(
+            "collect_failures",
+            "Tries that brought no status",
+            collect_failures.clone(),
+        );
+        for (name, help, counter) in [
+            ("etcd_puts", "Puts that etcd confirmed", &etcd_puts),
+            ("etcd_put_bytes", "Bytes of the values that etcd confirmed", &etcd_put_bytes),
+            ("etcd_put_failures", "Puts that failed", &etcd_put_failures),
+            ("ticks_skipped", "Ticks not put as etcd was too slow or away", &ticks_skipped),
+            ("lease_grants", "Leases that etcd granted", &lease_grants),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+        registry.register_collector(Box::new(Arc::clone(&instances)));
+
+        Self {
+            collect_tries,
+            collect_failures,
+            etcd_puts,
+            etcd_put_bytes,
+            etcd_put_failures,
+            ticks_skipped,
+            lease_grants,
+            instances,
+            registry,
+        }
+    }
+
+    /// The instance has answered: it is up, and this is its last status.
+    pub fn set_up(&self, instance: InstanceLabels, status: Status) {
+        let last = LastStatus { up: true, status: Some(status) };
+        self.instances.0.lock().insert(instance, last);
+    }
+
+    /// The instance has not answered: it is down, and its last status stays.
+    pub fn set_down(&self, instance: InstanceLabels) {
+        self.instances.0.lock().entry(instance).or_default().up = false;
+    }
+
+    /// The page, of type [`CONTENT_TYPE`].
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("a String takes any text");
+        text
+    }
+}
+
+impl Default for ExporterMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The last status of each instance. Turned into gauges when the page is asked
+/// for, so that a tick costs one insertion an instance.
+#[derive(Debug, Default)]
+struct Instances(Mutex<BTreeMap<InstanceLabels, LastStatus>>);
+
+#[derive(Debug, Default)]
+struct LastStatus {
+    up: bool,
+    status: Option<Status>,
+}
+
+/// Name, help, and how the gauge is read; one that an instance does not tell is
+/// left out of the page.
+type InstanceGauge = (&'static str, &'static str, fn(&Status) -> Option<f64>);
+
+const NS_PER_SECOND: f64 = 1e9;
+
+const INSTANCE_GAUGES: [InstanceGauge; 12] = [
+    ("requests", "Requests answered since its start", |s| Some(s.requests as f64)),
+    ("errors", "Requests answered with a failure since its start", |s| Some(s.errors as f64)),
+    ("busy_seconds", "Time with a request in flight since its start", |s| {
+        Some(s.busy_ns as f64 / NS_PER_SECOND)
+    }),
+    ("latency_sum_seconds", "Sum of the latencies of its answered requests", |s| {
+        Some(s.latency_sum_ns as f64 / NS_PER_SECOND)
+    }),
+    ("cpu_used_cores", "CPU in use", |s| s.cpu_used_cores),
+    ("cpu_limit_cores", "CPU that it may use", |s| s.cpu_limit_cores),
+    ("memory_used_bytes", "Memory in use", |s| s.memory_used_bytes.map(|bytes| bytes as f64)),
+    ("memory_limit_bytes", "Memory that it may use", |s| {
+        s.memory_limit_bytes.map(|bytes| bytes as f64)
+    }),
+    ("in_flight", "Requests being served", |s| s.in_flight.map(|requests| requests as f64)),
+    ("queue", "Requests waiting", |s| s.queue.map(|requests| requests as f64)),
+    ("application_utilization_ratio", "Its own measure of how busy it is", |s| {
+        s.application_utilization
+    }),
+    ("age_seconds", "How old the figures were", |s| Some(s.age.as_secs_f64())),
+];
+
+impl Collector for Instances {
+    fn encode(&self, mut page: DescriptorEncoder) -> fmt::Result {
+        let instances = self.0.lock();
+        let up = instances.iter().map(|(labels, last)| (labels, f64::from(last.up)));
+        encode_gauge(&mut page, "up", "Whether it answered when last asked", up)?;
+        for (name, help, read) in INSTANCE_GAUGES {
+            let told = instances
+                .iter()
+                .filter_map(|(labels, last)| Some((labels, read(last.status.as_ref()?)?)));
+            encode_gauge(&mut page, name, help, told)?;
+        }
+        Ok(())
+    }
+}
+
+fn encode_gauge<'a>(
+    page: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (&'a InstanceLabels, f64)>,
+) -> fmt::Result {
+    let name = format!("instance_{name}");
+    let help = format!("{help}.");
+    let mut gauge = page.encode_descriptor(&name, &help, None, MetricType::Gauge)?;
+    for (labels, value) in values {
+        ConstGauge::new(value).encode(gauge.encode_family(labels)?)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chat_1() -> InstanceLabels {
+        InstanceLabels { service: "chat".into(), instance: "chat-1".into() }
+    }
+
+    #[test]
+    fn a_gauge_that_an_instance_does_not_tell_is_left_out() {
+        let metrics = ExporterMetrics::new();
+        let status = Status { latency_sum_ns: 1_500_000_000, queue: Some(0), ..Status::default() };
+        metrics.set_up(chat_1(), status);
+        let page = metrics.to_text();
+        let labels = r#"{service="chat",instance="chat-1"}"#;
+        for line in [
+            format!("ipconfig_exporter_instance_up{labels} 1.0\n"),
+            format!("ipconfig_exporter_instance_latency_sum_seconds{labels} 1.5\n"),
+            format!("ipconfig_exporter_instance_queue{labels} 0.0\n"),
+        ] {
+            assert!(page.contains(&line), "{line} is not in\n{page}");
+        }
+        assert!(!page.contains("instance_in_flight{"), "{page}");
+    }
+
+    #[test]
+    fn an_instance_that_is_down_keeps_its_last_status() {
+        let metrics = ExporterMetrics::new();
+        metrics.set_up(chat_1(), Status { requests: 7, ..Status::default() });
+        metrics.set_down(chat_1());
+        let page = metrics.to_text();
+        assert!(page.contains(r#"instance_up{service="chat",instance="chat-1"} 0.0"#), "{page}");
+        assert!(page.contains(r#"instance_requests{service="chat",instance="chat-1"} 7.0"#));
+    }
+
+    #[test]
+    fn counters_end_in_total_and_the_page_in_eof() {
+        let metrics = ExporterMetrics::new();
+        metrics.etcd_puts.inc();
+        metrics.collect_tries.get_or_create(&ServiceLabel { service: "chat".into() }).inc();
+        let page = metrics.to_text();
+        assert!(page.contains("ipconfig_exporter_etcd_puts_total 1\n"), "{page}");
+        assert!(page.contains("ipconfig_exporter_collect_tries_total{service=\"chat\"} 1\n"));
+        assert!(page.ends_with("# EOF\n"), "{page}");
+    }
+}

@@ -1,0 +1,212 @@
+//! The gateway's page: read off the board and one worker's views when somebody
+//! asks for it.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::board::Board;
+use crate::plugin::Status;
+use crate::watcher::WatchState;
+use crate::worker::{MODES, Worker};
+
+/// One figure: its labels, and its value.
+type Sample<'a> = (Vec<(&'static str, &'a str)>, f64);
+
+/// The page, of type [`CONTENT_TYPE`](super::CONTENT_TYPE). Counters are those of
+/// the whole host since nginx was started; they survive reloads.
+///
+/// # Errors
+/// None that a string can cause; the encoder's signature has one.
+pub fn gateway_page(
+    worker: &Worker,
+    status: Option<&Status>,
+    fallback: Fallback,
+    now_ms: u64,
+) -> Result<String, fmt::Error> {
+    let mut page = Page(Vec::new());
+    page.instances(worker);
+    page.rankings(worker, now_ms);
+    page.state(worker, status, fallback, now_ms);
+    page.errors(worker.board(), status);
+
+    let mut registry = Registry::with_prefix("ipconfig");
+    registry.register_collector(Box::new(page));
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+/// What Lua knows of the fallback.
+#[derive(Debug, Clone, Copy)]
+pub struct Fallback {
+    /// Whether this worker serves by it.
+    pub active: bool,
+    /// Requests that all workers served by it.
+    pub requests: f64,
+}
+
+/// A metric with its samples, as text is made from it.
+#[derive(Debug)]
+struct Metric {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    samples: Vec<(Vec<(&'static str, String)>, f64)>,
+}
+
+#[derive(Debug)]
+struct Page(Vec<Metric>);
+
+impl Page {
+    fn add<'a>(
+        &mut self,
+        kind: MetricType,
+        name: &'static str,
+        help: &'static str,
+        samples: impl IntoIterator<Item = Sample<'a>>,
+    ) {
+        let owned = |(labels, value): Sample<'a>| {
+            let labels = labels.into_iter().map(|(name, value)| (name, value.to_owned()));
+            (labels.collect(), value)
+        };
+        let samples = samples.into_iter().map(owned).collect();
+        self.0.push(Metric { name, help, kind, samples });
+    }
+
+    fn instances(&mut self, worker: &Worker) {
+        let all: Vec<_> = worker.counters().collect();
+        let figure = |read: fn(&crate::worker::Counters<'_>) -> f64| {
+            all.iter()
+                .map(|c| (vec![("service", c.service), ("instance", c.instance)], read(c)))
+                .collect::<Vec<_>>()
+        };
+        let (requests, failed, open) = (
+            figure(|c| c.requests as f64),
+            figure(|c| c.failed as f64),
+            figure(|c| f64::from(c.in_flight)),
+        );
+        self.add(MetricType::Counter, "requests", "Requests sent to the instance", requests);
+        self.add(
+            MetricType::Counter,
+            "failed_tries",
+            "Requests to the instance that failed and moved on or ended with 502 or 504",
+            failed,
+        );
+        self.add(MetricType::Gauge, "in_flight", "Requests open on the instance", open);
+    }
+
+    fn rankings(&mut self, worker: &Worker, now_ms: u64) {
+        let all: Vec<_> = worker.versions().collect();
+        let label = |service| vec![("service", service)];
+        let versions = all.iter().map(|(service, version, _)| (label(*service), *version as f64));
+        self.add(
+            MetricType::Gauge,
+            "ranking_version",
+            "Version of the ranking that this worker picks by",
+            versions,
+        );
+        let ages = all.iter().map(|(service, _, published_ms)| {
+            (label(*service), now_ms.saturating_sub(*published_ms) as f64 / 1e3)
+        });
+        self.add(
+            MetricType::Gauge,
+            "ranking_age_seconds",
+            "Time since the ranking last changed",
+            ages,
+        );
+    }
+
+    fn state(&mut self, worker: &Worker, status: Option<&Status>, fallback: Fallback, now_ms: u64) {
+        let mode = if fallback.active { "fallback" } else { worker.mode(now_ms) };
+        let modes = MODES.iter().map(|known| (vec![("mode", *known)], one_if(*known == mode)));
+        self.add(MetricType::Gauge, "mode", "1 for the mode that this worker serves in", modes);
+        self.add(
+            MetricType::Counter,
+            "fallback_requests",
+            "Requests served by fallback weights, without the library",
+            [(vec![], fallback.requests)],
+        );
+
+        let watch = status.map_or("", |status| status.watch.as_str());
+        let states = WatchState::ALL.iter().map(|state| state.as_str());
+        let states = states.map(|known| (vec![("state", known)], one_if(known == watch)));
+        self.add(MetricType::Gauge, "watch_state", "1 for the state of the etcd watch", states);
+        let source = worker.board().source();
+        self.add(
+            MetricType::Gauge,
+            "revision",
+            "The etcd revision that was last applied",
+            [(vec![], source.revision as f64)],
+        );
+        let confirmed = source.confirmed_ms;
+        let age = (confirmed != 0).then(|| now_ms.saturating_sub(confirmed) as f64 / 1e3);
+        self.add(
+            MetricType::Gauge,
+            "source_age_seconds",
+            "Time since etcd was last known to be watched",
+            age.map(|age| (vec![], age)),
+        );
+    }
+
+    fn errors(&mut self, board: Board, status: Option<&Status>) {
+        let reasons = status.into_iter().flat_map(|status| &status.bad_records);
+        let reasons = reasons.map(|(why, count)| (vec![("reason", why.as_str())], *count as f64));
+        self.add(
+            MetricType::Counter,
+            "bad_records",
+            "Records from etcd that were dropped",
+            reasons,
+        );
+        let counters = [
+            ("publish_errors", "Values that the shared dict did not take", board.publish_errors()),
+            (
+                "view_errors",
+                "Values in the shared dict that a worker could not use",
+                board.view_errors(),
+            ),
+            (
+                "thread_restarts",
+                "Panics that the plugin's thread went on after",
+                status.map_or(0, |status| status.restarts.into()),
+            ),
+        ];
+        for (name, help, count) in counters {
+            self.add(MetricType::Counter, name, help, [(vec![], count as f64)]);
+        }
+    }
+}
+
+fn one_if(yes: bool) -> f64 {
+    f64::from(u8::from(yes))
+}
+
+impl Collector for Page {
+    fn encode(&self, mut page: DescriptorEncoder) -> fmt::Result {
+        for metric in &self.0 {
+            let mut encoder =
+                page.encode_descriptor(metric.name, metric.help, None, metric.kind)?;
+            for (labels, value) in &metric.samples {
+                if labels.is_empty() {
+                    encode_value(metric.kind, *value, encoder)?;
+                    break; // without labels there is one sample
+                }
+                encode_value(metric.kind, *value, encoder.encode_family(labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn encode_value(kind: MetricType, value: f64, encoder: MetricEncoder<'_>) -> fmt::Result {
+    match kind {
+        MetricType::Counter => ConstCounter::new(value).encode(encoder),
+        _ => ConstGauge::new(value).encode(encoder),
+    }
+}

@@ -1,0 +1,333 @@
+//! What the plugin's thread does: follow the source, keep the registry, publish
+//! rankings. One current-thread runtime; nothing here knows nginx.
+
+pub mod log;
+mod refusal;
+
+use std::collections::{BTreeMap, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::{SmallRng, SysRng};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+
+use crate::board::{self, Board, SourceState};
+use crate::config::Config;
+use crate::etcd::EtcdSource;
+use crate::publish::{PublishError, Publisher, Store};
+use crate::ranking::{self, Candidate, Ranking};
+use crate::registry::Registry;
+use crate::score;
+use crate::value::{self, ValueError};
+use crate::watcher::{self, Timing, WatchState};
+
+/// How often the heartbeat beats. A worker looks as often, and falls back after
+/// a second at the earliest.
+const BEAT: Duration = Duration::from_millis(250);
+
+/// Beats between two looks at what changes by time alone: silence, slots to give
+/// back, values that were lost.
+const BEATS_A_ROUND: u32 = 4;
+
+/// Of each stretch of time, the part that publishing may take: rankings of 10
+/// instances follow each event at once, those of 10,000 wait for several.
+const DUTY: u32 = 20; // one twentieth
+
+/// The longest that a change waits for that reason.
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+
+/// Events that may wait: enough for a page of a list, and little memory.
+const EVENTS: usize = 1024;
+
+/// Rest after a panic, so that one that repeats does not burn a core.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
+
+/// Runs until `stop` turns true or its sender is gone. A panic is logged and
+/// everything starts anew, with what the shared dict holds still in force.
+pub fn run(config: &Config, store: impl Store, board: Board, mut stop: watch::Receiver<bool>) {
+    let _logging = log::collect();
+    for restarts in 0.. {
+        let attempt = AssertUnwindSafe(|| run_once(config, &store, board, &mut stop, restarts));
+        match catch_unwind(attempt) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => tracing::error!("the plugin's thread cannot run: {error}"),
+            Err(_) => tracing::error!("the plugin's thread panicked; it starts anew"),
+        }
+        if rest(&mut stop) {
+            return;
+        }
+    }
+}
+
+/// Waits a while; true if it is time to stop.
+fn rest(stop: &mut watch::Receiver<bool>) -> bool {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
+        return true;
+    };
+    runtime.block_on(async { timeout(AFTER_PANIC, stopped(stop)).await.is_ok() })
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error says that the sender is gone, and with it whoever started us.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn run_once(
+    config: &Config,
+    store: &impl Store,
+    board: Board,
+    stop: &mut watch::Receiver<bool>,
+    restarts: u32,
+) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (sender, events) = mpsc::channel(EVENTS);
+        let source = EtcdSource::new(&config.etcd);
+        let chance = SmallRng::try_from_rng(&mut SysRng);
+        let rng = chance.unwrap_or_else(|_| SmallRng::seed_from_u64(board::monotonic_ms()));
+        let mut conductor = Conductor::new(config, store, board, restarts);
+        tokio::select! {
+            () = stopped(stop) => {}
+            () = watcher::run(source, Timing::default(), rng, sender) => {}
+            () = conductor.conduct(events) => {}
+            () = refusal::serve(board) => {}
+        }
+    });
+    board.set_refusal_port(None);
+    // A name look-up may still be under way on a thread of its own.
+    runtime.shutdown_background();
+    Ok(())
+}
+
+/// The plugin's own state, published for `status()` and the metrics page.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// [`WatchState::as_str`].
+    pub watch: String,
+    /// The last revision applied.
+    pub revision: i64,
+    /// Services in the registry.
+    pub services: usize,
+    /// Records that were dropped, by reason.
+    pub bad_records: BTreeMap<String, u64>,
+    /// Panics that the thread was started anew after.
+    pub restarts: u32,
+}
+
+impl Status {
+    /// The status in the shared dict's value.
+    ///
+    /// # Errors
+    /// What is wrong with the value.
+    pub fn decode(value: Option<&[u8]>) -> Result<Self, ValueError> {
+        let (_, body) = value::open(value.ok_or(ValueError::Missing)?)?;
+        serde_json::from_slice(body).map_err(|cause| ValueError::Body(cause.to_string()))
+    }
+}
+
+/// Holds the stages together: registry, score, ranking, publisher.
+struct Conductor<S> {
+    board: Board,
+    registry: Registry,
+    publisher: Publisher<S>,
+    /// The rankings in force: weights move from the last ones.
+    rankings: HashMap<String, Ranking>,
+    /// Services that are to be published when it is time again.
+    dirty: Vec<String>,
+    /// Publishing waits until then, see [`DUTY`].
+    not_before: Instant,
+    lost_since_ms: u64,
+    patience_ms: u32,
+    /// The mode that was logged last.
+    mode: &'static str,
+    restarts: u32,
+    published_status: Status,
+    /// The last publishing error, so that it is logged once.
+    failing: Option<PublishError>,
+}
+
+impl<S: Store> Conductor<S> {
+    fn new(config: &Config, store: S, board: Board, restarts: u32) -> Self {
+        let now = Instant::now();
+        Conductor {
+            board,
+            registry: Registry::new(config, now),
+            publisher: Publisher::new(store, board),
+            rankings: HashMap::new(),
+            dirty: Vec::new(),
+            not_before: now,
+            lost_since_ms: board::monotonic_ms(),
+            patience_ms: config.fallback.after_ms(),
+            mode: "",
+            restarts,
+            published_status: Status::default(),
+            failing: None,
+        }
+    }
+
+    async fn conduct(&mut self, mut events: mpsc::Receiver<watcher::Event>) {
+        let mut beats = interval(BEAT);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beat: u32 = 0;
+        loop {
+            let waiting = !self.dirty.is_empty();
+            tokio::select! {
+                event = events.recv() => {
+                    let Some(event) = event else { return };
+                    self.registry.apply(&event, Instant::now());
+                    // What came together is published together.
+                    while let Ok(event) = events.try_recv() {
+                        self.registry.apply(&event, Instant::now());
+                    }
+                }
+                _ = beats.tick() => {
+                    self.board.beat();
+                    beat = beat.wrapping_add(1);
+                    if beat.is_multiple_of(BEATS_A_ROUND) {
+                        self.round();
+                    }
+                }
+                () = sleep_until(self.not_before), if waiting => {}
+            }
+            self.show_source();
+            self.publish();
+            if self.publisher.is_superseded() {
+                tracing::info!("another worker publishes from now on");
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// What time alone changes.
+    fn round(&mut self) {
+        self.registry.tick(Instant::now());
+        self.publisher.tidy(board::monotonic_ms());
+        self.board.reclaim_rows();
+        self.dirty.extend(self.publisher.unsound());
+        self.publish_status();
+    }
+
+    fn show_source(&mut self) {
+        let now_ms = board::monotonic_ms();
+        let watching = self.registry.watch_state() == WatchState::Watching;
+        if watching {
+            self.lost_since_ms = 0;
+        } else if self.lost_since_ms == 0 {
+            self.lost_since_ms = now_ms;
+        }
+        let known = self.board.source();
+        let source = SourceState {
+            synced: self.registry.has_synced() || known.synced,
+            revision: if self.registry.has_synced() {
+                self.registry.revision()
+            } else {
+                known.revision
+            },
+            confirmed_ms: if watching { now_ms } else { known.confirmed_ms },
+            lost_since_ms: self.lost_since_ms,
+        };
+        self.board.set_source(source);
+        self.log_mode(source, now_ms);
+    }
+
+    /// One line for each change of mode; the first is due when etcd has been
+    /// reached, or has had time to be.
+    fn log_mode(&mut self, source: SourceState, now_ms: u64) {
+        let mode = source.mode(now_ms, self.patience_ms);
+        if mode == self.mode || (mode == "static" && !source.is_lost(now_ms, self.patience_ms)) {
+            return;
+        }
+        self.mode = mode;
+        match mode {
+            "live" => tracing::info!("mode live: etcd is watched"),
+            "stale" => tracing::warn!("mode stale: etcd is lost; the last ranking serves"),
+            _ => tracing::warn!("mode static: etcd was never read; the configured instances serve"),
+        }
+    }
+
+    fn publish(&mut self) {
+        let started = Instant::now();
+        self.dirty.extend(self.registry.take_dirty());
+        if self.dirty.is_empty() || started < self.not_before {
+            return;
+        }
+        let mut services = std::mem::take(&mut self.dirty);
+        services.sort_unstable();
+        services.dedup();
+        for service in services {
+            self.publish_service(&service);
+        }
+        let took = started.elapsed();
+        self.not_before = Instant::now() + (took * (DUTY - 1)).min(LONGEST_WAIT);
+    }
+
+    fn publish_service(&mut self, service: &str) {
+        let Some(ranking) = self.rank(service) else { return };
+        let (revision, now_ms) = (self.registry.revision(), board::monotonic_ms());
+        match self.publisher.publish(service, &ranking, revision, now_ms) {
+            Ok(()) => self.failing = None,
+            Err(PublishError::Superseded) => return,
+            Err(error) => {
+                if self.failing.as_ref() != Some(&error) {
+                    tracing::error!("the ranking of {service} stays as it was: {error}");
+                }
+                self.failing = Some(error);
+            }
+        }
+        self.rankings.insert(service.to_owned(), ranking);
+    }
+
+    /// The service's ranking as of now, or `None` if what is published says more
+    /// than what is known here: before the first list is complete, only a service
+    /// that no writer has ever ranked gets a ranking of the configured instances.
+    fn rank(&mut self, service: &str) -> Option<Ranking> {
+        let synced = self.registry.has_synced();
+        if !synced && self.publisher.has_ranking(service) {
+            return None;
+        }
+        let Some(reading) = self.registry.service(service, Instant::now()) else {
+            return Some(Ranking::default()); // a discovered service that is gone
+        };
+        if !synced && reading.members.is_empty() {
+            return None;
+        }
+        let loads: Vec<_> = reading.members.iter().map(|member| member.load).collect();
+        let scores = score::scores(&reading.config.score, &loads);
+        let candidates: Vec<_> = reading
+            .members
+            .iter()
+            .zip(scores)
+            .map(|(member, score)| Candidate {
+                instance: member.instance,
+                state: member.state,
+                score,
+            })
+            .collect();
+        Some(ranking::rank(&candidates, self.rankings.get(service)))
+    }
+
+    fn publish_status(&mut self) {
+        let status = Status {
+            watch: self.registry.watch_state().as_str().to_owned(),
+            revision: self.registry.revision(),
+            services: self.registry.service_names().count(),
+            bad_records: self
+                .registry
+                .bad_records()
+                .iter()
+                .map(|(reason, count)| ((*reason).to_owned(), *count))
+                .collect(),
+            restarts: self.restarts,
+        };
+        if status == self.published_status {
+            return;
+        }
+        let text = serde_json::to_vec(&status).expect("plain data always has a JSON form");
+        if self.publisher.publish_status(&text).is_ok() {
+            self.published_status = status;
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! A port that answers 503 to whatever is sent.
+//!
+//! `balancer_by_lua` can end a request with a status of its own only where
+//! nginx has OpenResty's patch for that; elsewhere any status becomes 500. So a
+//! request that no instance can take is sent here.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::board::Board;
+
+/// Conversations at once. More wait in the listen queue.
+const CONVERSATIONS: usize = 128;
+
+/// A conversation takes no longer; nginx sends its request at once.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    Content-Type: text/plain\r\n\
+    Content-Length: 20\r\n\
+    Retry-After: 1\r\n\
+    Connection: close\r\n\r\n\
+    Service Unavailable\n";
+
+/// Announces the port on the board and serves it. Where there is no port to be
+/// had, the balancer makes do with nginx's own 500.
+pub async fn serve(board: Board) {
+    let error = match listen(board).await {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    board.set_refusal_port(None);
+    tracing::warn!("requests that nobody can take will get 500, not 503: {error}");
+    std::future::pending::<()>().await;
+}
+
+async fn listen(board: Board) -> io::Result<std::convert::Infallible> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    board.set_refusal_port(Some(listener.local_addr()?.port()));
+    let room = Arc::new(Semaphore::new(CONVERSATIONS));
+    let mut conversations = JoinSet::new();
+    let local = tokio::task::LocalSet::new();
+    local
+        .run_until(async {
+            loop {
+                let Ok(place) = room.clone().acquire_owned().await else {
+                    unreachable!("the semaphore is never closed")
+                };
+                let (stream, _) = listener.accept().await?;
+                conversations.spawn_local(async move {
+                    let _ = timeout(PATIENCE, refuse(stream)).await;
+                    drop(place);
+                });
+                while conversations.try_join_next().is_some() {}
+            }
+        })
+        .await
+}
+
+/// Answers, then reads what is still on its way: closing at once would reset
+/// the connection and lose the answer.
+async fn refuse(mut stream: TcpStream) -> io::Result<()> {
+    let mut sink = [0; 4096];
+    if stream.read(&mut sink).await? == 0 {
+        return Ok(()); // nobody asked
+    }
+    stream.write_all(ANSWER).await?;
+    stream.shutdown().await?;
+    while stream.read(&mut sink).await? > 0 {}
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn whatever_is_sent_is_answered_with_503() {
+        let board = Board::map_for_tests();
+        let ask = async {
+            while board.refusal_port().is_none() {
+                tokio::task::yield_now().await;
+            }
+            let port = board.refusal_port().unwrap();
+            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+            stream.write_all(b"POST / HTTP/1.0\r\n\r\n").await.unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = tokio::select! { answer = ask => answer, () = serve(board) => unreachable!() };
+        assert_eq!(answer, ANSWER);
+        let (head, body) =
+            ANSWER.split_at(ANSWER.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4);
+        assert!(
+            String::from_utf8_lossy(head).contains(&format!("Content-Length: {}\r\n", body.len()))
+        );
+    }
+}
