@@ -42,4 +42,5 @@ pub mod plugin;
 
 pub mod metrics;
 
+pub mod exporter;
 pub mod ffi;
