@@ -26,9 +26,12 @@ pub struct Worker {
     /// How long the source may be lost before the ranking is called stale, and
     /// the plugin's thread silent before Lua falls back.
     patience_ms: u32,
-    flights: HashMap<usize, Flight, BuildHasherDefault<AddressHasher>>,
+    flights: Flights,
     rng: SmallRng,
 }
+
+/// By the request's address.
+type Flights = HashMap<usize, Flight, BuildHasherDefault<AddressHasher>>;
 
 /// A service as this worker knows it.
 struct Service {
@@ -60,7 +63,6 @@ struct Peers {
 
 /// A request that was sent somewhere and has not been logged yet.
 struct Flight {
-    service: u32,
     slot: u32,
     tries: usize,
     /// Identities of the instances that it went to, by try.
@@ -97,13 +99,30 @@ pub enum Choice<'a> {
 impl Worker {
     /// A worker's state, with a row of its own on the board.
     pub fn new(board: Board, config: &Config, seed: u64) -> Self {
+        let row = board.claim_row(std::process::id());
+        Self::with(board, config, seed, row, HashMap::default())
+    }
+
+    /// The same worker with another configuration: a process without a master
+    /// reloads in place, with requests under way.
+    pub fn reconfigured(self, config: &Config, seed: u64) -> Self {
+        Self::with(self.board, config, seed, self.row, self.flights)
+    }
+
+    fn with(
+        board: Board,
+        config: &Config,
+        seed: u64,
+        row: Option<RowId>,
+        flights: Flights,
+    ) -> Self {
         let mut worker = Worker {
             board,
-            row: board.claim_row(std::process::id()),
+            row,
             services: Vec::new(),
             discover: config.discover.clone(),
             patience_ms: config.fallback.after_ms(),
-            flights: HashMap::default(),
+            flights,
             rng: SmallRng::seed_from_u64(seed),
         };
         for (name, service) in &config.services {
@@ -203,7 +222,6 @@ impl Worker {
         let Some(view) = &mut known.view else { return Choice::Unranked };
 
         let flight = self.flights.entry(request).or_insert(Flight {
-            service,
             slot: board::NO_SLOT,
             tries: 0,
             tried: [0; MAX_TRIES],
@@ -220,7 +238,6 @@ impl Worker {
         };
 
         let instance = &view.peers.instances[index];
-        flight.service = service;
         flight.slot = instance.slot;
         flight.tried[flight.tries] = view.peers.identities[index];
         flight.tries += 1;

@@ -129,8 +129,8 @@ fn exports() -> BTreeSet<(String, String)> {
         ipconfig_abi(),
         ipconfig_init(_, _, _, _),
         ipconfig_worker_start(_, _, _, _),
-        ipconfig_plugin_start(_, _, _, _, _, _),
-        ipconfig_plugin_stop(),
+        ipconfig_plugin_start(_, _, _, _, _, _, _),
+        ipconfig_plugin_stop(_),
         ipconfig_heartbeat(),
         ipconfig_fallback_after_ms(),
         ipconfig_refusal_port(),
@@ -244,13 +244,13 @@ fn null_for_a_pointer_is_an_error_and_not_a_crash() {
         local ERROR = cdefs.ERROR
         equal(lib.ipconfig_init(nil, 0, nil, nil), ERROR)
         equal(lib.ipconfig_worker_start(nil, 0, nil, nil), ERROR)
-        equal(lib.ipconfig_plugin_start(nil, 0, nil, nil, nil, nil), ERROR)
+        equal(lib.ipconfig_plugin_start(nil, 0, nil, nil, nil, nil, nil), ERROR)
         equal(lib.ipconfig_next_log(nil, nil, nil), ERROR)
 
         local code, _, text = call(100, lib.ipconfig_init, nil, 0)
         equal(code, ERROR)
         equal(text, "a pointer is NULL")
-        local code, _, text = call(100, lib.ipconfig_plugin_start, config, #config, nil, nil)
+        local code, _, text = call(100, lib.ipconfig_plugin_start, config, #config, nil, nil, nil)
         equal(code, ERROR)
         equal(text, "a pointer is NULL")
 
@@ -321,7 +321,7 @@ fn a_process_that_is_no_worker_is_told_so() {
         equal(lib.ipconfig_poll(0), cdefs.ERROR)
         equal(lib.ipconfig_balance(0, nil, 0, ffi.new("ipconfig_peer_t")), cdefs.ERROR)
         equal(lib.ipconfig_finish(nil, 0), cdefs.ERROR)
-        equal(lib.ipconfig_plugin_stop(), cdefs.OK) -- there is none
+        equal(lib.ipconfig_plugin_stop(1), cdefs.OK) -- there is none
     "#);
 }
 

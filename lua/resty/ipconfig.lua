@@ -170,14 +170,15 @@ local function fall_back(yes)
 end
 
 
-local function watch_thread(writer)
+-- `start` is the number of the thread's start, in the worker that has it.
+local function watch_thread(start)
     local after = native.fallback_after()
     local last_beat = native.heartbeat()
 
     local function tick(premature)
         if premature then
-            if writer then
-                native.plugin_stop()
+            if start then
+                native.plugin_stop(start)
             end
             return
         end
@@ -187,7 +188,7 @@ local function watch_thread(writer)
         last_beat = beat
         fall_back(self.silent_for >= after)
 
-        if writer then
+        if start then
             local level, line = native.next_log()
             while level do
                 log(level, "[ipconfig] ", line)
@@ -222,18 +223,24 @@ function _M.init_worker()
         return true
     end
 
-    local writer = ngx.worker.id() == 0
-
     local ok, err = native.worker_start(self.text)
-    if ok and writer then
-        ok, err = native.plugin_start(self.text, self.dict)
+    local start
+
+    if ok and ngx.worker.id() == 0 then
+        start, err = native.plugin_start(self.text, self.dict)
+        ok = start
+
         -- stops the thread on every normal exit, one without timers included
         self.sentinel = newproxy(true)
-        getmetatable(self.sentinel).__gc = native.plugin_stop
+        getmetatable(self.sentinel).__gc = function()
+            if start then
+                native.plugin_stop(start)
+            end
+        end
     end
 
     if ok then
-        ok, err = watch_thread(writer)
+        ok, err = watch_thread(start)
     end
 
     if not ok then
@@ -393,6 +400,12 @@ function _M.services()
     table.sort(names)
 
     return names
+end
+
+
+-- Whether the configuration names the service.
+function _M.is_configured(service)
+    return self.config.services[service] ~= nil
 end
 
 

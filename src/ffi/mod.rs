@@ -58,7 +58,16 @@ pub struct Peer {
 
 thread_local! {
     static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
-    static PLUGIN: RefCell<Option<PluginThread>> = const { RefCell::new(None) };
+    static PLUGIN: RefCell<Plugin> = const { RefCell::new(Plugin { starts: 0, thread: None }) };
+}
+
+/// The plugin's thread in this process.
+struct Plugin {
+    /// Starts so far. Each has its number, so that whoever made an earlier one
+    /// cannot stop a later: a process without a master keeps the old Lua VM for
+    /// a while after a reload.
+    starts: u32,
+    thread: Option<PluginThread>,
 }
 
 fn with_worker<T>(
@@ -112,13 +121,19 @@ pub unsafe extern "C" fn ipconfig_worker_start(
         let board = Board::open().map_err(BorderError::Board)?;
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let seed = clock.as_nanos() as u64 ^ (u64::from(std::process::id()) << 32);
-        WORKER.set(Some(Worker::new(board, &config, seed)));
+        WORKER.with_borrow_mut(|worker| {
+            *worker = Some(match worker.take() {
+                Some(worker) => worker.reconfigured(&config, seed),
+                None => Worker::new(board, &config, seed),
+            });
+        });
         Ok(OK)
     })
 }
 
-/// Starts the plugin's thread in this process; for worker 0 alone. `zone` is the
-/// shared dict's, `store` is `ngx_http_lua_ffi_shdict_store`.
+/// Starts the plugin's thread in this process, in place of one that runs, and
+/// writes the start's number; for worker 0 alone. `zone` is the shared dict's,
+/// `store` is `ngx_http_lua_ffi_shdict_store`.
 ///
 /// # Safety
 /// As the module says; `zone` and `store` stay valid until
@@ -129,6 +144,7 @@ pub unsafe extern "C" fn ipconfig_plugin_start(
     config_len: usize,
     zone: *mut c_void,
     store: *const c_void,
+    start: *mut u32,
     text: *mut c_char,
     text_len: *mut usize,
 ) -> c_int {
@@ -139,22 +155,30 @@ pub unsafe extern "C" fn ipconfig_plugin_start(
         let board = Board::open().map_err(BorderError::Board)?;
         // SAFETY: the caller's promise.
         let store = unsafe { shdict::SharedDict::new(zone, store) }.ok_or(BorderError::Null)?;
+        // SAFETY: the caller's promise; NULL is told apart.
+        let start = unsafe { start.as_mut() }.ok_or(BorderError::Null)?;
         PLUGIN.with_borrow_mut(|plugin| {
-            drop(plugin.take()); // stops the one before
-            *plugin = Some(PluginThread::start(config, store, board).map_err(BorderError::Thread)?);
+            drop(plugin.thread.take()); // stops the one before
+            plugin.starts = plugin.starts.wrapping_add(1);
+            *start = plugin.starts;
+            let thread = PluginThread::start(config, store, board).map_err(BorderError::Thread)?;
+            plugin.thread = Some(thread);
             Ok(OK)
         })
     })
 }
 
-/// Stops the plugin's thread and waits for it; nothing is stored afterwards.
-/// Harmless where there is none.
+/// Stops the plugin's thread of one start and waits for it; nothing is stored
+/// afterwards. Harmless when it has ended, or another one has taken its place.
 #[unsafe(no_mangle)]
-pub extern "C" fn ipconfig_plugin_stop() -> c_int {
+pub extern "C" fn ipconfig_plugin_stop(start: u32) -> c_int {
     guard(TextOut::none(), || {
         // A process may exit while its thread-locals are being destroyed.
-        let plugin = PLUGIN.try_with(|plugin| plugin.borrow_mut().take());
-        drop(plugin);
+        let thread = PLUGIN.try_with(|plugin| {
+            let mut plugin = plugin.borrow_mut();
+            if plugin.starts == start { plugin.thread.take() } else { None }
+        });
+        drop(thread);
         Ok(OK)
     })
 }

@@ -53,7 +53,9 @@ local function services()
 
     for _, name in ipairs(ipconfig.services()) do
         local view = ipconfig.describe(name, 0)
-        if view then
+
+        -- one that was discovered and is gone is no service any more
+        if view and (view.count > 0 or ipconfig.is_configured(name)) then
             list[#list + 1] = {
                 service   = name,
                 mode      = view.mode,

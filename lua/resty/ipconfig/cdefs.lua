@@ -19,8 +19,9 @@ ffi.cdef [[
     int ipconfig_worker_start(const char *config, size_t config_len,
         char *text, size_t *text_len);
     int ipconfig_plugin_start(const char *config, size_t config_len,
-        void *zone, const void *store, char *text, size_t *text_len);
-    int ipconfig_plugin_stop(void);
+        void *zone, const void *store, uint32_t *start,
+        char *text, size_t *text_len);
+    int ipconfig_plugin_stop(uint32_t start);
 
     uint64_t ipconfig_heartbeat(void);
     uint32_t ipconfig_fallback_after_ms(void);

@@ -32,7 +32,7 @@ local _M = {}
 
 local lib        -- kept here for good: a collected handle unmaps the library
 local peer       = ffi_new("ipconfig_peer_t")
-local handle_out = ffi_new("uint32_t[1]")
+local number_out = ffi_new("uint32_t[1]")
 local level_out  = ffi_new("int[1]")
 
 
@@ -147,17 +147,22 @@ end
 
 
 -- Starts the plugin's thread in this process, storing into `dict`.
+-- Returns the start's number, or nil and why there is no thread.
 function _M.plugin_start(config, dict)
     local zone = C.ngx_http_lua_ffi_shdict_udata_to_zone(dict[1])
     local store = ffi.cast("const void *", C.ngx_http_lua_ffi_shdict_store)
 
-    return done_or_error(call_for_text(lib.ipconfig_plugin_start,
-                                       config, #config, zone, store))
+    local ok, err = done_or_error(call_for_text(lib.ipconfig_plugin_start,
+                                                config, #config, zone, store,
+                                                number_out))
+
+    return ok and number_out[0], err
 end
 
 
-function _M.plugin_stop()
-    lib.ipconfig_plugin_stop()
+-- Stops the thread of that start, if it is the one that runs.
+function _M.plugin_stop(start)
+    lib.ipconfig_plugin_stop(start)
 end
 
 
@@ -193,8 +198,8 @@ end
 
 -- The handle of a service, or nil for one that is not served.
 function _M.service(name)
-    if lib.ipconfig_service(name, #name, handle_out) == OK then
-        return handle_out[0]
+    if lib.ipconfig_service(name, #name, number_out) == OK then
+        return number_out[0]
     end
 end
 
