@@ -126,9 +126,11 @@ impl Connector {
 
 fn tls(config: &TlsConfig) -> Result<TlsOptions, Cause> {
     let mut options = TlsOptions::new();
-    if !config.ca.is_empty() {
-        options = options.ca_certificate(Certificate::from_pem(read(&config.ca)?));
-    }
+    options = if config.ca.is_empty() {
+        options.with_native_roots()
+    } else {
+        options.ca_certificate(Certificate::from_pem(read(&config.ca)?))
+    };
     if !config.cert.is_empty() {
         options = options.identity(Identity::from_pem(read(&config.cert)?, read(&config.key)?));
     }
@@ -212,7 +214,8 @@ pub struct LeaseId(i64);
 
 /// A connection to one endpoint. Clones share it.
 ///
-/// Every call ends within 5 s, with an error if need be, and is made once.
+/// Every call ends within 5 s, with an error if need be, and is made once: a
+/// second time only with a new token, where etcd forgot the one before.
 #[derive(Clone)]
 pub struct Connection {
     endpoint: String,

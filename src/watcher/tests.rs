@@ -731,6 +731,74 @@ async fn a_stream_that_held_for_a_while_makes_the_next_failure_a_first_one() {
     assert!(pause <= Timing::default().backoff_base, "waited {pause:?}");
 }
 
+// ----------------------------------------------------------------------- log
+
+/// What `act` logs as warnings, a line each.
+fn warnings(act: impl FnOnce()) -> Vec<String> {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, act);
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    text.lines().map(ToOwned::to_owned).collect()
+}
+
+#[test]
+fn a_failure_is_logged_when_it_is_new_and_not_when_it_is_met_again() {
+    let fail = |outage: &mut Outage, text| {
+        let problem = Problem::Source(TestError { text, history_is_lost: false });
+        outage.delay(&Timing::default(), &mut SmallRng::seed_from_u64(1));
+        outage.log(&problem, Duration::ZERO);
+    };
+    let logged = warnings(|| {
+        let mut outage = Outage::default();
+        // Two endpoints in turn, each with a failure of its own.
+        for _ in 0..50 {
+            fail(&mut outage, "a refuses");
+            fail(&mut outage, "b hangs");
+        }
+        outage.end();
+        fail(&mut outage, "a refuses");
+    });
+    assert_eq!(logged.len(), 3, "{logged:#?}");
+    for (line, text) in logged.iter().zip(["a refuses", "b hangs", "a refuses"]) {
+        assert!(line.contains(text), "{logged:#?}");
+    }
+}
+
+#[test]
+fn an_error_is_logged_with_its_causes_and_none_of_them_twice() {
+    #[derive(Debug, Error)]
+    #[error("failed to connect at h:1")]
+    struct Outer(#[source] Middle);
+    #[derive(Debug, Error)]
+    #[error("refused")]
+    struct Middle(#[source] Inner);
+    #[derive(Debug, Error)]
+    #[error("refused")]
+    struct Inner(#[source] std::io::Error);
+
+    let error = Outer(Middle(Inner(std::io::Error::other("nobody listens"))));
+    assert_eq!(chain(&error), "failed to connect at h:1: refused: nobody listens");
+}
+
 // ------------------------------------------------------- any course of events
 
 /// What can happen to a source.
