@@ -252,9 +252,16 @@ impl Board {
         u16::try_from(self.layout.header.refusal_port.load(Relaxed)).ok().filter(|&port| port != 0)
     }
 
-    /// Announces the loopback port that answers 503, or takes it back.
-    pub fn set_refusal_port(&self, port: Option<u16>) {
-        self.layout.header.refusal_port.store(port.unwrap_or(0).into(), Relaxed);
+    /// Announces the loopback port that answers 503.
+    pub fn announce_refusal_port(&self, port: u16) {
+        self.layout.header.refusal_port.store(port.into(), Relaxed);
+    }
+
+    /// Takes a port back, unless another one was announced since: on reload the
+    /// old writer ends after the new one has begun.
+    pub fn retract_refusal_port(&self, port: u16) {
+        let announced = &self.layout.header.refusal_port;
+        let _ = announced.compare_exchange(port.into(), 0, Relaxed, Relaxed);
     }
 
     /// Values that could not be stored.
@@ -583,6 +590,17 @@ mod tests {
             assert_eq!((board.in_flight(slot), board.counters(slot)), (0, (0, 0)));
             assert!(!board.release_slot(slot));
         }
+    }
+
+    #[test]
+    fn a_refusal_port_is_taken_back_by_its_owner_alone() {
+        let board = Board::map().unwrap();
+        board.announce_refusal_port(1);
+        board.announce_refusal_port(2);
+        board.retract_refusal_port(1);
+        assert_eq!(board.refusal_port(), Some(2));
+        board.retract_refusal_port(2);
+        assert_eq!(board.refusal_port(), None);
     }
 
     #[test]

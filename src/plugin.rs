@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::board::{self, Board, SourceState};
-use crate::config::Config;
+use crate::config::{Config, Discover};
 use crate::etcd::EtcdSource;
 use crate::publish::{PublishError, Publisher, Store};
 use crate::ranking::{self, Candidate, Ranking};
@@ -96,7 +96,6 @@ fn run_once(
             () = refusal::serve(board) => {}
         }
     });
-    board.set_refusal_port(None);
     // A name look-up may still be under way on a thread of its own.
     runtime.shutdown_background();
     Ok(())
@@ -141,6 +140,9 @@ struct Conductor<S> {
     not_before: Instant,
     lost_since_ms: u64,
     patience_ms: u32,
+    discover: Discover,
+    /// Whether the first complete list has been acted on.
+    synced: bool,
     /// The mode that was logged last.
     mode: &'static str,
     restarts: u32,
@@ -161,6 +163,8 @@ impl<S: Store> Conductor<S> {
             not_before: now,
             lost_since_ms: board::monotonic_ms(),
             patience_ms: config.fallback.after_ms(),
+            discover: config.discover.clone(),
+            synced: false,
             mode: "",
             restarts,
             published_status: Status::default(),
@@ -251,6 +255,10 @@ impl<S: Store> Conductor<S> {
     fn publish(&mut self) {
         let started = Instant::now();
         self.dirty.extend(self.registry.take_dirty());
+        if !self.synced && self.registry.has_synced() {
+            self.synced = true;
+            self.take_over();
+        }
         if self.dirty.is_empty() || started < self.not_before {
             return;
         }
@@ -262,6 +270,14 @@ impl<S: Store> Conductor<S> {
         }
         let took = started.elapsed();
         self.not_before = Instant::now() + (took * (DUTY - 1)).min(LONGEST_WAIT);
+    }
+
+    /// After the first complete list: what an earlier writer published is checked
+    /// against it, services that etcd does not have any more included.
+    fn take_over(&mut self) {
+        self.dirty.extend(self.registry.service_names().map(str::to_owned));
+        let discovered = self.board.service_names().filter(|name| self.discover.allows(name));
+        self.dirty.extend(discovered.filter(|name| self.publisher.has_ranking(name)));
     }
 
     fn publish_service(&mut self, service: &str) {

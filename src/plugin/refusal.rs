@@ -4,6 +4,7 @@
 //! nginx has OpenResty's patch for that; elsewhere any status becomes 500. So a
 //! request that no instance can take is sent here.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -30,39 +31,48 @@ const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     Connection: close\r\n\r\n\
     Service Unavailable\n";
 
-/// Announces the port on the board and serves it. Where there is no port to be
-/// had, the balancer makes do with nginx's own 500.
+/// Announces a port on the board and serves it until it is dropped. Where there
+/// is no port to be had, the balancer makes do with nginx's own 500.
 pub async fn serve(board: Board) {
-    let error = match listen(board).await {
-        Ok(never) => match never {},
-        Err(error) => error,
-    };
-    board.set_refusal_port(None);
+    let Err(error) = listen(board).await;
     tracing::warn!("requests that nobody can take will get 500, not 503: {error}");
-    std::future::pending::<()>().await;
+    std::future::pending().await
 }
 
-async fn listen(board: Board) -> io::Result<std::convert::Infallible> {
+async fn listen(board: Board) -> io::Result<Infallible> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    board.set_refusal_port(Some(listener.local_addr()?.port()));
+    let _announced = Announced::new(board, listener.local_addr()?.port());
     let room = Arc::new(Semaphore::new(CONVERSATIONS));
     let mut conversations = JoinSet::new();
-    let local = tokio::task::LocalSet::new();
-    local
-        .run_until(async {
-            loop {
-                let Ok(place) = room.clone().acquire_owned().await else {
-                    unreachable!("the semaphore is never closed")
-                };
-                let (stream, _) = listener.accept().await?;
-                conversations.spawn_local(async move {
-                    let _ = timeout(PATIENCE, refuse(stream)).await;
-                    drop(place);
-                });
-                while conversations.try_join_next().is_some() {}
-            }
-        })
-        .await
+    loop {
+        let place = Arc::clone(&room).acquire_owned().await.map_err(io::Error::other)?;
+        let (stream, _) = listener.accept().await?;
+        conversations.spawn(async move {
+            // An answer that could not be given needs no other.
+            let _ = timeout(PATIENCE, refuse(stream)).await;
+            drop(place);
+        });
+        while conversations.try_join_next().is_some() {}
+    }
+}
+
+/// The port on the board, for as long as this lives.
+struct Announced {
+    board: Board,
+    port: u16,
+}
+
+impl Announced {
+    fn new(board: Board, port: u16) -> Self {
+        board.announce_refusal_port(port);
+        Announced { board, port }
+    }
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.board.retract_refusal_port(self.port);
+    }
 }
 
 /// Answers, then reads what is still on its way: closing at once would reset

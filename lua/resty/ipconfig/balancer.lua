@@ -15,7 +15,6 @@ local set_more_tries   = balancer.set_more_tries
 local exit             = ngx.exit
 local log              = ngx.log
 local min              = math.min
-local tostring         = tostring
 local ERR              = ngx.ERR
 
 
@@ -46,11 +45,11 @@ end
 -- Ends the request with 503. nginx takes a status from balancer_by_lua only
 -- with a patch that OpenResty applies and Debian does not (it makes it 500), so
 -- the request is sent to a port of the plugin's thread that answers 503.
-local function refuse(service, reason)
-    log(ERR, "[ipconfig] nothing to offer for service ", tostring(service),
-        ": ", reason)
+-- That port is no use while the thread is silent.
+local function refuse(self, service, reason)
+    log(ERR, "[ipconfig] nothing to offer for service ", service, ": ", reason)
 
-    local port = native.loaded() and native.refusal_port()
+    local port = not self.fallen_back and native.refusal_port()
     if port and set_current_peer("127.0.0.1", port) then
         return
     end
@@ -59,7 +58,7 @@ local function refuse(service, reason)
 end
 
 
-local function set_peer(service, host, port, more_tries, retry)
+local function set_peer(self, service, host, port, more_tries, retry)
     if not retry and more_tries > 0 then
         local ok, err = set_more_tries(more_tries)
         if not ok then
@@ -69,8 +68,8 @@ local function set_peer(service, host, port, more_tries, retry)
 
     local ok, err = set_current_peer(host, port)
     if not ok then
-        return refuse(service, "failed to set the peer " .. host .. ":" .. port
-                               .. ": " .. err)
+        return refuse(self, service, "failed to set the peer " .. host .. ":"
+                                     .. port .. ": " .. err)
     end
 end
 
@@ -79,14 +78,14 @@ end
 local function balance_in_lua(self, service, retry)
     local list = fallback.candidates(service, self.dict)
     if not list then
-        return refuse(service, "the service is not known")
+        return refuse(self, service, "the service is not known")
     end
 
     local ctx = ngx.ctx
     local tried = retry and ctx.ipconfig_tried or nil
     local instance = fallback.pick(list, tried)
     if not instance then
-        return refuse(service, #list == 0 and "it has no instances"
+        return refuse(self, service, #list == 0 and "it has no instances"
                                or "all instances were tried")
     end
 
@@ -99,7 +98,7 @@ local function balance_in_lua(self, service, retry)
     local settings = self.config.services[service]
     local tries = settings and settings.balance and settings.balance.tries or 2
 
-    return set_peer(service, instance.host, instance.port,
+    return set_peer(self, service, instance.host, instance.port,
                     min(tries, #list - 1), retry)
 end
 
@@ -156,7 +155,7 @@ function _M.balance(self, service)
         local code, host, port, more_tries = native.balance(handle, request,
                                                             retry)
         if code == OK then
-            return set_peer(service, host, port, more_tries, retry)
+            return set_peer(self, service, host, port, more_tries, retry)
         end
 
         if code ~= AGAIN then
@@ -164,7 +163,7 @@ function _M.balance(self, service)
                 break
             end
 
-            return refuse(service, retry and "all instances were tried"
+            return refuse(self, service, retry and "all instances were tried"
                                    or "it has no instances")
         end
 

@@ -96,11 +96,6 @@ function _M.load()
 end
 
 
-function _M.loaded()
-    return lib ~= nil
-end
-
-
 -- Calls an export that takes the text buffer last, with the room that it asks
 -- for. Returns its code and the text.
 local function call_for_text(export, ...)
