@@ -122,7 +122,9 @@ impl Default for Timing {
             idle: Duration::from_secs(5),
             answer: Duration::from_secs(5),
             backoff_base: Duration::from_millis(200),
-            backoff_max: Duration::from_secs(30),
+            // A source that comes back is to be followed again soon; that many
+            // gateways ask it at once is what the jitter is for.
+            backoff_max: Duration::from_secs(10),
             settled: Duration::from_secs(10),
         }
     }

@@ -139,6 +139,10 @@ function _M.init(config)
         error(err, 2)
     end
 
+    -- made here, for a counter that is made when it is needed evicts rankings
+    -- from a dict that is full
+    dict:safe_add("fallback_requests", 0)
+
     self.config      = decoded
     self.text        = text
     self.dict        = dict

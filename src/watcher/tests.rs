@@ -664,11 +664,11 @@ async fn a_slow_receiver_loses_nothing_and_does_not_make_the_stream_dead() {
 // ------------------------------------------------------------------- backoff
 
 #[test]
-fn backoff_doubles_from_200_ms_to_30_s_with_full_jitter() {
+fn backoff_doubles_from_200_ms_to_10_s_with_full_jitter() {
     let timing = Timing::default();
     let mut rng = SmallRng::seed_from_u64(1);
     let mut outages: Vec<Outage> = (0..2000).map(|_| Outage::default()).collect();
-    for limit_ms in [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000] {
+    for limit_ms in [200, 400, 800, 1600, 3200, 6400, 10_000, 10_000] {
         let limit = Duration::from_millis(limit_ms);
         let mut delays: Vec<_> =
             outages.iter_mut().map(|outage| outage.delay(&timing, &mut rng)).collect();
@@ -686,7 +686,7 @@ fn backoff_stays_at_its_longest_however_long_the_outage() {
     let mut outage = Outage { failures: u32::MAX - 1, ..Outage::default() };
     let mut rng = SmallRng::seed_from_u64(1);
     for _ in 0..10 {
-        assert!(outage.delay(&Timing::default(), &mut rng) <= Duration::from_secs(30));
+        assert!(outage.delay(&Timing::default(), &mut rng) <= Duration::from_secs(10));
     }
     assert_eq!(outage.failures, u32::MAX);
 }
@@ -696,8 +696,8 @@ async fn a_wrong_password_does_not_loop_fast() {
     let script = Script::new((0..1000).map(|_| Answer::Connect(error("wrong password"))));
     script.events_within(600 * SECOND).await;
     let attempts = script.times_of(&Call::Connect).len();
-    // 8 to reach the longest wait, then one in 15 s on average.
-    assert!((20..90).contains(&attempts), "{attempts} attempts in 10 minutes");
+    // 6 to reach the longest wait, then one in 5 s on average.
+    assert!((80..180).contains(&attempts), "{attempts} attempts in 10 minutes");
 }
 
 #[tokio::test(start_paused = true)]
@@ -709,7 +709,7 @@ async fn a_source_that_opens_streams_and_breaks_them_is_asked_ever_more_slowly()
     );
     script.events_within(600 * SECOND).await;
     let attempts = script.times_of(&Call::Connect).len();
-    assert!((20..90).contains(&attempts), "{attempts} attempts in 10 minutes");
+    assert!((80..180).contains(&attempts), "{attempts} attempts in 10 minutes");
 }
 
 #[tokio::test(start_paused = true)]

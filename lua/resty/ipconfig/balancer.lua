@@ -93,7 +93,7 @@ local function balance_in_lua(self, service, retry)
     tried[instance.addr] = true
     ctx.ipconfig_tried = tried
 
-    self.dict:incr("fallback_requests", 1, 0)
+    self.dict:incr("fallback_requests", 1)
 
     local settings = self.config.services[service]
     local tries = settings and settings.balance and settings.balance.tries or 2
