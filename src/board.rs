@@ -93,7 +93,10 @@ struct Service {
     /// Length of the name, 0 while the entry is free. Written last.
     name_len: AtomicU8,
     name: [AtomicU8; MAX_NAME],
+    /// Of the ranking in the shared dict. Written after `instances_version`.
     version: AtomicU64,
+    /// Of the instances that it ranks.
+    instances_version: AtomicU64,
     /// The newest version that some worker could not read.
     damaged: AtomicU64,
 }
@@ -318,9 +321,17 @@ impl Board {
         self.layout.services[id.0].version.load(Acquire)
     }
 
-    /// Announces a ranking that has been stored.
-    pub fn set_version(&self, id: ServiceId, version: u64) {
-        self.layout.services[id.0].version.store(version, Release);
+    /// The version of the instances that the ranking of [`version`](Self::version)
+    /// is of, or of newer ones.
+    pub fn instances_version(&self, id: ServiceId) -> u64 {
+        self.layout.services[id.0].instances_version.load(Relaxed)
+    }
+
+    /// Announces a ranking that has been stored, and the instances that it is of.
+    pub fn set_version(&self, id: ServiceId, version: u64, instances_version: u64) {
+        let service = &self.layout.services[id.0];
+        service.instances_version.store(instances_version, Relaxed);
+        service.version.store(version, Release);
     }
 
     /// Says that a worker could not read a version, so that the writer stores
@@ -607,10 +618,10 @@ mod tests {
     fn damage_is_that_of_the_current_version_alone() {
         let board = Board::map().unwrap();
         let id = board.service("chat").unwrap();
-        board.set_version(id, 3);
+        board.set_version(id, 3, 3);
         board.report_damaged(id, 3);
         assert!(board.is_damaged(id));
-        board.set_version(id, 4);
+        board.set_version(id, 4, 3);
         assert!(!board.is_damaged(id));
     }
 }

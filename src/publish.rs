@@ -125,7 +125,7 @@ impl<S: Store> Publisher<S> {
                 set(store, format!("instances:{service}"), version, body)?;
             }
             set(store, format!("ranking:{service}"), version, &ranking_body)?;
-            board.set_version(published.id, version);
+            board.set_version(published.id, version, instances_version);
             Ok(())
         });
         match stored {

@@ -65,8 +65,12 @@ pub fn seal(version: u64, body: &[u8]) -> Vec<u8> {
 /// Takes a body out of its envelope, with its version.
 ///
 /// # Errors
-/// Whatever [`ValueError`] names but `Body` and `Mismatch`.
+/// Whatever [`ValueError`] names but `Body` and `Mismatch`; no bytes at all are a
+/// value that is missing.
 pub fn open(value: &[u8]) -> Result<(u64, &[u8]), ValueError> {
+    if value.is_empty() {
+        return Err(ValueError::Missing);
+    }
     let header = value.get(..HEADER_LEN).and_then(|line| std::str::from_utf8(line).ok());
     let header = header.and_then(|line| line.strip_suffix('\n')).ok_or(ValueError::Foreign)?;
     let mut fields = header.split(' ');
@@ -235,9 +239,10 @@ mod tests {
 
     #[test]
     fn a_value_that_others_wrote_is_foreign() {
-        for value in [&b""[..], b"hello", b"ipconfig2 ", &[0xff; 200]] {
+        for value in [&b"hello"[..], b"ipconfig2 ", &[0xff; 200]] {
             assert_eq!(open(value), Err(ValueError::Foreign));
         }
+        assert_eq!(open(b""), Err(ValueError::Missing));
     }
 
     #[test]

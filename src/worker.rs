@@ -83,6 +83,16 @@ pub struct Counters<'a> {
 /// operator's.
 pub const MODES: [&str; 5] = ["live", "manual", "stale", "fallback", "static"];
 
+/// What a worker is to load before it can pick by the newest ranking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    Nothing,
+    /// The ranking alone, of instances that are at hand.
+    Ranking,
+    /// The instances and their ranking.
+    Both,
+}
+
 /// Where a request goes.
 #[derive(Debug, PartialEq)]
 pub enum Choice<'a> {
@@ -166,16 +176,23 @@ impl Worker {
         names
     }
 
-    /// Whether a newer ranking of the service is in the shared dict than the
-    /// one that this worker has, or has tried to load.
-    pub fn needs_load(&self, service: u32) -> bool {
-        let service = self.services.get(service as usize);
-        service.is_some_and(|service| self.board.version(service.id) > service.attempted)
+    /// What of the service's values in the shared dict this worker is to load.
+    pub fn due(&self, service: u32) -> Due {
+        let Some(service) = self.services.get(service as usize) else { return Due::Nothing };
+        let at_hand = service.view.as_ref().map(|view| view.peers.version);
+        if self.board.version(service.id) <= service.attempted {
+            Due::Nothing
+        } else if at_hand == Some(self.board.instances_version(service.id)) {
+            Due::Ranking
+        } else {
+            Due::Both
+        }
     }
 
-    /// Takes in a service's two values from the shared dict. On any error the
-    /// worker keeps the view that it has, and the writer is told to store the
-    /// values again; the same error is returned once, not for each attempt.
+    /// Takes in a service's values from the shared dict; `instances` is `None`
+    /// where [`due`](Self::due) did not ask for them. On any error the worker
+    /// keeps the view that it has, and the writer is told to store the values
+    /// again; the same error is returned once, not for each attempt.
     ///
     /// # Errors
     /// What is wrong with the values.
@@ -183,20 +200,22 @@ impl Worker {
         &mut self,
         service: u32,
         instances: Option<&[u8]>,
-        ranking: Option<&[u8]>,
+        ranking: &[u8],
     ) -> Result<(), ValueError> {
         let Some(service) = self.services.get_mut(service as usize) else { return Ok(()) };
         let announced = self.board.version(service.id);
-        service.attempted = announced;
         match service.view(instances, ranking, &mut self.rng) {
-            Ok(view) => {
+            Ok(Some(view)) => {
                 // What is read may be newer than what was announced before.
                 service.attempted = announced.max(view.version);
                 service.view = Some(view);
                 service.failed = None;
                 Ok(())
             }
+            // The instances have changed since they were not asked for: still due.
+            Ok(None) => Ok(()),
             Err(error) => {
+                service.attempted = announced;
                 self.board.report_damaged(service.id, announced);
                 if service.failed.as_ref() == Some(&error) {
                     return Ok(());
@@ -210,7 +229,7 @@ impl Worker {
     /// Where a request goes next. `request` is its address, the same from its
     /// first try to its log phase; `retry` says that its last try failed.
     pub fn balance(&mut self, service: u32, request: usize, retry: bool) -> Choice<'_> {
-        if self.needs_load(service) {
+        if self.due(service) != Due::Nothing {
             return Choice::Load;
         }
         if !retry {
@@ -336,25 +355,28 @@ impl Worker {
 
 impl Service {
     /// The view that two values make. Instances of a version that is at hand
-    /// already are not decoded again.
+    /// already are not decoded again; `None` when others are needed than were
+    /// given.
     fn view(
         &mut self,
         instances: Option<&[u8]>,
-        ranking: Option<&[u8]>,
+        ranking: &[u8],
         rng: &mut SmallRng,
-    ) -> Result<View, ValueError> {
-        let (version, body) = value::open(ranking.ok_or(ValueError::Missing)?)?;
+    ) -> Result<Option<View>, ValueError> {
+        let (version, body) = value::open(ranking)?;
         let ranking = RankingValue::decode(body)?;
         let wanted = ranking.instances_version;
         let at_hand = self.view.as_ref().is_some_and(|view| view.peers.version == wanted);
-        let decoded = if at_hand {
-            None
-        } else {
-            let (found, body) = value::open(instances.ok_or(ValueError::Missing)?)?;
-            if found != wanted {
-                return Err(ValueError::Mismatch { wanted, found });
+        let decoded = match instances {
+            _ if at_hand => None,
+            None => return Ok(None),
+            Some(instances) => {
+                let (found, body) = value::open(instances)?;
+                if found != wanted {
+                    return Err(ValueError::Mismatch { wanted, found });
+                }
+                Some(Peers::new(&self.name, found, value::decode_instances(body)?))
             }
-            Some(Peers::new(&self.name, found, value::decode_instances(body)?))
         };
         let known = decoded.as_ref().or(self.view.as_ref().map(|view| &view.peers));
         let count = known.map_or(0, |peers| peers.instances.len());
@@ -369,7 +391,7 @@ impl Service {
         let peers = decoded
             .or_else(|| self.view.take().map(|view| view.peers))
             .ok_or(ValueError::Missing)?;
-        Ok(View { version, peers, ranking, picker })
+        Ok(Some(View { version, peers, ranking, picker }))
     }
 }
 

@@ -61,6 +61,7 @@ fn the_codes_and_the_version_are_the_same_on_both_sides_and_there_are_no_others(
         ("DECLINED", ffi::DECLINED.into()),
         ("ERROR", ffi::ERROR.into()),
         ("OK", ffi::OK.into()),
+        ("RANKING_DUE", ffi::RANKING_DUE.into()),
         ("UNRANKED", ffi::UNRANKED.into()),
     ];
     assert_eq!(declared, of_the_library.map(|(name, value)| (name.to_owned(), value)));
@@ -337,7 +338,7 @@ fn before_anything_is_published_there_is_no_peer_and_no_ranking() {
         end
         equal(peer.port, 7)
 
-        local code, _, text = call(100, lib.ipconfig_load, 0, nil, 0, nil, 0)
+        local code, _, text = call(100, lib.ipconfig_load, 0, "", 0, "", 0)
         equal(code, cdefs.ERROR)
         equal(text, "the value is missing from the shared dict")
         local code, _, text = call(100, lib.ipconfig_status, "foreign", 7)

@@ -421,7 +421,6 @@ end
 -- is not used) and, while the library is used, plugin (the thread's own state).
 function _M.status()
     local status = {
-        mode        = self.fallen_back and "fallback" or nil,
         error       = self.load_error,
         ready       = true,
         not_ready   = {},

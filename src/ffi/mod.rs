@@ -28,7 +28,7 @@ use crate::board::{self, Board};
 use crate::config::Config;
 use crate::metrics::{self, Fallback};
 use crate::plugin;
-use crate::worker::{Choice, Worker};
+use crate::worker::{Choice, Due, Worker};
 
 /// The version of this border. It grows with every change of a declaration, and
 /// the Lua side refuses another.
@@ -44,6 +44,8 @@ pub const AGAIN: c_int = -2;
 pub const DECLINED: c_int = -5;
 /// The service has no ranking yet.
 pub const UNRANKED: c_int = -6;
+/// The ranking alone is to be loaded.
+pub const RANKING_DUE: c_int = 1;
 
 /// Where a request goes, written by [`ipconfig_balance`].
 #[repr(C)]
@@ -241,7 +243,8 @@ pub unsafe extern "C" fn ipconfig_service(
     guard(TextOut::none(), || {
         // SAFETY: the caller's promise; NULL is told apart.
         let handle = unsafe { handle.as_mut() }.ok_or(BorderError::Null)?;
-        let Ok(name) = name.text() else { return Ok(DECLINED) };
+        let name = name.bytes().ok_or(BorderError::Null)?;
+        let Ok(name) = std::str::from_utf8(name) else { return Ok(DECLINED) };
         with_worker(|worker| {
             let Some(service) = worker.service(name) else { return Ok(DECLINED) };
             *handle = service;
@@ -250,16 +253,23 @@ pub unsafe extern "C" fn ipconfig_service(
     })
 }
 
-/// Whether a service's values are to be loaded: [`AGAIN`] if so, else [`OK`].
+/// What of a service's values is to be loaded: [`OK`] for nothing,
+/// [`RANKING_DUE`] for the ranking alone, [`AGAIN`] for the instances too.
 #[unsafe(no_mangle)]
 pub extern "C" fn ipconfig_poll(service: u32) -> c_int {
     guard(TextOut::none(), || {
-        with_worker(|worker| Ok(if worker.needs_load(service) { AGAIN } else { OK }))
+        with_worker(|worker| {
+            Ok(match worker.due(service) {
+                Due::Nothing => OK,
+                Due::Ranking => RANKING_DUE,
+                Due::Both => AGAIN,
+            })
+        })
     })
 }
 
-/// Takes in a service's values from the shared dict; NULL for one that is
-/// missing. On [`ERROR`] the worker keeps the ranking that it has.
+/// Takes in a service's values from the shared dict. A value that is missing is
+/// empty; `instances` is NULL where they were not asked for. On [`ERROR`] the worker keeps the ranking that it has.
 ///
 /// # Safety
 /// As the module says.
@@ -283,7 +293,7 @@ pub unsafe extern "C" fn ipconfig_load(
     };
     guard(out, || {
         with_worker(|worker| {
-            worker.load(service, instances.bytes(), ranking.bytes())?;
+            worker.load(service, instances.bytes(), ranking.bytes().ok_or(BorderError::Null)?)?;
             Ok(OK)
         })
     })
@@ -372,7 +382,7 @@ pub unsafe extern "C" fn ipconfig_services(text: *mut c_char, text_len: *mut usi
 }
 
 /// The gateway's metrics as OpenMetrics text. `status` is the shared dict's
-/// value of that name, or NULL; `fallback` is not 0 while this worker serves
+/// value of that name, empty if there is none; `fallback` is not 0 while this worker serves
 /// without the plugin's thread, `fallback_requests` how many all workers did.
 ///
 /// # Safety
@@ -390,7 +400,7 @@ pub unsafe extern "C" fn ipconfig_metrics(
     let (status, out) = unsafe { (Bytes::new(status, status_len), TextOut::new(text, text_len)) };
     guard(out, || {
         with_worker(|worker| {
-            let status = plugin::Status::decode(status.bytes());
+            let status = plugin::Status::decode(status.bytes().unwrap_or_default());
             let fallback = Fallback { active: fallback != 0, requests: fallback_requests };
             let now_ms = board::monotonic_ms();
             let page = metrics::gateway_page(worker, status.ok().as_ref(), fallback, now_ms)?;
@@ -413,7 +423,7 @@ pub unsafe extern "C" fn ipconfig_status(
     // SAFETY: the caller's promise.
     let (status, out) = unsafe { (Bytes::new(status, status_len), TextOut::new(text, text_len)) };
     guard(out, || {
-        let status = plugin::Status::decode(status.bytes())?;
+        let status = plugin::Status::decode(status.bytes().unwrap_or_default())?;
         out.write(&serde_json::to_string(&status).map_err(BorderError::Json)?)
     })
 }

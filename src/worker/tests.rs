@@ -43,7 +43,8 @@ impl Gateway {
 
     fn publish_weighted(&mut self, ranked: &[(char, f64)]) {
         self.store(ranked);
-        self.board.set_version(self.id(), self.board.version(self.id()) + 1);
+        let version = self.board.version(self.id()) + 1;
+        self.board.set_version(self.id(), version, version);
     }
 
     /// Stores the next version and does not announce it yet.
@@ -78,7 +79,9 @@ impl Gateway {
     }
 
     fn load(&mut self) -> Result<(), ValueError> {
-        self.worker.load(self.chat, self.instances.as_deref(), self.ranking.as_deref())
+        let value = |value: &Option<Vec<u8>>| value.clone().unwrap_or_default();
+        let (instances, ranking) = (value(&self.instances), value(&self.ranking));
+        self.worker.load(self.chat, Some(&instances), &ranking)
     }
 
     /// A request's first try: the instance that it goes to, if to any.
@@ -92,7 +95,7 @@ impl Gateway {
     }
 
     fn balance(&mut self, request: usize, retry: bool) -> Option<char> {
-        if self.worker.needs_load(self.chat) {
+        if self.worker.due(self.chat) != Due::Nothing {
             self.load().unwrap();
         }
         match self.worker.balance(self.chat, request, retry) {
@@ -136,7 +139,7 @@ fn letter(port: u16) -> char {
 #[test]
 fn a_service_that_was_never_published_is_unranked_and_not_loaded() {
     let mut gateway = Gateway::new(&json!({}));
-    assert!(!gateway.worker.needs_load(gateway.chat));
+    assert!(gateway.worker.due(gateway.chat) == Due::Nothing);
     assert_eq!(gateway.worker.balance(gateway.chat, 1, false), Choice::Unranked);
     assert_eq!(gateway.best(9, 0), None);
     assert_eq!(gateway.in_flight(), 0);
@@ -146,10 +149,10 @@ fn a_service_that_was_never_published_is_unranked_and_not_loaded() {
 fn a_new_version_is_loaded_before_the_next_request_and_once() {
     let mut gateway = Gateway::new(&json!({"strategy": "best"}));
     gateway.publish("ab");
-    assert!(gateway.worker.needs_load(gateway.chat));
+    assert!(gateway.worker.due(gateway.chat) != Due::Nothing);
     assert_eq!(gateway.worker.balance(gateway.chat, 1, false), Choice::Load);
     gateway.load().unwrap();
-    assert!(!gateway.worker.needs_load(gateway.chat));
+    assert!(gateway.worker.due(gateway.chat) == Due::Nothing);
     let peer = Choice::Peer { host: "127.0.0.1", port: 9001, more_tries: 1 };
     assert_eq!(gateway.worker.balance(gateway.chat, 1, false), peer);
 
@@ -165,7 +168,10 @@ fn a_version_that_is_stored_but_not_announced_yet_is_not_loaded_again_and_again(
     gateway.publish("a");
     gateway.store(&[('b', 1.0)]); // the writer is about to announce it, or was killed
     gateway.load().unwrap();
-    assert!(!gateway.worker.needs_load(gateway.chat), "what was read is newer than announced");
+    assert!(
+        gateway.worker.due(gateway.chat) == Due::Nothing,
+        "what was read is newer than announced"
+    );
     assert_eq!(gateway.send(1), Some('b'));
 }
 
@@ -177,7 +183,19 @@ fn instances_that_are_at_hand_are_not_read_again() {
     (ranking.records[0].rank, ranking.records[1].rank) = (1, 0);
     gateway.ranking = Some(seal(2, &ranking.encode()));
     gateway.instances = None;
-    gateway.board.set_version(gateway.id(), 2);
+    gateway.board.set_version(gateway.id(), 2, 1);
+    assert_eq!(gateway.worker.due(gateway.chat), Due::Ranking);
+    assert_eq!(gateway.send(1), Some('b'));
+}
+
+#[test]
+fn instances_that_change_after_they_were_not_asked_for_are_still_due() {
+    let mut gateway = Gateway::ranked("best", 2, "ab");
+    gateway.publish("bc");
+    let (chat, ranking) = (gateway.chat, gateway.ranking.clone().unwrap());
+    assert_eq!(gateway.worker.load(chat, None, &ranking), Ok(()));
+    assert_eq!(gateway.worker.due(chat), Due::Both);
+    assert_eq!(gateway.board.view_errors(), 0, "nothing is damaged");
     assert_eq!(gateway.send(1), Some('b'));
 }
 
@@ -213,7 +231,10 @@ fn values_that_cannot_be_used_leave_the_view_and_are_reported_to_the_writer() {
         assert!(error.starts_with(expected), "{error:?}, expected {expected:?}");
         assert_eq!(gateway.board.view_errors(), 1, "{expected}");
         assert!(gateway.board.is_damaged(gateway.id()), "{expected}: to be stored again");
-        assert!(!gateway.worker.needs_load(gateway.chat), "{expected}: not read once a request");
+        assert!(
+            gateway.worker.due(gateway.chat) == Due::Nothing,
+            "{expected}: not read once a request"
+        );
         assert_eq!(gateway.send(1), Some('a'), "{expected}: the view at hand stays");
         assert_eq!(gateway.resend(1), Some('b'), "{expected}");
 
@@ -247,8 +268,8 @@ fn the_same_failure_is_told_once_until_something_else_happens() {
 #[test]
 fn a_handle_that_was_never_given_out_is_refused_and_harmless() {
     let mut gateway = Gateway::ranked("best", 2, "a");
-    assert!(!gateway.worker.needs_load(99));
-    assert_eq!(gateway.worker.load(99, None, None), Ok(()));
+    assert!(gateway.worker.due(99) == Due::Nothing);
+    assert_eq!(gateway.worker.load(99, None, b""), Ok(()));
     assert_eq!(gateway.worker.balance(99, 1, false), Choice::Unranked);
     assert_eq!(gateway.worker.best(99, 1, 0), None);
     assert_eq!(gateway.in_flight(), 0);
@@ -518,7 +539,7 @@ fn a_service_that_only_etcd_knows_is_served_where_discover_allows_it() {
     ] {
         let board = Board::map_for_tests();
         for name in ["mail", "team-a.x"] {
-            board.set_version(board.service(name).unwrap(), 1);
+            board.set_version(board.service(name).unwrap(), 1, 1);
         }
         let file = json!({"discover": discover, "services": {"chat": {}}});
         let mut worker = Worker::new(board, &Config::parse(&file.to_string()).unwrap(), 7);
@@ -537,7 +558,7 @@ fn a_discovered_service_has_no_handle_until_it_is_published_and_then_keeps_it() 
     assert_eq!(worker.service("mail"), None);
     let id = board.service("mail").unwrap();
     assert_eq!(worker.service("mail"), None, "no ranking yet");
-    board.set_version(id, 1);
+    board.set_version(id, 1, 1);
     let mail = worker.service("mail");
     assert!(mail.is_some() && mail != worker.service("chat"));
     assert_eq!(worker.service("mail"), mail);

@@ -59,4 +59,6 @@ return {
     AGAIN    = -2,
     DECLINED = -5,
     UNRANKED = -6,
+
+    RANKING_DUE = 1,
 }

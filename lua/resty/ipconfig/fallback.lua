@@ -5,12 +5,13 @@
 local cjson = require "cjson.safe"
 
 
-local crc32  = ngx.crc32_long
-local floor  = math.floor
-local match  = string.match
-local random = math.random
-local sub    = string.sub
+local crc32    = ngx.crc32_long
+local floor    = math.floor
+local match    = string.match
+local random   = math.random
+local sub      = string.sub
 local tonumber = tonumber
+local type     = type
 
 
 local _M = {}
@@ -103,6 +104,10 @@ end
 -- The candidates in a value of the shared dict, or nil and what is wrong with
 -- it.
 local function decode(value)
+    if type(value) ~= "string" then
+        return nil, "the value is foreign"
+    end
+
     local crc, len, version, body = match(value, HEADER)
     if not crc then
         return nil, "the value is foreign"

@@ -17,11 +17,14 @@ local match           = string.match
 local open            = io.open
 local pcall           = pcall
 local tonumber        = tonumber
+local type            = type
 
 
 local OK       = cdefs.OK
 local AGAIN    = cdefs.AGAIN
 local UNRANKED = cdefs.UNRANKED
+
+local RANKING_DUE = cdefs.RANKING_DUE
 
 -- room for an error or a line of the log; results ask for what they need
 local TEXT_SIZE = 4096
@@ -82,7 +85,9 @@ function _M.load()
         return tonumber(found.ipconfig_abi())
     end)
     if not ok then
-        return nil, path .. " is no libipconfig.so: " .. abi
+        -- the message begins with a place in this file and the path
+        return nil, path .. " is no libipconfig.so: "
+                    .. match(abi, "undefined symbol.*") or abi
     end
 
     if abi ~= cdefs.ABI then
@@ -199,19 +204,33 @@ function _M.service(name)
 end
 
 
+-- A value of the shared dict as the library takes it: text, empty for what is
+-- missing, and for a number or a boolean what no value of ours looks like.
+local function value_of(dict, key)
+    local value = dict:get(key)
+    if type(value) == "string" then
+        return value
+    end
+
+    return value == nil and "" or type(value)
+end
+
+
 -- Brings a service's view up to what the shared dict holds.
 -- Returns true, or nil and what is wrong with the values there.
 function _M.refresh(handle, name, dict)
-    if lib.ipconfig_poll(handle) ~= AGAIN then
+    local due = lib.ipconfig_poll(handle)
+    if due ~= AGAIN and due ~= RANKING_DUE then
         return true
     end
 
-    local instances = dict:get("instances:" .. name)
-    local ranking = dict:get("ranking:" .. name)
+    local ranking = value_of(dict, "ranking:" .. name)
+    local instances = due == AGAIN and value_of(dict, "instances:" .. name)
+                      or nil
 
     return done_or_error(call_for_text(lib.ipconfig_load, handle,
                                        instances, instances and #instances or 0,
-                                       ranking, ranking and #ranking or 0))
+                                       ranking, #ranking))
 end
 
 
@@ -254,9 +273,8 @@ end
 -- The metrics page; `fallback` says whether this worker serves by fallback
 -- weights, and `fallback_requests` how many requests all workers did.
 function _M.metrics(dict, fallback, fallback_requests)
-    local status = dict:get("status")
-    local code, text = call_for_text(lib.ipconfig_metrics, status,
-                                     status and #status or 0,
+    local status = value_of(dict, "status")
+    local code, text = call_for_text(lib.ipconfig_metrics, status, #status,
                                      fallback and 1 or 0, fallback_requests)
     return done_or_error(code, text) and text, text
 end
@@ -264,9 +282,8 @@ end
 
 -- The plugin's own state as JSON.
 function _M.status(dict)
-    local status = dict:get("status")
-    local code, text = call_for_text(lib.ipconfig_status, status,
-                                     status and #status or 0)
+    local status = value_of(dict, "status")
+    local code, text = call_for_text(lib.ipconfig_status, status, #status)
     return done_or_error(code, text) and text, text
 end
 

@@ -1,0 +1,133 @@
+//! Micro-benchmarks of the stages, each by itself: `cargo bench --bench core`.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
+use ipconfig::board::Board;
+use ipconfig::config::{Strategy, WindowConfig};
+use ipconfig::picker::{self, Moment, Ranked};
+use ipconfig::window::Window;
+use ipconfig::worker::Worker;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use fleet::Fleet;
+
+#[path = "fleet/mod.rs"]
+mod fleet;
+
+const SIZES: [usize; 3] = [10, 1_000, 10_000];
+
+const STRATEGIES: [Strategy; 6] = [
+    Strategy::Best,
+    Strategy::WeightedRandom,
+    Strategy::RoundRobin,
+    Strategy::Random,
+    Strategy::P2c,
+    Strategy::Adaptive,
+];
+
+fn window(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("window");
+    let config = WindowConfig::default();
+    group.bench_function("record", |bencher| {
+        let mut window = Window::new(&config);
+        let mut report = 0;
+        bencher.iter_batched(
+            || {
+                // A second later, so that each record begins a new bucket.
+                report += 1;
+                (fleet::status(0, report), report * 1000)
+            },
+            |(status, now_ms)| window.record(&status, now_ms),
+            BatchSize::SmallInput,
+        );
+    });
+    group.bench_function("read", |bencher| {
+        let mut window = Window::new(&config);
+        for report in 1..=5 {
+            window.record(&fleet::status(0, report), report * 1000);
+        }
+        bencher.iter(|| black_box(&mut window).load(black_box(5500)));
+    });
+}
+
+fn ranking(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("ranking");
+    for size in SIZES {
+        let mut fleet = Fleet::new(size);
+        let previous = fleet.rank();
+        let report = fleet.next_report();
+        fleet.apply(&report);
+        group.bench_function(BenchmarkId::new("read", size), |bencher| {
+            bencher.iter(|| fleet.reading().membership);
+        });
+        let reading = fleet.reading();
+        group.bench_function(BenchmarkId::new("score_and_rank", size), |bencher| {
+            bencher.iter(|| fleet::rank(black_box(&reading), Some(&previous)));
+        });
+    }
+}
+
+/// Requests of their first try, and a few in flight everywhere.
+struct SteadyTraffic;
+
+impl Moment for SteadyTraffic {
+    fn is_tried(&self, _: usize) -> bool {
+        false
+    }
+
+    fn in_flight(&self, index: usize) -> u32 {
+        (index % 4) as u32
+    }
+}
+
+fn pick(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("pick");
+    for strategy in STRATEGIES {
+        for size in [10, 10_000] {
+            let weights: Vec<f64> = (0..size).map(|index| 1.0 + f64::from(index % 10)).collect();
+            let ranks: Vec<u32> = (0..size).map(|index| index as u32).collect();
+            let mut rng = SmallRng::seed_from_u64(1);
+            let ranked = Ranked { weights: &weights, ranks: &ranks };
+            let mut picker = picker::build(strategy, ranked, &mut rng);
+            group.bench_function(BenchmarkId::new(strategy.as_str(), size), |bencher| {
+                bencher.iter(|| picker.pick(black_box(&SteadyTraffic), &mut rng));
+            });
+        }
+    }
+}
+
+fn load(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("worker_load");
+    // Some milliseconds each.
+    group.sample_size(50).measurement_time(Duration::from_secs(10));
+    let mut fleet = Fleet::new(10_000);
+    let board = Board::open().expect("memory for a board");
+    let mut worker = Worker::new(board, &fleet.config(), 1);
+    let service = worker.service(fleet.name()).expect("it is configured");
+
+    let values = fleet.values();
+    let (instances, ranking) = &values;
+    worker.load(service, Some(instances), ranking).expect("sound values");
+    group.bench_function("ranking_changed/10000", |bencher| {
+        bencher.iter(|| worker.load(service, Some(instances), black_box(ranking)));
+    });
+
+    let registration = fleet.next_registration();
+    fleet.apply(&[registration]);
+    fleet.update();
+    let newer = fleet.values();
+    // Two versions in turns: to the worker, the instances change each time.
+    let mut versions = [&values, &newer].into_iter().cycle();
+    group.bench_function("instances_changed/10000", |bencher| {
+        bencher.iter(|| {
+            let (instances, ranking) = versions.next().expect("a cycle has no end");
+            worker.load(service, Some(instances), black_box(ranking))
+        });
+    });
+}
+
+criterion_group!(benches, window, ranking, pick, load);
+criterion_main!(benches);

@@ -1,0 +1,173 @@
+//! An nginx of one's own, with one worker: its configuration, its core, its end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{free_port, wait_until};
+use crate::{http, machine};
+
+/// How long nginx may take to start, and a gateway to follow etcd.
+const START: Duration = Duration::from_secs(20);
+
+/// A running nginx; stopped, and its directory removed, when dropped.
+pub struct Nginx {
+    child: Child,
+    dir: TempDir,
+    /// Answers with the worker's pid at `/pid`.
+    control_port: u16,
+}
+
+impl Nginx {
+    /// Starts one with what stands in `http`, kept on `core` if one is given.
+    pub async fn start(core: Option<usize>, http: &str) -> Self {
+        let dir = TempDir::with_prefix("ipconfig-nginx-").expect("a temporary directory");
+        let control_port = free_port();
+        let conf = dir.path().join("nginx.conf");
+        fs::write(&conf, main_conf(control_port, http)).expect("a file in the directory");
+        let child = machine::command_on(core, &machine::nginx())
+            .arg("-p")
+            .arg(dir.path())
+            .arg("-c")
+            .arg(&conf)
+            .args(["-e", "error.log"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nginx can be started");
+        let mut nginx = Nginx { child, dir, control_port };
+        let is_up = async || {
+            let ended = nginx.child.try_wait().expect("a child of this process").is_some();
+            assert!(!ended, "nginx ended; its log:\n{}", nginx.log());
+            http::get(control_port, "/pid").is_ok()
+        };
+        wait_until("nginx answers", START, is_up).await;
+        nginx
+    }
+
+    /// The worker's pid.
+    pub fn worker_pid(&self) -> u32 {
+        let pid = http::get(self.control_port, "/pid").expect("the worker answers");
+        pid.parse().expect("a pid")
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("error.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // Killed, the master would leave its worker behind. A command, since the
+        // system call would need unsafe code.
+        let pid = self.child.id().to_string();
+        let stopped = Command::new("sh").args(["-c", "kill -s TERM \"$1\"", "sh", &pid]).status();
+        if !stopped.is_ok_and(|status| status.success()) {
+            // It ended by itself, or cannot be told otherwise.
+            let _ = self.child.kill();
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// What a gateway has in its http block beside its servers, but for the log hook:
+/// that one stands in the servers that balance, so that a server beside them that
+/// does not pays nothing for it.
+pub fn gateway_http(config: &Path) -> String {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    format!(
+        r#"
+    lua_package_path "{lua}/?.lua;;";
+    lua_package_cpath "{library}/?.so;;";
+    lua_shared_dict ipconfig 32m;
+    init_by_lua_block {{ require("resty.ipconfig").init("{config}") }}
+    init_worker_by_lua_block {{ require("resty.ipconfig").init_worker() }}
+    upstream ipconfig {{
+        server 0.0.0.1;
+        balancer_by_lua_block {{ require("resty.ipconfig").balance() }}
+        keepalive 64;
+    }}
+"#,
+        lua = repository.join("lua").display(),
+        library = library_dir().display(),
+        config = config.display(),
+    )
+}
+
+/// Waits until a gateway's service is ranked by what etcd holds.
+pub async fn wait_until_live(port: u16, service: &str, instances: usize) {
+    let path = format!("/ipconfig/v1/services/{service}?n=0");
+    let is_live = async || {
+        let answer = http::get(port, &path).unwrap_or_default();
+        let view: Value = serde_json::from_str(&answer).unwrap_or_default();
+        view["mode"] == "live" && view["count"] == instances
+    };
+    wait_until(&format!("{service} is live with {instances} instances"), START, is_live).await;
+}
+
+/// Where the libipconfig.so of this build is: `target/release`, from
+/// `target/release/deps/gateway-…`.
+fn library_dir() -> PathBuf {
+    let program = std::env::current_exe().expect("the path of this program");
+    let dir = program.ancestors().nth(2).expect("a program of cargo's").to_owned();
+    assert!(
+        dir.join("libipconfig.so").exists(),
+        "no libipconfig.so in {}: run `cargo build --release` first",
+        dir.display()
+    );
+    dir
+}
+
+fn main_conf(control_port: u16, http: &str) -> String {
+    // The worker reads the checkout, which its own user may not be let into.
+    let user = if is_root() { "user root;" } else { "" };
+    format!(
+        r#"
+{modules}
+{user}
+daemon off;
+pid nginx.pid;
+error_log error.log warn;
+worker_processes 1;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    keepalive_requests 100000000;
+    client_body_temp_path client_body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    server {{
+        listen 127.0.0.1:{control_port};
+        location = /pid {{ return 200 $pid; }}
+    }}
+{http}
+}}
+"#,
+        modules = lua_modules(),
+    )
+}
+
+/// The Lua module where it is not built in, as in Debian's nginx.
+fn lua_modules() -> &'static str {
+    let version = Command::new(machine::nginx()).arg("-v").output().expect("nginx can be run");
+    if String::from_utf8_lossy(&version.stderr).contains("openresty") {
+        ""
+    } else {
+        "load_module /usr/lib/nginx/modules/ndk_http_module.so;\n\
+         load_module /usr/lib/nginx/modules/ngx_http_lua_module.so;"
+    }
+}
+
+fn is_root() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    uids.split_whitespace().nth(1) == Some("0")
+}

@@ -1,0 +1,143 @@
+//! The README keeps its word: what it quotes is in the repository, what it
+//! computes is what the code computes, and its commands run.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::process::{Command, Stdio};
+
+use ipconfig::config::ScoreConfig;
+use ipconfig::score::scores;
+use ipconfig::window::Load;
+use support::free_ports;
+
+const README: &str = include_str!("../README.md");
+
+/// The fenced blocks of one language.
+fn blocks(language: &str) -> Vec<&'static str> {
+    let fence = format!("```{language}\n");
+    let after = README.split(&*fence).skip(1);
+    after.map(|rest| rest.split("```").next().expect("a first part")).collect()
+}
+
+#[test]
+fn the_synopsis_is_the_example_configuration() {
+    assert_eq!(blocks("nginx")[0], include_str!("../nginx/example.conf"));
+}
+
+#[test]
+fn the_worked_example_is_what_the_code_computes() {
+    let load = |cpu, free_gib: f64, rate, latency_ms, errors| Load {
+        cpu: Some(cpu),
+        memory_free_bytes: Some(free_gib * f64::from(1 << 30)),
+        rate: Some(rate),
+        latency_ms: Some(latency_ms),
+        errors: Some(errors),
+        ..Load::default()
+    };
+    let loads = [
+        load(0.3, 6.0, 120.0, 12.0, 0.0),
+        load(0.6, 4.0, 100.0, 24.0, 0.0),
+        load(0.3, 5.0, 80.0, 12.0, 0.1),
+    ];
+    let scores = scores(&ScoreConfig::default(), &loads.map(Some));
+    let total: f64 = scores.iter().map(|score| score.exp()).sum();
+    let rows = README.lines().skip_while(|line| !line.starts_with("| a |"));
+    for (row, score) in rows.zip(scores) {
+        let weight = score.exp();
+        let end = format!("| {score:.3} | {weight:.3} | {:.1} % |", 100.0 * weight / total);
+        assert!(row.ends_with(&end), "{row}\nends with\n{end}");
+    }
+}
+
+#[test]
+fn every_link_into_the_repository_leads_somewhere() {
+    for link in README.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        if let Some(anchor) = link.strip_prefix('#') {
+            let heading = |line: &str| line.trim_start_matches(['#', ' ']).to_lowercase();
+            let found = README.lines().filter(|line| line.starts_with('#')).map(heading);
+            let anchors: Vec<_> = found.map(|title| title.replace(' ', "-")).collect();
+            assert!(anchors.iter().any(|title| title == anchor), "no heading for #{anchor}");
+        } else if !link.starts_with("https://") {
+            assert!(std::path::Path::new(link).exists(), "no file {link}");
+        }
+    }
+}
+
+/// The block that a reader pastes, with its ports and the example's replaced.
+#[test]
+fn the_commands_by_hand_work() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let [etcd, peers, gateway, http_1, http_2, grpc_1, grpc_2, exporter] = free_ports::<8>();
+    let ports = [
+        ("2379", etcd),
+        ("8080", gateway),
+        ("9001", http_1),
+        ("9002", http_2),
+        ("9101", grpc_1),
+        ("9102", grpc_2),
+    ];
+    let moved = |text: &str| {
+        ports.iter().fold(text.to_owned(), |text, (port, free)| {
+            text.replace(&format!("127.0.0.1:{port}"), &format!("127.0.0.1:{free}"))
+        })
+    };
+    // The files that the block names, with those ports.
+    let config = moved(include_str!("../nginx/example.json"));
+    let config = config.replacen(
+        "\"services\"",
+        &format!("\"exporter\": {{ \"listen\": \"127.0.0.1:{exporter}\" }},\n  \"services\""),
+        1,
+    );
+    let conf = moved(include_str!("../nginx/example.conf"))
+        .replace("/tmp/ipconfig-example.pid", &dir.path().join("nginx.pid").to_string_lossy());
+    for (name, text) in [("example.json", &*config), ("example.conf", &*conf)] {
+        std::fs::write(dir.path().join(name), text).expect("a file");
+    }
+    for include in ["ipconfig.conf", "ipconfig_api.conf"] {
+        std::fs::copy(format!("nginx/{include}"), dir.path().join(include)).expect("a copy");
+    }
+
+    let block = blocks("sh").into_iter().find(|block| block.contains("etcd --data-dir"));
+    let block = block.expect("the block by hand");
+    let urls = format!(
+        "etcd --listen-client-urls http://127.0.0.1:{etcd} \
+         --advertise-client-urls http://127.0.0.1:{etcd} \
+         --listen-peer-urls http://127.0.0.1:{peers} \
+         --initial-advertise-peer-urls http://127.0.0.1:{peers} \
+         --initial-cluster default=http://127.0.0.1:{peers} --data-dir"
+    );
+    let script = moved(block)
+        .lines()
+        .filter(|line| !line.starts_with("cargo build")) // `make test` has built it
+        .map(|line| line.replacen("etcd --data-dir", &urls, usize::from(line.starts_with("etcd "))))
+        .map(|line| line.replace("$PWD/nginx/", &format!("{}/", dir.path().display())))
+        .map(|line| {
+            line.replace("nginx/example.conf", &dir.path().join("example.conf").to_string_lossy())
+        })
+        .map(|line| line.replace("etcdctl ", &format!("etcdctl --endpoints 127.0.0.1:{etcd} ")))
+        .collect::<Vec<_>>()
+        .join("\n");
+    // What the block leaves running ends with it.
+    let script = format!(
+        "set -e\ntrap 'kill $(jobs -p); wait' EXIT\nexec 3>&1 >&2\n{}",
+        script.replace("curl -s ", "curl -sS -w '\\n' >&3 ")
+    );
+    let output = Command::new("bash")
+        .args(["-c", &script])
+        .env("TMPDIR", dir.path())
+        .stdin(Stdio::null())
+        .output()
+        .expect("bash");
+    let (shown, log) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let mut lines = shown.lines().filter(|line| !line.is_empty());
+    let mut next = || lines.next().unwrap_or_else(|| panic!("no more lines in {shown}\n{log}"));
+    let served = next();
+    assert!(served.contains("chat-1") || served.contains("chat-2"), "{served}\n{log}");
+    let ranking = next();
+    assert!(ranking.contains("\"mode\":\"live\""), "{ranking}\n{log}");
+    assert_eq!(ranking.matches("\"state\":\"reporting\"").count(), 2, "{ranking}\n{log}");
+    let discovered = next();
+    assert!(discovered.contains("\"addr\":\"127.0.0.1:9\""), "{discovered}\n{log}");
+}
