@@ -139,6 +139,8 @@ struct Conductor<S> {
     /// Publishing waits until then, see [`DUTY`].
     not_before: Instant,
     lost_since_ms: u64,
+    /// As published last.
+    watch_state: WatchState,
     patience_ms: u32,
     discover: Discover,
     /// Whether the first complete list has been acted on.
@@ -161,6 +163,7 @@ impl<S: Store> Conductor<S> {
             dirty: Vec::new(),
             not_before: now,
             lost_since_ms: board::monotonic_ms(),
+            watch_state: WatchState::Connecting,
             patience_ms: config.fallback.after_ms(),
             discover: config.discover.clone(),
             synced: false,
@@ -196,6 +199,10 @@ impl<S: Store> Conductor<S> {
             }
             self.show_source();
             self.publish();
+            if self.watch_state != self.registry.watch_state() {
+                self.watch_state = self.registry.watch_state();
+                self.publish_status();
+            }
             if self.publisher.is_superseded() {
                 tracing::info!("another worker publishes from now on");
                 std::future::pending::<()>().await;

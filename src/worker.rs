@@ -205,15 +205,19 @@ impl Worker {
         let Some(service) = self.services.get_mut(service as usize) else { return Ok(()) };
         let announced = self.board.version(service.id);
         match service.view(instances, ranking, &mut self.rng) {
-            Ok(Some(view)) => {
+            Ok(Read::View(view)) => {
                 // What is read may be newer than what was announced before.
                 service.attempted = announced.max(view.version);
                 service.view = Some(view);
                 service.failed = None;
                 Ok(())
             }
-            // The instances have changed since they were not asked for: still due.
-            Ok(None) => Ok(()),
+            // Until the next version is announced, there is no more to be had.
+            Ok(Read::Overtaken { version }) => {
+                service.attempted = service.attempted.max(version);
+                Ok(())
+            }
+            Ok(Read::Lacking) => Ok(()),
             Err(error) => {
                 service.attempted = announced;
                 self.board.report_damaged(service.id, announced);
@@ -353,30 +357,41 @@ impl Worker {
     }
 }
 
+/// What a worker found in the shared dict.
+enum Read {
+    View(View),
+    /// The instances have changed since they were not asked for: both are due.
+    Lacking,
+    /// The writer is about to store the ranking that goes with the instances; the
+    /// one that was read is of this version.
+    Overtaken {
+        version: u64,
+    },
+}
+
 impl Service {
-    /// The view that two values make. Instances of a version that is at hand
-    /// already are not decoded again; `None` when others are needed than were
-    /// given.
+    /// What two values make. Instances of a version that is at hand already are
+    /// not decoded again.
     fn view(
         &mut self,
         instances: Option<&[u8]>,
         ranking: &[u8],
         rng: &mut SmallRng,
-    ) -> Result<Option<View>, ValueError> {
+    ) -> Result<Read, ValueError> {
         let (version, body) = value::open(ranking)?;
         let ranking = RankingValue::decode(body)?;
         let wanted = ranking.instances_version;
         let at_hand = self.view.as_ref().is_some_and(|view| view.peers.version == wanted);
         let decoded = match instances {
             _ if at_hand => None,
-            None => return Ok(None),
-            Some(instances) => {
-                let (found, body) = value::open(instances)?;
-                if found != wanted {
-                    return Err(ValueError::Mismatch { wanted, found });
+            None => return Ok(Read::Lacking),
+            Some(instances) => match value::open(instances)? {
+                (found, body) if found == wanted => {
+                    Some(Peers::new(&self.name, found, value::decode_instances(body)?))
                 }
-                Some(Peers::new(&self.name, found, value::decode_instances(body)?))
-            }
+                (found, _) if found > wanted => return Ok(Read::Overtaken { version }),
+                (found, _) => return Err(ValueError::Mismatch { wanted, found }),
+            },
         };
         let known = decoded.as_ref().or(self.view.as_ref().map(|view| &view.peers));
         let count = known.map_or(0, |peers| peers.instances.len());
@@ -391,7 +406,7 @@ impl Service {
         let peers = decoded
             .or_else(|| self.view.take().map(|view| view.peers))
             .ok_or(ValueError::Missing)?;
-        Ok(Some(View { version, peers, ranking, picker }))
+        Ok(Read::View(View { version, peers, ranking, picker }))
     }
 }
 

@@ -199,6 +199,21 @@ fn instances_that_change_after_they_were_not_asked_for_are_still_due() {
     assert_eq!(gateway.send(1), Some('b'));
 }
 
+#[test]
+fn instances_whose_ranking_is_still_to_be_stored_are_waited_for_and_no_damage() {
+    let mut gateway = Gateway::new(&json!({"strategy": "best"}));
+    gateway.publish("ab");
+    let first = gateway.ranking.clone();
+    gateway.store(&[('b', 1.0), ('c', 1.0)]);
+    let second = std::mem::replace(&mut gateway.ranking, first);
+    assert_eq!(gateway.load(), Ok(()));
+    assert_eq!(gateway.worker.due(gateway.chat), Due::Nothing, "the next version is awaited");
+    assert_eq!(gateway.board.view_errors(), 0);
+    gateway.ranking = second;
+    gateway.board.set_version(gateway.id(), 2, 2);
+    assert_eq!(gateway.send(1), Some('b'));
+}
+
 /// Damages what was stored, in one way.
 type Damage = fn(&mut Gateway);
 

@@ -224,6 +224,8 @@ function _M.refresh(handle, name, dict)
         return true
     end
 
+    -- in this order, as the writer stores the instances first: those of the
+    -- ranking that is read, or newer ones, are never missing
     local ranking = value_of(dict, "ranking:" .. name)
     local instances = due == AGAIN and value_of(dict, "instances:" .. name)
                       or nil
