@@ -1,0 +1,67 @@
+# resty.ipconfig: everything that is done to this checkout.
+#
+# cargo decides what is out of date; make only names what to do.
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+
+.PHONY: help
+help: ## Shows this list.
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+.PHONY: setup
+setup: ## Installs the Debian packages that are missing; starts no service.
+	@.ci/setup
+
+.PHONY: build
+build: setup ## Builds the library and the programs into target/release.
+	@cargo build --release --locked --lib --bins
+
+.PHONY: demo
+demo: build ## Shows the main job on real parts, by itself; DEMO_SECONDS=n sets its length.
+	@cargo build --release --locked --example demo --example demo_service
+	@target/release/examples/demo
+
+.PHONY: up
+up: build ## As demo, but keeps running and prints where to look; Ctrl-C ends it.
+	@cargo build --release --locked --example demo --example demo_service
+	@target/release/examples/demo --stay
+
+.PHONY: lint
+lint: setup ## Checks format and style: rustfmt, clippy, rustdoc, luacheck.
+	@cargo fmt --check
+	@cargo clippy --locked --all-targets --quiet -- -D warnings
+	@RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib --quiet
+	@luacheck --quiet lua benches
+
+.PHONY: test
+test: lint build ## Passes every test: lint, Rust, Test::Nginx on real nginx and etcd, a short demo.
+	@cargo build --release --locked --example demo --example demo_service
+	@cargo test --locked
+	@prove -r t/
+	@DEMO_SECONDS=12 target/release/examples/demo
+
+.PHONY: bench
+bench: ## Prints the performance tables, ours beside the peers'.
+	@.ci/setup bench
+	@cargo build --release --locked --lib --bins --examples
+	@cargo bench --locked --bench gateway
+
+.PHONY: deny
+deny: ## Checks licences, advisories and sources of the dependencies (needs cargo-deny).
+	@cargo deny --locked check
+
+.PHONY: install
+install: build ## Installs into PREFIX (/usr/local): the library, Lua, nginx includes, programs.
+	@install -d '$(DESTDIR)$(PREFIX)/bin' \
+	    '$(DESTDIR)$(PREFIX)/lib/lua/5.1' \
+	    '$(DESTDIR)$(PREFIX)/share/lua/5.1/resty/ipconfig' \
+	    '$(DESTDIR)$(PREFIX)/share/ipconfig/nginx'
+	@install -m 755 target/release/ipconfig-exporter target/release/ipconfigctl '$(DESTDIR)$(PREFIX)/bin'
+	@install -m 755 target/release/libipconfig.so '$(DESTDIR)$(PREFIX)/lib/lua/5.1'
+	@install -m 644 lua/resty/ipconfig.lua '$(DESTDIR)$(PREFIX)/share/lua/5.1/resty'
+	@install -m 644 lua/resty/ipconfig/*.lua '$(DESTDIR)$(PREFIX)/share/lua/5.1/resty/ipconfig'
+	@install -m 644 nginx/*.conf nginx/*.json '$(DESTDIR)$(PREFIX)/share/ipconfig/nginx'
