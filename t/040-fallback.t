@@ -1,0 +1,215 @@
+use lib 't/lib';
+use IpconfigTest 'no_plan';
+
+our $Weights = <<'_EOC_';
+{ "fallback": { "after": "1s" },
+  "services": { "chat": { "balance": { "strategy": "best" }, "instances": [
+      { "id": "a", "addr": "$BACKEND_A", "weight": 1 },
+      { "id": "b", "addr": "$BACKEND_B", "weight": 3 },
+      { "id": "c", "addr": "$BACKEND_C", "weight": 6 },
+      { "id": "d", "addr": "$BACKEND_D", "weight": 0 } ] } } }
+_EOC_
+
+run_tests();
+
+__DATA__
+
+=== TEST 1: when the plugin's thread is silent, the fallback weights decide until it is back
+# As the strategy is best, c gets all requests but in fallback mode. A wrong
+# alarm of the chi-square: once in a million runs.
+--- workers: 2
+--- ipconfig eval: $::Weights
+--- script
+my $writer = writer_pid();
+say mode('chat'), ': ', counts(served(50));
+while_stopped($writer, sub {
+    my $took = await('fallback', sub { mode('chat') eq 'fallback' });
+    note(sprintf 'in fallback after %.2f s', $took);
+    say $took >= 0.7 ? 'not before its time' : "after $took s";
+    say mode('chat'), ': ', fit(served_anew(3000), { a => 1, b => 3, c => 6 });
+});
+my $took = await('its end', sub { logged(qr/mode normal/) });
+note(sprintf 'live after %.2f s', $took);
+say mode('chat'), ': ', counts(served_anew(50));
+say logged(qr/mode fallback/), ' line, ', logged(qr/mode normal/), ' line';
+--- response_body
+live: c:50
+not before its time
+fallback: fits
+live: c:50
+1 line, 1 line
+--- error_log
+[ipconfig] mode fallback
+[ipconfig] mode normal
+--- no_error_log
+[crit]
+[alert]
+
+
+
+=== TEST 2: a stop shorter than fallback.after changes nothing
+--- workers: 2
+--- ipconfig eval: $::Weights
+--- script
+while_stopped(writer_pid(), sub { sleep 0.5 });
+sleep 1;
+say logged(qr/mode fallback/), ' lines';
+say counts(served_anew(50));
+--- response_body
+0 lines
+c:50
+
+
+
+=== TEST 3: in fallback mode a failed try moves on, to no instance twice
+--- workers: 2
+--- ipconfig
+{ "fallback": { "after": "1s" },
+  "services": { "chat": { "instances": [
+      { "id": "a", "addr": "$BACKEND_A" },
+      { "id": "b", "addr": "$BACKEND_B" },
+      { "id": "1", "addr": "$DEAD_1" } ] } } }
+--- config
+    location / {
+        set $ipconfig_service chat;
+        proxy_pass http://ipconfig;
+        add_header Tries $upstream_addr always;
+    }
+--- script
+while_stopped(writer_pid(), sub {
+    await('fallback', sub { mode('chat') eq 'fallback' });
+    my $count = served_anew(100);
+    say names($count), ', ', sum0(values %$count);
+    my %seen;
+    for (1 .. 30) {
+        my @tries = tries(fetch_anew('/drop'));
+        $seen{ @tries . ' tries at ' . uniq(@tries) }++;
+    }
+    say counts(\%seen);
+});
+--- response_body
+a b, 100
+3 tries at 3:30
+--- error_log
+[ipconfig] mode fallback
+
+
+
+=== TEST 4: the fallback serves what the last ranking had, etcd's instances too
+--- workers: 2
+--- ipconfig
+{ "fallback": { "after": "1s" },
+  "services": { "chat": { "instances": [
+      { "id": "a", "addr": "$BACKEND_A" }, { "id": "b", "addr": "$BACKEND_B" } ] } } }
+--- etcd
+put instances/chat/b {"addr":"$BACKEND_B","drain":true}
+put instances/chat/c {"addr":"$BACKEND_C"}
+--- script
+ready('chat', 'a c');
+while_stopped(writer_pid(), sub {
+    await('fallback', sub { mode('chat') eq 'fallback' });
+    say names(served_anew(60));
+});
+--- response_body
+a c
+--- error_log
+[ipconfig] mode fallback
+
+
+
+=== TEST 5: without etcd the ranking is served on, as stale, and live again with it
+--- ipconfig
+{ "fallback": { "after": "1s" },
+  "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
+--- etcd
+put instances/chat/a {"addr":"$BACKEND_A"}
+put instances/chat/b {"addr":"$BACKEND_B"}
+--- script
+ready('chat', 'a b');
+my $end = meanwhile(sub { $_[0]{ get('/') }++ });
+kill_etcd();
+my $took = await('stale', sub { mode('chat') eq 'stale' });
+note(sprintf 'stale after %.2f s', $took);
+say ranking('chat'), ' ', mode('chat'), ', ', fetch('/ipconfig/healthz')->{status};
+start_etcd();
+$took = await('live', sub { mode('chat') eq 'live' }, 10);
+note(sprintf 'live %.2f s after etcd', $took);
+my $count = $end->();
+note('meanwhile ', counts($count));
+say names($count);
+say ranking('chat'), ' ', mode('chat');
+put('instances/chat/c', '{"addr":"$BACKEND_C"}');
+ready('chat', 'a b c');
+say names(served(30));
+--- response_body
+a b stale, 200
+a b
+a b live
+a b c
+
+
+
+=== TEST 6: what etcd lost while it could not be seen goes when it can
+--- ipconfig
+{ "services": { "chat": {} } }
+--- etcd
+put instances/chat/a {"addr":"$BACKEND_A"}
+put instances/chat/b {"addr":"$BACKEND_B"}
+put instances/chat/c {"addr":"$BACKEND_C"}
+--- script
+ready('chat', 'a b c');
+kill_etcd();
+say ranking('chat');
+start_etcd();
+del('instances/chat/b');
+await('b is gone', sub { ranking('chat') eq 'a c' }, 10);
+say names(served(60));
+--- response_body
+a b c
+a c
+
+
+
+=== TEST 7: with etcd down from the start the file's instances are served, by their weights
+--- skip_eval
+2: $ENV{TEST_NGINX_USE_HUP} # a reload is no start
+--- no_wait
+--- ipconfig_file
+{ "etcd": { "endpoints": ["http://$DEAD_1"] },
+  "services": { "chat": { "balance": { "strategy": "weighted_random" }, "instances": [
+      { "id": "a", "addr": "$BACKEND_A", "weight": 1 },
+      { "id": "b", "addr": "$BACKEND_B", "weight": 3 } ] } } }
+--- script
+await('the file is in force', sub { ranking('chat') eq 'b a' });
+my $health = api('healthz');
+say mode('chat'), ', ', $health->{ready} ? 'ready' : 'not ready';
+say fit(served(1000), { a => 1, b => 3 });
+--- response_body
+static, ready
+fits
+
+
+
+=== TEST 8: with etcd down from the start a service without instances is not ready
+--- skip_eval
+2: $ENV{TEST_NGINX_USE_HUP} # a reload is no start
+--- no_wait
+--- ipconfig_file
+{ "etcd": { "endpoints": ["http://$DEAD_1"] }, "services": { "chat": {} } }
+--- script
+say fetch('/ipconfig/healthz')->{status};
+say get('/');
+--- response_body
+503
+503
+--- error_log
+nothing to offer for service chat
+
+
+
+=== TEST 9: the first requests of a start are served by the file's instances
+--- no_wait
+--- script
+say names(served(60));
+--- response_body
+a b c

@@ -1,0 +1,185 @@
+use lib 't/lib';
+use IpconfigTest 'no_plan';
+
+run_tests();
+
+__DATA__
+
+=== TEST 1: no request fails while nginx reloads
+--- workers: 2
+--- script
+my @ends = map { meanwhile(sub { $_[0]{ get_anew('/') }++ }) } 1 .. 2;
+for (1 .. 5) {
+    reload();
+    sleep 0.1;
+}
+my %count;
+for my $count (map { $_->() } @ends) {
+    $count{$_} += $count->{$_} for keys %$count;
+}
+note('meanwhile ', counts(\%count));
+say names(\%count);
+say sum0(values %count) > 300 ? 'under load' : counts(\%count);
+--- response_body
+a b c
+under load
+
+
+
+=== TEST 2: a request that is open when nginx reloads is answered
+--- workers: 2
+--- script
+my $end = meanwhile(sub { $_[0]{ get_anew('/slow?ms=800') }++ });
+await('it is open', sub { in_flight('chat') == 1 });
+reload();
+say names($end->()) =~ /^[abc]( [abc])*$/ ? 'answered' : 'lost';
+await('none is in flight', sub { in_flight('chat') == 0 });
+--- response_body
+answered
+
+
+
+=== TEST 3: a reload takes in the new configuration
+--- workers: 2
+--- script
+write_ipconfig(ipconfig() =~ s/.\s*\{ "id": "c".*?\}//r);
+reload();
+ready('chat', 'a b');
+say names(served_anew(60));
+--- response_body
+a b
+
+
+
+=== TEST 4: a reload with a broken configuration leaves the old one serving
+--- workers: 2
+--- script
+my @before = sort(worker_pids());
+my $good = ipconfig();
+my $end = meanwhile(sub { $_[0]{ get_anew('/') }++ });
+write_ipconfig($good =~ s/"services"/"servises"/r);
+kill HUP => master_pid();
+await('it is refused', sub { logged(qr/servises/) });
+sleep 0.2;
+say "@before" eq join(' ', sort(worker_pids())) ? 'the same workers' : 'other workers';
+say names($end->());
+put('instances/chat/d', '{"addr":"$BACKEND_D"}');
+ready('chat', 'a b c d');
+say names(served_anew(80));
+
+write_ipconfig($good =~ s/"id": "c"/"id": "e"/r);
+reload();
+ready('chat', 'a b e d');
+say 'mended';
+--- response_body
+the same workers
+a b c
+a b c d
+mended
+--- error_log
+servises: unknown field `servises`
+
+
+
+=== TEST 5: a reload never hands out an instance that etcd no longer has
+--- workers: 2
+--- etcd
+put instances/chat/d {"addr":"$BACKEND_D"}
+--- script
+ready('chat', 'a b c d');
+del('instances/chat/d');
+ready('chat', 'a b c');
+my $end = meanwhile(sub { $_[0]{ get_anew('/') }++ });
+reload() for 1 .. 5;
+say names($end->());
+say names(served_anew(60));
+--- response_body
+a b c
+a b c
+
+
+
+=== TEST 6: what left etcd during a reload is not served after it
+--- workers: 2
+--- etcd
+put instances/chat/d {"addr":"$BACKEND_D"}
+--- script
+for (1 .. 5) {
+    put('instances/chat/d', '{"addr":"$BACKEND_D"}');
+    ready('chat', 'a b c d');
+    kill HUP => master_pid();
+    del('instances/chat/d');
+    ready('chat', 'a b c');
+}
+say names(served_anew(60));
+--- response_body
+a b c
+
+
+
+=== TEST 7: a reload never loses an instance that etcd has
+--- workers: 2
+--- ipconfig
+{ "services": { "chat": { "instances": [ { "id": "a", "addr": "$BACKEND_A" } ] } } }
+--- etcd
+put instances/chat/b {"addr":"$BACKEND_B"}
+--- script
+ready('chat', 'a b');
+my $end = meanwhile(sub {
+    my $view = decode(fetch_anew('/ipconfig/v1/services/chat')) or return;
+    $_[0]{ join ' ', map { $_->{id} } @{ $view->{instances} } }++;
+});
+reload() for 1 .. 5;
+say names($end->());
+--- response_body
+a b
+
+
+
+=== TEST 8: versions go on over a reload
+--- workers: 2
+--- script
+my $before = service('chat')->{version};
+reload();
+put('instances/chat/d', '{"addr":"$BACKEND_D"}');
+ready('chat', 'a b c d');
+say service('chat')->{version} > $before ? 'newer' : 'older';
+--- response_body
+newer
+
+
+
+=== TEST 9: after kill -9 of worker 0 the next one publishes
+--- workers: 2
+--- script
+my $killed = writer_pid();
+kill KILL => $killed;
+my $took = await('another writer', sub { my $pid = writer_pid(); $pid && $pid != $killed });
+note(sprintf 'another writer after %.2f s', $took);
+put('instances/chat/d', '{"addr":"$BACKEND_D"}');
+ready('chat', 'a b c d');
+say names(served_anew(80));
+say mode('chat');
+--- response_body
+a b c d
+live
+--- error_log
+exited on signal 9
+--- no_error_log
+[crit]
+
+
+
+=== TEST 10: what a killed worker had in flight is given back
+--- workers: 2
+--- script
+my $end = meanwhile(sub { fetch_anew('/slow?ms=5000'); sleep 60 });
+await('one is in flight', sub { in_flight('chat') == 1 });
+kill KILL => $_ for worker_pids();
+my $took = await('none is in flight', sub { in_flight('chat') == 0 });
+note(sprintf 'given back after %.2f s', $took);
+say 'none in flight';
+--- response_body
+none in flight
+--- error_log
+exited on signal 9
