@@ -74,6 +74,10 @@ fn ranking(criterion: &mut Criterion) {
 struct SteadyTraffic;
 
 impl Moment for SteadyTraffic {
+    fn is_retry(&self) -> bool {
+        false
+    }
+
     fn is_tried(&self, _: usize) -> bool {
         false
     }

@@ -444,6 +444,10 @@ struct Try<'a> {
 }
 
 impl Moment for Try<'_> {
+    fn is_retry(&self) -> bool {
+        !self.tried.is_empty()
+    }
+
     fn is_tried(&self, index: usize) -> bool {
         self.tried.contains(&self.peers.identities[index])
     }

@@ -113,10 +113,12 @@ fits
 --- script
 my $count = served(900);
 say names($count);
-say sum0(values %$count), ' answers, ', min(values %$count) >= 200 ? 'none starved' : counts($count);
+say sum0(values %$count), ' answers';
+say min(values %$count) >= 200 ? 'none starved' : counts($count);
 --- response_body
 a b d
-900 answers, none starved
+900 answers
+none starved
 
 
 

@@ -3,7 +3,7 @@
 use rand::rngs::SmallRng;
 
 use super::alias::AliasTable;
-use super::{Moment, Picker, Ranked, draw_untried};
+use super::{Moment, Picker, Ranked, draw_two};
 
 /// Draws two instances by weight and takes the one with less in flight for its
 /// weight.
@@ -28,9 +28,7 @@ impl Adaptive {
 
 impl Picker for Adaptive {
     fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
-        let mut draw = || self.table.draw(rng);
-        let first = draw_untried(now, self.weights.len(), &mut draw)?;
-        let second = draw_untried(now, self.weights.len(), &mut draw)?;
+        let (first, second) = draw_two(now, self.weights.len(), || self.table.draw(rng))?;
         // Multiplied crosswise, so that a weight of 0 divides nothing.
         let one = f64::from(now.in_flight(first)) * self.weights[second];
         let two = f64::from(now.in_flight(second)) * self.weights[first];

@@ -28,6 +28,8 @@ pub struct Ranked<'a> {
 
 /// What is known at the moment of the request.
 pub trait Moment {
+    /// Whether this request has tried an instance before.
+    fn is_retry(&self) -> bool;
     /// Whether this request has tried the instance already.
     fn is_tried(&self, index: usize) -> bool;
     /// Requests that this host has open on the instance.
@@ -57,6 +59,26 @@ pub fn build(strategy: Strategy, ranked: Ranked<'_>, rng: &mut SmallRng) -> Box<
 /// Draws that hit a tried instance before a random strategy looks for what is
 /// left instead: with 3 of 10 tried, all 8 miss once in 15,000 retries.
 const DRAWS: usize = 8;
+
+/// Draws for a second instance that is not the first, which a large weight may
+/// make rare: the first then stands.
+const SECOND_DRAWS: usize = 3;
+
+/// Two different instances to choose between, or the same one twice.
+fn draw_two(
+    now: &dyn Moment,
+    len: usize,
+    mut draw: impl FnMut() -> Option<usize>,
+) -> Option<(usize, usize)> {
+    let first = draw_untried(now, len, &mut draw)?;
+    for _ in 0..SECOND_DRAWS {
+        let second = draw_untried(now, len, &mut draw)?;
+        if second != first {
+            return Some((first, second));
+        }
+    }
+    Some((first, first))
+}
 
 /// Draws until the instance is one that was not tried, then takes any that is
 /// left.

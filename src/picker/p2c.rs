@@ -3,7 +3,7 @@
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use super::{Moment, Picker, Ranked, any_of, draw_untried, eligible, in_force};
+use super::{Moment, Picker, Ranked, any_of, draw_two, eligible, in_force};
 
 /// Draws two instances evenly and takes the one with less in flight for its
 /// weight.
@@ -26,9 +26,8 @@ impl P2c {
 
 impl Picker for P2c {
     fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
-        let mut draw = || any_of(&self.eligible, rng);
-        let first = draw_untried(now, self.weights.len(), &mut draw)?;
-        let second = draw_untried(now, self.weights.len(), &mut draw)?;
+        let draw = || any_of(&self.eligible, rng);
+        let (first, second) = draw_two(now, self.weights.len(), draw)?;
         let cost = |index: usize| (f64::from(now.in_flight(index)) + 1.0) / self.weights[index];
         let (one, two) = (cost(first), cost(second));
         let second_wins = two < one || (two == one && rng.random());

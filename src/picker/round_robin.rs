@@ -15,6 +15,9 @@ use super::{Moment, Picker, Ranked, in_force};
 /// Each instance starts at a random phase, so that many gateways, or one after
 /// each new ranking, do not begin with the same instance. Over any stretch each
 /// instance is within one turn or so of its share.
+///
+/// A retry takes nobody's turn: did it, a dead instance and a live one would both
+/// move on with each request, and every request would try the dead one first.
 pub struct RoundRobin {
     due: BinaryHeap<Turn>,
     /// Set aside while a retry looks for an instance that it has not tried.
@@ -57,7 +60,9 @@ impl Picker for RoundRobin {
                 continue;
             }
             picked = Some(turn.index);
-            turn.deadline += turn.period;
+            if !now.is_retry() {
+                turn.deadline += turn.period;
+            }
             self.passed.push(turn);
             break;
         }

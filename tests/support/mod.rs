@@ -4,8 +4,12 @@
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -15,17 +19,36 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-/// A TCP port of the loopback interface that nobody listens on.
+/// Below the range that the kernel takes for connections, 32768 and up by default:
+/// a port stays free while whoever listens on it is restarted.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+
+/// A TCP port of the loopback interface that nobody listens on, and that no other
+/// process gets from here while this one lives.
 pub fn free_port() -> u16 {
-    free_ports::<1>()[0]
+    /// Where the next search begins, and what holds the ports taken so far.
+    static TAKEN: Mutex<Option<(u16, Vec<UnixListener>)>> = Mutex::new(None);
+    let mut taken = TAKEN.lock().expect("nobody panics with it");
+    let count = PORTS.end - PORTS.start;
+    let start = || (std::process::id().wrapping_mul(97) % u32::from(count)) as u16;
+    let (next, held) = taken.get_or_insert_with(|| (start(), Vec::new()));
+    for _ in 0..count {
+        let port = PORTS.start + *next;
+        *next = (*next + 1) % count;
+        // A name that one process can have, and that goes with it.
+        let name = unix::net::SocketAddr::from_abstract_name(format!("ipconfig-port-{port}"));
+        let Ok(hold) = name.and_then(|name| UnixListener::bind_addr(&name)) else { continue };
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            held.push(hold);
+            return port;
+        }
+    }
+    panic!("no free port in {PORTS:?}");
 }
 
-/// Different ones, all free at the same time.
+/// Different ones.
 pub fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners: [TcpListener; N] = std::array::from_fn(|_| {
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free loopback port")
-    });
-    listeners.map(|listener| listener.local_addr().expect("a bound address").port())
+    std::array::from_fn(|_| free_port())
 }
 
 /// Asks `condition` every 20 ms until it holds.

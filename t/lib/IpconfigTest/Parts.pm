@@ -35,8 +35,8 @@ my $OWNER = $$;    # a forked child ends nothing
 # --- ports
 
 # Below the range that the kernel takes for connections, so that no connection of
-# anybody's has one of them: 32768 and up by default.
-my ($FIRST_PORT, $LAST_PORT) = (10_000, 32_000);
+# anybody's has one of them (32768 and up by default), and below that of tests/support.
+my ($FIRST_PORT, $LAST_PORT) = (10_000, 20_000);
 my $PORTS = 20;
 
 my $port_lock;
