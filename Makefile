@@ -60,8 +60,8 @@ install: build ## Installs into PREFIX (/usr/local): the library, Lua, nginx inc
 	    '$(DESTDIR)$(PREFIX)/lib/lua/5.1' \
 	    '$(DESTDIR)$(PREFIX)/share/lua/5.1/resty/ipconfig' \
 	    '$(DESTDIR)$(PREFIX)/share/ipconfig/nginx'
-	@install -m 755 target/release/ipconfig-exporter target/release/ipconfigctl '$(DESTDIR)$(PREFIX)/bin'
-	@install -m 755 target/release/libipconfig.so '$(DESTDIR)$(PREFIX)/lib/lua/5.1'
+	@install -s -m 755 target/release/ipconfig-exporter target/release/ipconfigctl '$(DESTDIR)$(PREFIX)/bin'
+	@install -s -m 755 target/release/libipconfig.so '$(DESTDIR)$(PREFIX)/lib/lua/5.1'
 	@install -m 644 lua/resty/ipconfig.lua '$(DESTDIR)$(PREFIX)/share/lua/5.1/resty'
 	@install -m 644 lua/resty/ipconfig/*.lua '$(DESTDIR)$(PREFIX)/share/lua/5.1/resty/ipconfig'
 	@install -m 644 nginx/*.conf nginx/*.json '$(DESTDIR)$(PREFIX)/share/ipconfig/nginx'

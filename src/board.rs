@@ -22,9 +22,10 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::ptr::NonNull;
-use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64};
+
+use once_cell::sync::OnceCell;
 
 /// Services that the board has room for.
 pub const MAX_SERVICES: usize = 1024;
@@ -136,7 +137,7 @@ pub struct Board {
 #[derive(Clone, Copy)]
 pub struct RowId(usize);
 
-static BOARD: OnceLock<Board> = OnceLock::new();
+static BOARD: OnceCell<Board> = OnceCell::new();
 
 impl Board {
     /// Maps the board, or finds the mapping that this process or its parent
@@ -145,11 +146,7 @@ impl Board {
     /// # Errors
     /// The system's error when the memory cannot be mapped.
     pub fn open() -> io::Result<Board> {
-        if let Some(board) = BOARD.get() {
-            return Ok(*board);
-        }
-        let board = Board::map()?;
-        Ok(*BOARD.get_or_init(|| board))
+        BOARD.get_or_try_init(Board::map).copied()
     }
 
     #[cfg(test)]
@@ -391,6 +388,13 @@ impl Board {
             if let Some(row) = row {
                 self.layout.rows[row.0].in_flight[slot as usize].fetch_add(1, Relaxed);
             }
+        }
+    }
+
+    /// Counts a request whose end will not be seen.
+    pub fn count_request(&self, slot: u32) {
+        if let Some(counters) = self.slot(slot) {
+            counters.requests.fetch_add(1, Relaxed);
         }
     }
 

@@ -148,8 +148,8 @@ struct Conductor<S> {
     /// The mode that was logged last.
     mode: &'static str,
     restarts: u32,
-    /// The last publishing error, so that it is logged once.
-    failing: Option<PublishError>,
+    /// The last publishing error of each service, so that it is logged once.
+    failing: HashMap<String, PublishError>,
 }
 
 impl<S: Store> Conductor<S> {
@@ -162,14 +162,18 @@ impl<S: Store> Conductor<S> {
             rankings: HashMap::new(),
             dirty: Vec::new(),
             not_before: now,
-            lost_since_ms: board::monotonic_ms(),
+            // An outage does not begin anew with the thread that meets it.
+            lost_since_ms: match board.source().lost_since_ms {
+                0 => board::monotonic_ms(),
+                since => since,
+            },
             watch_state: WatchState::Connecting,
             patience_ms: config.fallback.after_ms(),
             discover: config.discover.clone(),
             synced: false,
             mode: "",
             restarts,
-            failing: None,
+            failing: HashMap::new(),
         }
     }
 
@@ -213,7 +217,10 @@ impl<S: Store> Conductor<S> {
     /// What time alone changes.
     fn round(&mut self) {
         self.registry.tick(Instant::now());
-        self.publisher.tidy(board::monotonic_ms());
+        if self.synced && self.dirty.is_empty() {
+            // Only now is it known which instances are there.
+            self.publisher.tidy(board::monotonic_ms());
+        }
         self.board.reclaim_rows();
         self.dirty.extend(self.publisher.unsound());
         self.publish_status();
@@ -242,11 +249,12 @@ impl<S: Store> Conductor<S> {
         self.log_mode(source, now_ms);
     }
 
-    /// One line for each change of mode; the first is due when etcd has been
-    /// reached, or has had time to be.
+    /// One line for each change of mode; while etcd is sought and has had no time
+    /// to be found, there is nothing to say.
     fn log_mode(&mut self, source: SourceState, now_ms: u64) {
         let mode = source.mode(now_ms, self.patience_ms);
-        if mode == self.mode || (mode == "static" && !source.is_lost(now_ms, self.patience_ms)) {
+        let certain = source.lost_since_ms == 0 || source.is_lost(now_ms, self.patience_ms);
+        if mode == self.mode || !certain {
             return;
         }
         self.mode = mode;
@@ -289,13 +297,15 @@ impl<S: Store> Conductor<S> {
         let Some(ranking) = self.rank(service) else { return };
         let (revision, now_ms) = (self.registry.revision(), board::monotonic_ms());
         match self.publisher.publish(service, &ranking, revision, now_ms) {
-            Ok(()) => self.failing = None,
+            Ok(()) => {
+                self.failing.remove(service);
+            }
             Err(PublishError::Superseded) => return,
             Err(error) => {
-                if self.failing.as_ref() != Some(&error) {
+                if self.failing.get(service) != Some(&error) {
                     tracing::error!("the ranking of {service} stays as it was: {error}");
                 }
-                self.failing = Some(error);
+                self.failing.insert(service.to_owned(), error);
             }
         }
         self.rankings.insert(service.to_owned(), ranking);

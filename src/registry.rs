@@ -66,9 +66,6 @@ pub struct Reading<'a> {
     /// By id. Without those that drain, were put out for their silence, or have
     /// an address that another one is offered at.
     pub members: Vec<Member<'a>>,
-    /// Equal in two readings when the ids, addresses, weights and zones of the
-    /// members are.
-    pub membership: u64,
 }
 
 /// What exists, by the events so far.

@@ -41,6 +41,8 @@ struct Service {
     view: Option<View>,
     /// The newest version that was loaded, or tried in vain.
     attempted: u64,
+    /// The ranking that was read last is of other instances than those at hand.
+    lacks_instances: bool,
     /// The last failure that was reported, so that it is reported once.
     failed: Option<ValueError>,
 }
@@ -83,6 +85,18 @@ pub struct Counters<'a> {
 /// operator's.
 pub const MODES: [&str; 5] = ["live", "manual", "stale", "fallback", "static"];
 
+/// A request that is to be sent somewhere.
+#[derive(Debug, Clone, Copy)]
+pub struct Request {
+    /// In memory: the same from its first try to its log phase.
+    pub address: usize,
+    /// Its last try failed.
+    pub is_retry: bool,
+    /// It will have a log phase; nginx gives subrequests none. One that will not
+    /// is counted and is never in flight.
+    pub is_logged: bool,
+}
+
 /// What a worker is to load before it can pick by the newest ranking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
@@ -110,13 +124,15 @@ impl Worker {
     /// A worker's state, with a row of its own on the board.
     pub fn new(board: Board, config: &Config, seed: u64) -> Self {
         let row = board.claim_row(std::process::id());
-        Self::with(board, config, seed, row, HashMap::default())
+        Self::with(board, config, seed, row, HashMap::default(), Vec::new())
     }
 
     /// The same worker with another configuration: a process without a master
     /// reloads in place, with requests under way.
+    /// Handles stay valid: its services keep their places.
     pub fn reconfigured(self, config: &Config, seed: u64) -> Self {
-        Self::with(self.board, config, seed, self.row, self.flights)
+        let names = self.services.into_iter().map(|service| service.name).collect();
+        Self::with(self.board, config, seed, self.row, self.flights, names)
     }
 
     fn with(
@@ -125,6 +141,7 @@ impl Worker {
         seed: u64,
         row: Option<RowId>,
         flights: Flights,
+        mut names: Vec<String>,
     ) -> Self {
         let mut worker = Worker {
             board,
@@ -135,9 +152,12 @@ impl Worker {
             flights,
             rng: SmallRng::seed_from_u64(seed),
         };
-        for (name, service) in &config.services {
+        let new = config.services.keys().filter(|name| !names.contains(name));
+        names.extend(new.cloned().collect::<Vec<_>>());
+        for name in &names {
             if let Some(id) = board.service(name) {
-                worker.add(name, id, service.balance.clone());
+                let service = config.services.get(name);
+                worker.add(name, id, service.map(|it| it.balance.clone()).unwrap_or_default());
             }
         }
         worker
@@ -150,6 +170,7 @@ impl Worker {
             balance,
             view: None,
             attempted: 0,
+            lacks_instances: false,
             failed: None,
         });
         self.services.len() as u32 - 1
@@ -182,7 +203,9 @@ impl Worker {
         let at_hand = service.view.as_ref().map(|view| view.peers.version);
         if self.board.version(service.id) <= service.attempted {
             Due::Nothing
-        } else if at_hand == Some(self.board.instances_version(service.id)) {
+        } else if !service.lacks_instances
+            && at_hand == Some(self.board.instances_version(service.id))
+        {
             Due::Ranking
         } else {
             Due::Both
@@ -209,6 +232,7 @@ impl Worker {
                 // What is read may be newer than what was announced before.
                 service.attempted = announced.max(view.version);
                 service.view = Some(view);
+                service.lacks_instances = false;
                 service.failed = None;
                 Ok(())
             }
@@ -217,7 +241,10 @@ impl Worker {
                 service.attempted = service.attempted.max(version);
                 Ok(())
             }
-            Ok(Read::Lacking) => Ok(()),
+            Ok(Read::Lacking) => {
+                service.lacks_instances = true;
+                Ok(())
+            }
             Err(error) => {
                 service.attempted = announced;
                 self.board.report_damaged(service.id, announced);
@@ -230,41 +257,43 @@ impl Worker {
         }
     }
 
-    /// Where a request goes next. `request` is its address, the same from its
-    /// first try to its log phase; `retry` says that its last try failed.
-    pub fn balance(&mut self, service: u32, request: usize, retry: bool) -> Choice<'_> {
+    /// Where a request goes next.
+    pub fn balance(&mut self, service: u32, request: Request) -> Choice<'_> {
         if self.due(service) != Due::Nothing {
             return Choice::Load;
         }
-        if !retry {
+        if !request.is_retry {
             // The address served an earlier request whose log phase never came
             // (a location without the hook), or went to another service first.
-            self.finish(request, false);
+            self.finish(request.address, false);
+        } else if !self.flights.contains_key(&request.address) {
+            return Choice::Unranked; // Lua made the first try and knows what it was
         }
         let Some(known) = self.services.get_mut(service as usize) else { return Choice::Unranked };
         let Some(view) = &mut known.view else { return Choice::Unranked };
 
-        let flight = self.flights.entry(request).or_insert(Flight {
+        let flight = self.flights.entry(request.address).or_insert(Flight {
             slot: board::NO_SLOT,
             tries: 0,
             tried: [0; MAX_TRIES],
         });
-        if flight.tries > 0 {
-            self.board.end_request(self.row, flight.slot, true);
-            flight.slot = board::NO_SLOT;
-        }
+        self.board.end_request(self.row, flight.slot, true);
+        flight.slot = board::NO_SLOT;
         let now = Try { board: self.board, peers: &view.peers, tried: flight.tried() };
         let room = flight.tries < MAX_TRIES;
         let Some(index) = room.then(|| view.picker.pick(&now, &mut self.rng)).flatten() else {
-            self.flights.remove(&request);
             return Choice::Nothing;
         };
 
         let instance = &view.peers.instances[index];
-        flight.slot = instance.slot;
         flight.tried[flight.tries] = view.peers.identities[index];
         flight.tries += 1;
-        self.board.begin_request(self.row, instance.slot);
+        if request.is_logged {
+            flight.slot = instance.slot;
+            self.board.begin_request(self.row, instance.slot);
+        } else {
+            self.board.count_request(instance.slot);
+        }
         let others = view.peers.instances.len() - 1;
         Choice::Peer {
             host: &view.peers.hosts[index],
@@ -288,8 +317,11 @@ impl Worker {
         let view = service.view.as_ref()?;
         let source = self.board.source();
         let total: f64 = view.ranking.records.iter().map(|record| record.weight).sum();
-        let mut order: Vec<usize> = (0..view.ranking.records.len()).collect();
-        order.sort_unstable_by_key(|&index| view.ranking.records[index].rank);
+        let mut order: Vec<usize> = Vec::new();
+        if n > 0 {
+            order.extend(0..view.ranking.records.len());
+            order.sort_unstable_by_key(|&index| view.ranking.records[index].rank);
+        }
         let instances = order.into_iter().take(n).map(|index| {
             let (instance, record) = (&view.peers.instances[index], &view.ranking.records[index]);
             InstanceView {

@@ -272,3 +272,27 @@ say $moved > 0 && $counted{1} == $moved + 5 && $counted{a} == 5 ? 'counted'
 counted
 --- error_log
 connect() failed
+
+
+
+=== TEST 15: a subrequest, which has no log phase, leaves nothing in flight
+--- ipconfig: adaptive tries 2: a b 1
+--- config
+    location / {
+        auth_request /auth;
+        set $ipconfig_service chat;
+        proxy_pass http://ipconfig;
+    }
+    location = /auth {
+        internal;
+        set $ipconfig_service chat;
+        proxy_pass http://ipconfig;
+    }
+--- script
+say names(served(60));
+say in_flight('chat'), ' in flight';
+--- response_body
+a b
+0 in flight
+--- error_log
+connect() failed

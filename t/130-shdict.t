@@ -153,7 +153,7 @@ qr{init_by_lua\(nginx\.conf:\d+\):2: \Qno shared dict: add 'lua_shared_dict ipco
 --- must_die
 --- suppress_stderr
 --- error_log eval
-qr{init_by_lua\(nginx\.conf:\d+\):2: \Qlua_shared_dict ipconfig is too small: 64k for 3 configured instances, which need at least 131k\E}
+qr{init_by_lua\(nginx\.conf:\d+\):2: \Qlua_shared_dict ipconfig is too small: 64k for 3 configured instances, which need at least 129k\E}
 
 
 
@@ -163,7 +163,7 @@ my $n = 0;
 my $instances = CORE::join ', ', map { ++$n; qq({ "id": "i$n", "addr": "127.0.0.1:$_" }) } 1 .. 1000;
 qq({ "services": { "chat": { "instances": [ $instances ] } } })
 --- hooks
-    lua_shared_dict ipconfig 1m;
+    lua_shared_dict ipconfig 512k;
     init_by_lua_block {
         require("resty.ipconfig").init()
     }
@@ -172,7 +172,7 @@ qq({ "services": { "chat": { "instances": [ $instances ] } } })
 --- must_die
 --- suppress_stderr
 --- error_log eval
-qr{\Qlua_shared_dict ipconfig is too small: 1024k for 1000 configured instances, which need at least 1128k\E}
+qr{\Qlua_shared_dict ipconfig is too small: 512k for 1000 configured instances, which need at least 628k\E}
 
 
 

@@ -38,6 +38,17 @@ fn check_counts_what_a_good_file_holds() {
 }
 
 #[test]
+fn check_refuses_what_the_exporter_cannot_ask() {
+    let (file, output) = check(
+        r#"{"services": {"chat": {"instances": [
+            {"id": "a", "addr": "127.0.0.1:1", "status": "orca://127.0.0.1:2"}]}}}"#,
+    );
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.starts_with(&format!("{file}: ")) && error.contains("orca://"), "{error}");
+    assert_eq!(output.status.code(), Some(EX_USAGE));
+}
+
+#[test]
 fn check_of_a_bad_file_names_the_file_and_the_key_and_exits_with_64() {
     let (file, output) = check(r#"{"services": {}, "window": {"buckets": 0}}"#);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "");

@@ -31,7 +31,7 @@ local function pick_loop(service)
 
     return function(iterations)
         for _ = 1, iterations do
-            local code, host = native.balance(handle, request, false)
+            local code, host = native.balance(handle, request, false, true)
             if code ~= 0 or not host then
                 error("no instance of " .. service .. ": code " .. code)
             end

@@ -24,12 +24,15 @@ local DEFAULT_PATH = "/etc/ipconfig/ipconfig.json"
 -- what the shared dict holds beside the instances, and what one of them may
 -- take in its two values: enough to refuse a dict that cannot work
 local DICT_BASE     = 128 * 1024
-local DICT_INSTANCE = 1024
+local DICT_INSTANCE = 512
 
 -- how often a worker looks whether the plugin's thread is alive, in seconds
 local TICK = 0.25
 
 local MAX_NAME = 128
+
+-- the modes, from the least that is known to the most
+local FRESHNESS = { static = 1, fallback = 2, stale = 3, manual = 4, live = 5 }
 
 
 -- what this VM knows
@@ -157,6 +160,13 @@ function _M.init(config)
 end
 
 
+local function check_init(level)
+    if not self.config then
+        error("init() must run first, in init_by_lua", level + 1)
+    end
+end
+
+
 local function fall_back(yes)
     if self.fallen_back == yes then
         return
@@ -179,10 +189,19 @@ local function watch_thread(start)
     local after = native.fallback_after()
     local last_beat = native.heartbeat()
 
+    local function write_log()
+        local level, line = native.next_log()
+        while level do
+            log(level, "[ipconfig] ", line)
+            level, line = native.next_log()
+        end
+    end
+
     local function tick(premature)
         if premature then
             if start then
                 native.plugin_stop(start)
+                write_log()
             end
             return
         end
@@ -193,11 +212,7 @@ local function watch_thread(start)
         fall_back(self.silent_for >= after)
 
         if start then
-            local level, line = native.next_log()
-            while level do
-                log(level, "[ipconfig] ", line)
-                level, line = native.next_log()
-            end
+            write_log()
         end
     end
 
@@ -212,9 +227,7 @@ end
 -- init() has not run. When the library cannot be used, returns nil and why; the
 -- worker then serves without it.
 function _M.init_worker()
-    if not self.config then
-        error("init() must run first, in init_by_lua", 2)
-    end
+    check_init(2)
 
     math.randomseed(ngx.now() * 1000 + ngx.worker.pid())
 
@@ -265,9 +278,7 @@ local function check_service(service, level)
                   or "a " .. type(service)), level + 1)
     end
 
-    if not self.config then
-        error("init() must run first, in init_by_lua", level + 1)
-    end
+    check_init(level + 1)
 end
 
 
@@ -351,15 +362,22 @@ local function describe_in_lua(service, n)
 end
 
 
--- A service as the HTTP API shows it, with its best `n` instances, or nil and
--- why there is none.
-function _M.describe(service, n)
+-- A service as the HTTP API shows it, with its best `n` instances, as the
+-- library's JSON; nil where there is none.
+function _M.ranked_json(service, n)
     if not self.fallen_back then
         local handle = balancer.view(self, service)
-        local json = handle and native.best(handle, n)
-        if json then
-            return cjson.decode(json)
-        end
+        return handle and native.best(handle, n)
+    end
+end
+
+
+-- The same as a table, from the library or from Lua, or nil and why there is
+-- none.
+function _M.describe(service, n)
+    local json = _M.ranked_json(service, n)
+    if json then
+        return cjson.decode(json)
     end
 
     return describe_in_lua(service, n)
@@ -416,29 +434,33 @@ end
 -- syntax: status = ipconfig.status()
 -- context: any but init_by_lua*
 --
--- How this worker serves: a table with mode, ready, not_ready (the services
+-- How this worker serves: a table with mode (of the service that is served by
+-- the oldest knowledge), ready, not_ready (the services
 -- that have neither a ranking nor configured instances), error (why the library
 -- is not used) and, while the library is used, plugin (the thread's own state).
 function _M.status()
+    check_init(2)
+
     local status = {
-        error       = self.load_error,
-        ready       = true,
-        not_ready   = {},
+        mode      = "live",
+        error     = self.load_error,
+        ready     = true,
+        not_ready = {},
     }
 
     for name in pairs(fallback.services()) do
         local view = _M.describe(name, 0)
-        local ranked = view and view.version > 0
-        if view and not status.mode then
-            status.mode = view.mode
-        end
-        if not ranked and (not view or view.count == 0) then
+
+        if not view or (view.version == 0 and view.count == 0) then
             status.ready = false
             status.not_ready[#status.not_ready + 1] = name
         end
-    end
 
-    status.mode = status.mode or "static"
+        local mode = view and view.mode or "static"
+        if FRESHNESS[mode] < FRESHNESS[status.mode] then
+            status.mode = mode
+        end
+    end
 
     if not self.load_error then
         local json = native.status(self.dict)
@@ -451,6 +473,8 @@ end
 
 -- The metrics page, or nil and why there is none.
 function _M.metrics()
+    check_init(2)
+
     if self.load_error then
         return nil, self.load_error
     end

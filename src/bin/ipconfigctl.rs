@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use ipconfig::config::Config;
+use ipconfig::exporter;
 
 /// Commands for operators of resty.ipconfig.
 #[derive(Parser)]
@@ -36,18 +37,22 @@ fn main() -> ExitCode {
 const BAD_CONFIG: u8 = 64;
 
 fn check(file: &Path) -> ExitCode {
-    match Config::load(file) {
-        Ok(config) => {
-            let services = counted(config.services.len(), "service");
-            let instances = config.services.values().map(|service| service.instances.len()).sum();
-            println!("{}: ok: {services}, {}", file.display(), counted(instances, "instance"));
-            ExitCode::SUCCESS
-        }
-        Err(err) => {
-            eprintln!("{err}");
-            ExitCode::from(BAD_CONFIG)
-        }
+    let config = match Config::load(file) {
+        Ok(config) => config,
+        Err(error) => return refused(&error.to_string()),
+    };
+    if let Err(error) = exporter::check(&config) {
+        return refused(&format!("{}: {error}", file.display()));
     }
+    let services = counted(config.services.len(), "service");
+    let instances = config.services.values().map(|service| service.instances.len()).sum();
+    println!("{}: ok: {services}, {}", file.display(), counted(instances, "instance"));
+    ExitCode::SUCCESS
+}
+
+fn refused(why: &str) -> ExitCode {
+    eprintln!("{why}");
+    ExitCode::from(BAD_CONFIG)
 }
 
 fn counted(number: usize, noun: &str) -> String {

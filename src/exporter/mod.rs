@@ -66,6 +66,15 @@ impl ExporterError {
     }
 }
 
+/// Whether an exporter could run by a configuration that is valid by itself.
+///
+/// # Errors
+/// [`ExporterError::UnsupportedProtocol`].
+pub fn check(config: &Config) -> Result<(), ExporterError> {
+    discover::targets(&config.services)?;
+    Ok(())
+}
+
 /// Runs an exporter until `shutdown` is over; then nothing is asked any more,
 /// and its keys are removed from etcd, which takes at most 1.5 s.
 ///

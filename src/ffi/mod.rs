@@ -28,7 +28,7 @@ use crate::board::{self, Board};
 use crate::config::Config;
 use crate::metrics::{self, Fallback};
 use crate::plugin;
-use crate::worker::{Choice, Due, Worker};
+use crate::worker::{Choice, Due, Request, Worker};
 
 /// The version of this border. It grows with every change of a declaration, and
 /// the Lua side refuses another.
@@ -299,8 +299,8 @@ pub unsafe extern "C" fn ipconfig_load(
     })
 }
 
-/// Chooses where a request goes. `request` is its address, `retry` is not 0 when
-/// its last try failed. [`OK`] with `peer` written; [`AGAIN`] when the service's
+/// Chooses where a request goes. `request` is its address, `is_retry` is not 0
+/// when its last try failed, `is_logged` when [`ipconfig_finish`] will follow. [`OK`] with `peer` written; [`AGAIN`] when the service's
 /// values are to be loaded first; [`UNRANKED`] while it has no ranking;
 /// [`DECLINED`] when it has nothing (left) to offer.
 ///
@@ -310,13 +310,19 @@ pub unsafe extern "C" fn ipconfig_load(
 pub unsafe extern "C" fn ipconfig_balance(
     service: u32,
     request: *const c_void,
-    retry: c_int,
+    is_retry: c_int,
+    is_logged: c_int,
     peer: *mut Peer,
 ) -> c_int {
     guard(TextOut::none(), || {
         // SAFETY: the caller's promise; NULL is told apart.
         let peer = unsafe { peer.as_mut() }.ok_or(BorderError::Null)?;
-        with_worker(|worker| match worker.balance(service, request as usize, retry != 0) {
+        let request = Request {
+            address: request as usize,
+            is_retry: is_retry != 0,
+            is_logged: is_logged != 0,
+        };
+        with_worker(|worker| match worker.balance(service, request) {
             Choice::Load => Ok(AGAIN),
             Choice::Unranked => Ok(UNRANKED),
             Choice::Nothing => Ok(DECLINED),

@@ -2,8 +2,8 @@
 
 use rand::rngs::SmallRng;
 
-use super::alias::AliasTable;
-use super::{Moment, Picker, Ranked, draw_two};
+use super::draw::{AliasTable, Draw, two_untried};
+use super::{Moment, Picker, Ranked};
 
 /// Draws two instances by weight and takes the one with less in flight for its
 /// weight.
@@ -14,24 +14,21 @@ use super::{Moment, Picker, Ranked, draw_two};
 /// would favour them a second time.
 pub struct Adaptive {
     table: AliasTable,
-    weights: Vec<f64>,
 }
 
 impl Adaptive {
     pub fn new(ranked: Ranked<'_>) -> Self {
-        Adaptive {
-            table: AliasTable::new(ranked.weights),
-            weights: super::in_force(ranked.weights),
-        }
+        Adaptive { table: AliasTable::new(ranked.weights) }
     }
 }
 
 impl Picker for Adaptive {
     fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
-        let (first, second) = draw_two(now, self.weights.len(), || self.table.draw(rng))?;
+        let (first, second) = two_untried(&self.table, now, rng)?;
+        let weights = self.table.weights();
         // Multiplied crosswise, so that a weight of 0 divides nothing.
-        let one = f64::from(now.in_flight(first)) * self.weights[second];
-        let two = f64::from(now.in_flight(second)) * self.weights[first];
+        let one = f64::from(now.in_flight(first)) * weights[second];
+        let two = f64::from(now.in_flight(second)) * weights[first];
         Some(if two < one { second } else { first })
     }
 }

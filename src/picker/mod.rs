@@ -3,14 +3,13 @@
 //! a simulation can drive the same code.
 
 mod adaptive;
-mod alias;
 mod best;
+mod draw;
 mod p2c;
 mod random;
 mod round_robin;
 mod weighted_random;
 
-use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use crate::config::Strategy;
@@ -54,71 +53,6 @@ pub fn build(strategy: Strategy, ranked: Ranked<'_>, rng: &mut SmallRng) -> Box<
         Strategy::P2c => Box::new(p2c::P2c::new(ranked)),
         Strategy::Adaptive => Box::new(adaptive::Adaptive::new(ranked)),
     }
-}
-
-/// Draws that hit a tried instance before a random strategy looks for what is
-/// left instead: with 3 of 10 tried, all 8 miss once in 15,000 retries.
-const DRAWS: usize = 8;
-
-/// Draws for a second instance that is not the first, which a large weight may
-/// make rare: the first then stands.
-const SECOND_DRAWS: usize = 3;
-
-/// Two different instances to choose between, or the same one twice.
-fn draw_two(
-    now: &dyn Moment,
-    len: usize,
-    mut draw: impl FnMut() -> Option<usize>,
-) -> Option<(usize, usize)> {
-    let first = draw_untried(now, len, &mut draw)?;
-    for _ in 0..SECOND_DRAWS {
-        let second = draw_untried(now, len, &mut draw)?;
-        if second != first {
-            return Some((first, second));
-        }
-    }
-    Some((first, first))
-}
-
-/// Draws until the instance is one that was not tried, then takes any that is
-/// left.
-fn draw_untried(
-    now: &dyn Moment,
-    len: usize,
-    mut draw: impl FnMut() -> Option<usize>,
-) -> Option<usize> {
-    for _ in 0..DRAWS {
-        match draw() {
-            Some(index) if now.is_tried(index) => {}
-            Some(index) => return Some(index),
-            None => return None,
-        }
-    }
-    (0..len).find(|&index| !now.is_tried(index))
-}
-
-/// The weights in force: equal ones where all are 0.
-fn in_force(weights: &[f64]) -> Vec<f64> {
-    if weights.iter().any(|&weight| weight > 0.0) {
-        weights.to_vec()
-    } else {
-        vec![1.0; weights.len()]
-    }
-}
-
-/// The indexes that weights let be picked.
-fn eligible(weights: &[f64]) -> Vec<usize> {
-    in_force(weights)
-        .iter()
-        .enumerate()
-        .filter(|(_, w)| **w > 0.0)
-        .map(|(index, _)| index)
-        .collect()
-}
-
-/// Any of a list.
-fn any_of(list: &[usize], rng: &mut SmallRng) -> Option<usize> {
-    (!list.is_empty()).then(|| list[rng.random_range(..list.len())])
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use super::{Moment, Picker, Ranked, any_of, draw_two, eligible, in_force};
+use super::draw::{Even, in_force, two_untried};
+use super::{Moment, Picker, Ranked};
 
 /// Draws two instances evenly and takes the one with less in flight for its
 /// weight.
@@ -14,20 +15,19 @@ use super::{Moment, Picker, Ranked, any_of, draw_two, eligible, in_force};
 /// Source: M. Mitzenmacher, The Power of Two Choices in Randomized Load
 /// Balancing, IEEE Transactions on Parallel and Distributed Systems 12(10), 2001.
 pub struct P2c {
-    eligible: Vec<usize>,
+    even: Even,
     weights: Vec<f64>,
 }
 
 impl P2c {
     pub fn new(ranked: Ranked<'_>) -> Self {
-        P2c { eligible: eligible(ranked.weights), weights: in_force(ranked.weights) }
+        P2c { even: Even::new(ranked.weights), weights: in_force(ranked.weights) }
     }
 }
 
 impl Picker for P2c {
     fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
-        let draw = || any_of(&self.eligible, rng);
-        let (first, second) = draw_two(now, self.weights.len(), draw)?;
+        let (first, second) = two_untried(&self.even, now, rng)?;
         let cost = |index: usize| (f64::from(now.in_flight(index)) + 1.0) / self.weights[index];
         let (one, two) = (cost(first), cost(second));
         let second_wins = two < one || (two == one && rng.random());

@@ -6,7 +6,8 @@ use std::collections::BinaryHeap;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use super::{Moment, Picker, Ranked, in_force};
+use super::draw::in_force;
+use super::{Moment, Picker, Ranked};
 
 /// Earliest deadline first: an instance of weight `w` is due every `1/w`, and
 /// the one that is due first gets the request. Turns come out evenly spread

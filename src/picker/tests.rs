@@ -155,6 +155,22 @@ fn no_strategy_picks_weight_0_while_others_are_left() {
 }
 
 #[test]
+fn no_retry_goes_to_weight_0_while_others_are_left() {
+    // The draws hit the tried one nearly always.
+    let (weights, now) = ([0.0, 1000.0, 0.001], Now { tried: vec![1], ..Now::default() });
+    for strategy in ALL {
+        assert_eq!(shares(strategy, &weights, 200, &now), [0, 0, 200], "{strategy:?}");
+    }
+}
+
+#[test]
+fn retries_keep_to_the_weights_of_what_is_left() {
+    let (weights, now) = ([1e6, 1.0, 3.0], Now { tried: vec![0], ..Now::default() });
+    let counts = shares(Strategy::WeightedRandom, &weights, 8000, &now);
+    assert!((1800..2200).contains(&counts[1]), "{counts:?}");
+}
+
+#[test]
 fn weights_that_are_all_0_are_equal() {
     for strategy in ALL {
         let counts = shares(strategy, &[0.0; 3], 600, &Now::default());

@@ -2,8 +2,8 @@
 
 use rand::rngs::SmallRng;
 
-use super::alias::AliasTable;
-use super::{Moment, Picker, Ranked, draw_untried};
+use super::draw::{AliasTable, one_untried};
+use super::{Moment, Picker, Ranked};
 
 /// Draws by weight, independently for each request.
 pub struct WeightedRandom {
@@ -18,6 +18,6 @@ impl WeightedRandom {
 
 impl Picker for WeightedRandom {
     fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
-        draw_untried(now, self.table.len(), || self.table.draw(rng))
+        one_untried(&self.table, now, rng)
     }
 }

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::board::Board;
 
@@ -23,6 +23,9 @@ const CONVERSATIONS: usize = 128;
 
 /// A conversation takes no longer; nginx sends its request at once.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Rest after a connection that could not be accepted.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
 
 const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     Content-Type: text/plain\r\n\
@@ -46,7 +49,10 @@ async fn listen(board: Board) -> io::Result<Infallible> {
     let mut conversations = JoinSet::new();
     loop {
         let place = Arc::clone(&room).acquire_owned().await.map_err(io::Error::other)?;
-        let (stream, _) = listener.accept().await?;
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(AFTER_ERROR).await; // the process has no descriptor left
+            continue;
+        };
         conversations.spawn(async move {
             // An answer that could not be given needs no other.
             let _ = timeout(PATIENCE, refuse(stream)).await;

@@ -2,7 +2,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 
 use super::silence::{self, Rule, Silence};
@@ -181,19 +180,8 @@ impl Service {
             .filter(|record| record.is_granted(claims))
             .filter_map(|record| record.member(rule, now_ms))
             .collect();
-        Reading { config: &self.config, membership: membership_of(&members), members }
+        Reading { config: &self.config, members }
     }
-}
-
-/// A hash that is fixed within a process, so that no state is needed to tell a
-/// change from a return to what was.
-fn membership_of(members: &[Member<'_>]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for Member { instance, .. } in members {
-        let Instance { id, addr, weight, zone, .. } = instance;
-        (id, addr, weight.to_bits(), zone).hash(&mut hasher);
-    }
-    hasher.finish()
 }
 
 impl Record {

@@ -93,10 +93,6 @@ impl Fixture {
         self.offered().into_iter().map(|(id, _)| id).collect()
     }
 
-    fn membership(&mut self) -> u64 {
-        self.registry.service("chat", self.now).unwrap().membership
-    }
-
     fn bad(&self, reason: &str) -> u64 {
         self.registry.bad_records().get(reason).copied().unwrap_or(0)
     }
@@ -629,32 +625,6 @@ fn draining_instances_do_not_vote_the_last_one_out() {
 }
 
 // What the next stage goes by.
-
-#[test]
-fn the_membership_changes_with_the_members_and_not_with_their_loads() {
-    let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2), reporting("c", 3)]);
-    let start = fixture.membership();
-    (0..3).for_each(|_| fixture.second(&["a", "b", "c"]));
-    let labels = BTreeMap::from([("version".to_owned(), "2".to_owned())]);
-    fixture.put_instance(&Instance { labels, ..reporting("a", 1) });
-    assert_eq!(fixture.membership(), start);
-
-    let mut seen = vec![start];
-    let mut changes = |fixture: &mut Fixture| {
-        seen.push(fixture.membership());
-        assert!(!seen[..seen.len() - 1].contains(&seen[seen.len() - 1]));
-    };
-    fixture.put_instance(&Instance { weight: 2.0, ..reporting("a", 1) });
-    changes(&mut fixture);
-    fixture.put_instance(&reporting("a", 7));
-    changes(&mut fixture);
-    fixture.put_instance(&Instance { zone: "z".into(), ..reporting("a", 7) });
-    changes(&mut fixture);
-    fixture.put_instance(&Instance { drain: true, ..reporting("a", 7) });
-    changes(&mut fixture);
-    fixture.delete_instance("a");
-    assert_eq!(fixture.membership(), start);
-}
 
 #[test]
 fn only_services_that_may_have_changed_are_dirty() {

@@ -18,6 +18,10 @@ struct Gateway {
     ranking: Option<Vec<u8>>,
 }
 
+fn first_try(address: usize) -> Request {
+    Request { address, is_retry: false, is_logged: true }
+}
+
 impl Gateway {
     fn new(balance: &Value) -> Self {
         let file = json!({"services": {"chat": {"balance": balance}}});
@@ -98,7 +102,7 @@ impl Gateway {
         if self.worker.due(self.chat) != Due::Nothing {
             self.load().unwrap();
         }
-        match self.worker.balance(self.chat, request, retry) {
+        match self.worker.balance(self.chat, Request { is_retry: retry, ..first_try(request) }) {
             Choice::Peer { host: "127.0.0.1", port, .. } => Some(letter(port)),
             Choice::Nothing => None,
             other => panic!("{other:?}"),
@@ -140,7 +144,7 @@ fn letter(port: u16) -> char {
 fn a_service_that_was_never_published_is_unranked_and_not_loaded() {
     let mut gateway = Gateway::new(&json!({}));
     assert!(gateway.worker.due(gateway.chat) == Due::Nothing);
-    assert_eq!(gateway.worker.balance(gateway.chat, 1, false), Choice::Unranked);
+    assert_eq!(gateway.worker.balance(gateway.chat, first_try(1)), Choice::Unranked);
     assert_eq!(gateway.best(9, 0), None);
     assert_eq!(gateway.in_flight(), 0);
 }
@@ -150,14 +154,14 @@ fn a_new_version_is_loaded_before_the_next_request_and_once() {
     let mut gateway = Gateway::new(&json!({"strategy": "best"}));
     gateway.publish("ab");
     assert!(gateway.worker.due(gateway.chat) != Due::Nothing);
-    assert_eq!(gateway.worker.balance(gateway.chat, 1, false), Choice::Load);
+    assert_eq!(gateway.worker.balance(gateway.chat, first_try(1)), Choice::Load);
     gateway.load().unwrap();
     assert!(gateway.worker.due(gateway.chat) == Due::Nothing);
     let peer = Choice::Peer { host: "127.0.0.1", port: 9001, more_tries: 1 };
-    assert_eq!(gateway.worker.balance(gateway.chat, 1, false), peer);
+    assert_eq!(gateway.worker.balance(gateway.chat, first_try(1)), peer);
 
     gateway.publish("ba");
-    assert_eq!(gateway.worker.balance(gateway.chat, 2, false), Choice::Load);
+    assert_eq!(gateway.worker.balance(gateway.chat, first_try(2)), Choice::Load);
     gateway.load().unwrap();
     assert_eq!(gateway.send(2), Some('b'));
 }
@@ -285,7 +289,7 @@ fn a_handle_that_was_never_given_out_is_refused_and_harmless() {
     let mut gateway = Gateway::ranked("best", 2, "a");
     assert!(gateway.worker.due(99) == Due::Nothing);
     assert_eq!(gateway.worker.load(99, None, b""), Ok(()));
-    assert_eq!(gateway.worker.balance(99, 1, false), Choice::Unranked);
+    assert_eq!(gateway.worker.balance(99, first_try(1)), Choice::Unranked);
     assert_eq!(gateway.worker.best(99, 1, 0), None);
     assert_eq!(gateway.in_flight(), 0);
 }
@@ -346,7 +350,11 @@ fn a_request_may_move_on_as_often_as_is_configured_and_there_are_others() {
     {
         let mut gateway = Gateway::ranked("best", tries, ids);
         let peer = Choice::Peer { host: "127.0.0.1", port: 9001, more_tries };
-        assert_eq!(gateway.worker.balance(gateway.chat, 1, false), peer, "{tries} tries, {ids}");
+        assert_eq!(
+            gateway.worker.balance(gateway.chat, first_try(1)),
+            peer,
+            "{tries} tries, {ids}"
+        );
     }
 }
 
@@ -444,11 +452,46 @@ fn an_instance_that_left_is_still_counted_down() {
 }
 
 #[test]
-fn a_retry_that_this_worker_knows_nothing_of_is_a_first_try() {
+fn a_retry_of_a_try_that_lua_made_is_left_to_lua() {
     let mut gateway = Gateway::ranked("best", 2, "ab");
-    // Its first try was served by the fallback.
-    assert_eq!(gateway.resend(1), Some('a'));
-    assert_eq!((gateway.in_flight(), gateway.counted('a')), (1, (1, 0)));
+    let retry = Request { is_retry: true, ..first_try(1) };
+    assert_eq!(gateway.worker.balance(gateway.chat, retry), Choice::Unranked);
+    assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (0, 0)));
+}
+
+#[test]
+fn a_request_without_a_log_phase_is_counted_and_never_in_flight() {
+    let mut gateway = Gateway::ranked("best", 2, "ab");
+    let subrequest = Request { is_logged: false, ..first_try(1) };
+    gateway.worker.balance(gateway.chat, subrequest);
+    assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (1, 0)));
+    let retry = Request { is_retry: true, ..subrequest };
+    gateway.worker.balance(gateway.chat, retry);
+    assert_eq!((gateway.in_flight(), gateway.counted('b')), (0, (1, 0)), "never the tried one");
+}
+
+#[test]
+fn a_request_that_was_refused_still_knows_what_it_tried() {
+    let mut gateway = Gateway::ranked("best", 2, "a");
+    assert_eq!(gateway.send(1), Some('a'));
+    assert_eq!(gateway.resend(1), None);
+    assert_eq!(gateway.resend(1), None, "not the tried one again");
+    gateway.worker.finish(1, false);
+    assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (1, 1)));
+}
+
+#[test]
+fn handles_stay_valid_when_the_worker_is_reconfigured() {
+    let config = |names: &[&str]| {
+        let services: serde_json::Map<_, _> =
+            names.iter().map(|name| ((*name).to_owned(), json!({}))).collect();
+        Config::parse(&json!({ "services": services }).to_string()).unwrap()
+    };
+    let mut worker = Worker::new(Board::map_for_tests(), &config(&["m", "z"]), 7);
+    let before = [worker.service("m"), worker.service("z")];
+    let mut worker = worker.reconfigured(&config(&["a", "m", "z"]), 7);
+    assert_eq!([worker.service("m"), worker.service("z")], before);
+    assert!(worker.service("a").is_some_and(|new| !before.contains(&Some(new))));
 }
 
 // === what others see ===

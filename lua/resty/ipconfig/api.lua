@@ -77,6 +77,11 @@ local function service(name)
                                .. "number from 0 to " .. MAX_N)
     end
 
+    local json = ipconfig.ranked_json(name, n or MAX_N)
+    if json then
+        return send(200, json)
+    end
+
     local view, err = ipconfig.describe(name, n or MAX_N)
     if not view then
         return send_error(404, err)

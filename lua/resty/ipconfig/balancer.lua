@@ -13,6 +13,7 @@ local get_last_failure = balancer.get_last_failure
 local set_current_peer = balancer.set_current_peer
 local set_more_tries   = balancer.set_more_tries
 local exit             = ngx.exit
+local gmatch           = string.gmatch
 local log              = ngx.log
 local min              = math.min
 local ERR              = ngx.ERR
@@ -74,24 +75,31 @@ local function set_peer(self, service, host, port, more_tries, retry)
 end
 
 
--- The way without the library: tried instances are kept in the request.
+-- The addresses that this request has tried, whoever chose them.
+local function tried_of()
+    local tried = {}
+
+    -- "10.0.0.5:8080, 10.0.0.6:8080"
+    for addr in gmatch(ngx.var.upstream_addr or "", "[^, ]+") do
+        tried[addr] = true
+    end
+
+    return tried
+end
+
+
+-- The way without the library.
 local function balance_in_lua(self, service, retry)
     local list = fallback.candidates(service, self.dict)
     if not list then
         return refuse(self, service, "the service is not known")
     end
 
-    local ctx = ngx.ctx
-    local tried = retry and ctx.ipconfig_tried or nil
-    local instance = fallback.pick(list, tried)
+    local instance = fallback.pick(list, retry and tried_of())
     if not instance then
         return refuse(self, service, #list == 0 and "it has no instances"
                                or "all instances were tried")
     end
-
-    tried = tried or {}
-    tried[instance.addr] = true
-    ctx.ipconfig_tried = tried
 
     self.dict:incr("fallback_requests", 1)
 
@@ -150,10 +158,12 @@ function _M.balance(self, service)
     end
 
     local request = get_request()
+    -- nginx runs no log phase for a subrequest, unless log_subrequest says so
+    local is_logged = not ngx.is_subrequest
 
     for _ = 1, MAX_LOADS do
-        local code, host, port, more_tries = native.balance(handle, request,
-                                                            retry)
+        local code, host, port, more_tries =
+            native.balance(handle, request, retry, is_logged)
         if code == OK then
             return set_peer(self, service, host, port, more_tries, retry)
         end

@@ -34,8 +34,8 @@ ffi.cdef [[
         const char *instances, size_t instances_len,
         const char *ranking, size_t ranking_len,
         char *text, size_t *text_len);
-    int ipconfig_balance(uint32_t service, const void *request, int retry,
-        ipconfig_peer_t *peer);
+    int ipconfig_balance(uint32_t service, const void *request,
+        int is_retry, int is_logged, ipconfig_peer_t *peer);
     int ipconfig_finish(const void *request, int failed);
 
     int ipconfig_best(uint32_t service, uint32_t n,

@@ -8,6 +8,7 @@ local cjson = require "cjson.safe"
 local crc32    = ngx.crc32_long
 local floor    = math.floor
 local match    = string.match
+local now      = ngx.now
 local random   = math.random
 local sub      = string.sub
 local tonumber = tonumber
@@ -21,6 +22,9 @@ local _M = {}
 --   "ipconfig1 5d3c1f0a 000001f4 000000000000002a\n"
 local HEADER     = "^ipconfig1 (%x+) (%x+) (%x+)\n()"
 local CRC_OFFSET = 20
+
+-- how long candidates are used before the shared dict is read again, in seconds
+local RECHECK = 0.25
 
 
 -- service -> { raw = the value it was made from, candidates }
@@ -54,9 +58,9 @@ end
 -- An instance out of JSON, or nil if it has no address. What cannot be trusted
 -- is checked here, for nobody else has.
 local function instance_of(record)
-    local host, port = match(record.addr or "", "^(.+):(%d+)$")
+    local host, port = match(tostring(record.addr), "^(.+):(%d+)$")
     port = tonumber(port)
-    if not host or port > 65535 then
+    if not host or port < 1 or port > 65535 or record.drain == true then
         return nil
     end
 
@@ -134,13 +138,22 @@ local function decode(value)
 end
 
 
--- The last ranking's candidates, decoded when the value is another one.
+-- The last ranking's candidates. A value may be large and read by each request,
+-- so it is looked at again only after a while, and decoded when it is another.
 local function ranked(service, dict)
-    local value = dict:get("instances:" .. service)
     local known = rankings[service]
+    if known and now() - known.checked_at < RECHECK then
+        return known.candidates
+    end
 
-    if value == nil or (known and known.raw == value) then
+    local value = dict:get("instances:" .. service)
+    if value == nil then
         return known and known.candidates
+    end
+
+    if known and known.raw == value then
+        known.checked_at = now()
+        return known.candidates
     end
 
     local candidates, err = decode(value)
@@ -152,6 +165,7 @@ local function ranked(service, dict)
     -- a value that cannot be used leaves what was known, and is not read again
     rankings[service] = {
         raw        = value,
+        checked_at = now(),
         candidates = candidates or known and known.candidates,
     }
 

@@ -10,6 +10,7 @@ local ffi_new         = ffi.new
 local ffi_string      = ffi.string
 local get_string_buf  = base.get_string_buf
 local get_size_ptr    = base.get_size_ptr
+local ceil            = math.ceil
 local concat          = table.concat
 local gmatch          = string.gmatch
 local gsub            = string.gsub
@@ -92,7 +93,8 @@ function _M.load()
 
     if abi ~= cdefs.ABI then
         return nil, path .. " has ABI " .. abi .. " and this Lua code needs "
-                    .. cdefs.ABI .. ": install both from one release"
+                    .. cdefs.ABI .. ": install both from one release, and "
+                    .. "restart nginx (a reload keeps the old library)"
     end
 
     lib = found
@@ -101,14 +103,20 @@ function _M.load()
 end
 
 
+-- What each export's last text needed, and a quarter more, so that a page is
+-- not made twice.
+local rooms = {}
+
+
 -- Calls an export that takes the text buffer last, with the room that it asks
 -- for. Returns its code and the text.
-local function call_for_text(export, ...)
+local function call_for_text(name, ...)
+    local export = lib[name]
     local size = get_size_ptr()
-    local room = TEXT_SIZE
     local args = { n = select("#", ...), ... }
 
     while true do
+        local room = rooms[name] or TEXT_SIZE
         local buf = get_string_buf(room)
         size[0] = room
         args[args.n + 1] = buf
@@ -119,7 +127,7 @@ local function call_for_text(export, ...)
             return code, ffi_string(buf, size[0])
         end
 
-        room = tonumber(size[0])
+        rooms[name] = ceil(tonumber(size[0]) * 1.25)
     end
 end
 
@@ -135,14 +143,14 @@ end
 
 -- Checks the configuration (JSON text) and maps the board.
 function _M.init(config)
-    return done_or_error(call_for_text(lib.ipconfig_init, config, #config))
+    return done_or_error(call_for_text("ipconfig_init", config, #config))
 end
 
 
 -- Makes this process a worker.
 function _M.worker_start(config)
     return done_or_error(
-        call_for_text(lib.ipconfig_worker_start, config, #config))
+        call_for_text("ipconfig_worker_start", config, #config))
 end
 
 
@@ -152,7 +160,7 @@ function _M.plugin_start(config, dict)
     local zone = C.ngx_http_lua_ffi_shdict_udata_to_zone(dict[1])
     local store = ffi.cast("const void *", C.ngx_http_lua_ffi_shdict_store)
 
-    local ok, err = done_or_error(call_for_text(lib.ipconfig_plugin_start,
+    local ok, err = done_or_error(call_for_text("ipconfig_plugin_start",
                                                 config, #config, zone, store,
                                                 number_out))
 
@@ -189,7 +197,7 @@ end
 
 -- The next line that the plugin's thread logged: its level and text, or nil.
 function _M.next_log()
-    local code, line = call_for_text(lib.ipconfig_next_log, level_out)
+    local code, line = call_for_text("ipconfig_next_log", level_out)
     if code == OK then
         return level_out[0], line
     end
@@ -230,7 +238,7 @@ function _M.refresh(handle, name, dict)
     local instances = due == AGAIN and value_of(dict, "instances:" .. name)
                       or nil
 
-    return done_or_error(call_for_text(lib.ipconfig_load, handle,
+    return done_or_error(call_for_text("ipconfig_load", handle,
                                        instances, instances and #instances or 0,
                                        ranking, #ranking))
 end
@@ -238,8 +246,9 @@ end
 
 -- Where a request goes. Returns a code, and with OK the host, the port and how
 -- often the request may move on.
-function _M.balance(handle, request, retry)
-    local code = lib.ipconfig_balance(handle, request, retry and 1 or 0, peer)
+function _M.balance(handle, request, is_retry, is_logged)
+    local code = lib.ipconfig_balance(handle, request, is_retry and 1 or 0,
+                                      is_logged and 1 or 0, peer)
     if code ~= OK then
         return code
     end
@@ -256,7 +265,7 @@ end
 
 -- The best `n` of a service as JSON; nil while it has no ranking.
 function _M.best(handle, n)
-    local code, text = call_for_text(lib.ipconfig_best, handle, n)
+    local code, text = call_for_text("ipconfig_best", handle, n)
     if code == UNRANKED then
         return nil
     end
@@ -267,7 +276,7 @@ end
 
 -- The names of all services as a JSON array.
 function _M.services()
-    local code, text = call_for_text(lib.ipconfig_services)
+    local code, text = call_for_text("ipconfig_services")
     return done_or_error(code, text) and text, text
 end
 
@@ -276,7 +285,7 @@ end
 -- weights, and `fallback_requests` how many requests all workers did.
 function _M.metrics(dict, fallback, fallback_requests)
     local status = value_of(dict, "status")
-    local code, text = call_for_text(lib.ipconfig_metrics, status, #status,
+    local code, text = call_for_text("ipconfig_metrics", status, #status,
                                      fallback and 1 or 0, fallback_requests)
     return done_or_error(code, text) and text, text
 end
@@ -285,7 +294,7 @@ end
 -- The plugin's own state as JSON.
 function _M.status(dict)
     local status = value_of(dict, "status")
-    local code, text = call_for_text(lib.ipconfig_status, status, #status)
+    local code, text = call_for_text("ipconfig_status", status, #status)
     return done_or_error(code, text) and text, text
 end
 

@@ -1,0 +1,165 @@
+//! Drawing by chance: evenly or by weight, one that was not tried, or two to
+//! choose between.
+
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
+use super::Moment;
+
+/// A way to draw one instance.
+pub trait Draw {
+    /// An index by chance; `None` when there are none.
+    fn draw(&self, rng: &mut SmallRng) -> Option<usize>;
+    /// The odds of each, not all 0.
+    fn weights(&self) -> &[f64];
+}
+
+/// Draws that may hit a tried instance before a retry looks for what is left: with
+/// 3 of 10 tried, all 8 miss once in 15,000 retries.
+const DRAWS: usize = 8;
+
+/// Draws for a second instance that is not the first, which a large weight may
+/// make rare: the first then stands.
+const SECOND_DRAWS: usize = 3;
+
+/// An instance that was not tried.
+pub fn one_untried(by: &impl Draw, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
+    for _ in 0..DRAWS {
+        let index = by.draw(rng)?;
+        if !now.is_tried(index) {
+            return Some(index);
+        }
+    }
+    among_untried(by.weights(), now, rng)
+}
+
+/// Two different instances that were not tried, or the same one twice.
+pub fn two_untried(by: &impl Draw, now: &dyn Moment, rng: &mut SmallRng) -> Option<(usize, usize)> {
+    let first = one_untried(by, now, rng)?;
+    for _ in 0..SECOND_DRAWS {
+        let second = one_untried(by, now, rng)?;
+        if second != first {
+            return Some((first, second));
+        }
+    }
+    Some((first, first))
+}
+
+/// By weight among those that were not tried, and any of weight 0 only when no
+/// other is left. O(n), for retries alone.
+fn among_untried(weights: &[f64], now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
+    let untried = || (0..weights.len()).filter(|&index| !now.is_tried(index));
+    // Divided by the largest, so that no sum of finite weights overflows.
+    let largest = untried().map(|index| weights[index]).fold(0.0, f64::max);
+    if largest == 0.0 {
+        return untried().next();
+    }
+    let total: f64 = untried().map(|index| weights[index] / largest).sum();
+    let mut point = rng.random::<f64>() * total;
+    let mut last = None;
+    for index in untried().filter(|&index| weights[index] > 0.0) {
+        last = Some(index);
+        point -= weights[index] / largest;
+        if point < 0.0 {
+            break;
+        }
+    }
+    last
+}
+
+/// The weights in force: equal ones where all are 0.
+pub fn in_force(weights: &[f64]) -> Vec<f64> {
+    if weights.iter().any(|&weight| weight > 0.0) {
+        weights.to_vec()
+    } else {
+        vec![1.0; weights.len()]
+    }
+}
+
+/// All alike, but for those of weight 0.
+pub struct Even {
+    eligible: Vec<usize>,
+    weights: Vec<f64>,
+}
+
+impl Even {
+    pub fn new(weights: &[f64]) -> Self {
+        let weights: Vec<f64> =
+            in_force(weights).iter().map(|&weight| if weight > 0.0 { 1.0 } else { 0.0 }).collect();
+        let eligible = (0..weights.len()).filter(|&index| weights[index] > 0.0).collect();
+        Even { eligible, weights }
+    }
+}
+
+impl Draw for Even {
+    fn draw(&self, rng: &mut SmallRng) -> Option<usize> {
+        let any = !self.eligible.is_empty();
+        any.then(|| self.eligible[rng.random_range(..self.eligible.len())])
+    }
+
+    fn weights(&self) -> &[f64] {
+        &self.weights
+    }
+}
+
+/// By weight, for the price of two random numbers: the alias table.
+///
+/// Source: M. D. Vose, A linear algorithm for generating random numbers with a
+/// given distribution, IEEE Transactions on Software Engineering 17(9), 1991.
+pub struct AliasTable {
+    /// Each column is split between its own index and its alias; `own` is the
+    /// index's part of the column, 0 to 1.
+    columns: Vec<Column>,
+    weights: Vec<f64>,
+}
+
+struct Column {
+    own: f64,
+    alias: u32,
+}
+
+impl AliasTable {
+    /// O(n). Weights are finite and not negative; all 0 means all equal.
+    pub fn new(weights: &[f64]) -> Self {
+        let weights = in_force(weights);
+        // Divided first, so that no sum of finite weights overflows.
+        let largest = weights.iter().copied().fold(0.0, f64::max);
+        let sum: f64 = weights.iter().map(|weight| weight / largest).sum();
+        let scale = weights.len() as f64 / sum;
+        let mut columns: Vec<Column> = (0u32..)
+            .zip(&weights)
+            .map(|(index, weight)| Column { own: weight / largest * scale, alias: index })
+            .collect();
+        let (mut small, mut large): (Vec<u32>, Vec<u32>) =
+            (0..columns.len() as u32).partition(|&index| columns[index as usize].own < 1.0);
+        while let (Some(less), Some(&more)) = (small.pop(), large.last()) {
+            columns[less as usize].alias = more;
+            let left = columns[more as usize].own - (1.0 - columns[less as usize].own);
+            columns[more as usize].own = left;
+            if left < 1.0 {
+                small.extend(large.pop());
+            }
+        }
+        // What remains is 1 but for rounding.
+        for index in small.into_iter().chain(large) {
+            columns[index as usize].own = 1.0;
+        }
+        AliasTable { columns, weights }
+    }
+}
+
+impl Draw for AliasTable {
+    fn draw(&self, rng: &mut SmallRng) -> Option<usize> {
+        if self.columns.is_empty() {
+            return None;
+        }
+        let index = rng.random_range(..self.columns.len());
+        let column = &self.columns[index];
+        let own = rng.random::<f64>() < column.own;
+        Some(if own { index } else { column.alias as usize })
+    }
+
+    fn weights(&self) -> &[f64] {
+        &self.weights
+    }
+}
