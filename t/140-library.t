@@ -272,3 +272,19 @@ say get('/x') =~ /^(libipconfig\.so was not found along package\.cpath)/;
 libipconfig.so was not found along package.cpath
 --- error_log
 was not found
+
+
+
+=== TEST 13: without the library an instance that drains is served nothing
+--- ipconfig
+{ "services": { "chat": { "instances": [
+    { "id": "a", "addr": "$BACKEND_A", "drain": true },
+    { "id": "b", "addr": "$BACKEND_B" } ] } } }
+--- script
+say names(served(50));
+say join ' ', map { $_->{id} } @{ service('chat')->{instances} };
+--- response_body
+b
+b
+--- error_log
+serving the configured instances without ranking
