@@ -385,9 +385,7 @@ impl Board {
         if let Some(counters) = self.slot(slot) {
             counters.requests.fetch_add(1, Relaxed);
             counters.in_flight.fetch_add(1, Relaxed);
-            if let Some(row) = row {
-                self.layout.rows[row.0].in_flight[slot as usize].fetch_add(1, Relaxed);
-            }
+            self.add_to_row(row, slot, 1);
         }
     }
 
@@ -403,10 +401,18 @@ impl Board {
     pub fn end_request(&self, row: Option<RowId>, slot: u32, failed: bool) {
         if let Some(counters) = self.slot(slot) {
             counters.in_flight.fetch_sub(1, Relaxed);
-            counters.failures.fetch_add(failed.into(), Relaxed);
-            if let Some(row) = row {
-                self.layout.rows[row.0].in_flight[slot as usize].fetch_sub(1, Relaxed);
+            if failed {
+                counters.failures.fetch_add(1, Relaxed);
             }
+            self.add_to_row(row, slot, -1);
+        }
+    }
+
+    /// A row is written by its owner alone, so that it takes no atomic addition.
+    fn add_to_row(&self, row: Option<RowId>, slot: u32, change: i32) {
+        if let Some(row) = row {
+            let part = &self.layout.rows[row.0].in_flight[slot as usize];
+            part.store(part.load(Relaxed).wrapping_add_signed(change), Relaxed);
         }
     }
 
