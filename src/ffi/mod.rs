@@ -78,6 +78,12 @@ fn with_worker<T>(
     WORKER.with_borrow_mut(|worker| call(worker.as_mut().ok_or(BorderError::NotStarted)?))
 }
 
+/// What each start begins with: the configuration, valid, and the board.
+fn config_and_board(config: Bytes<'_>) -> Result<(Config, Board), BorderError> {
+    let config = Config::parse(config.text()?)?;
+    Ok((config, Board::open().map_err(BorderError::Board)?))
+}
+
 /// The version of this border.
 #[unsafe(no_mangle)]
 pub extern "C" fn ipconfig_abi() -> u32 {
@@ -98,8 +104,7 @@ pub unsafe extern "C" fn ipconfig_init(
     // SAFETY: the caller's promise.
     let (config, out) = unsafe { (Bytes::new(config, config_len), TextOut::new(text, text_len)) };
     guard(out, || {
-        Config::parse(config.text()?)?;
-        Board::open().map_err(BorderError::Board)?;
+        config_and_board(config)?;
         Ok(OK)
     })
 }
@@ -119,8 +124,7 @@ pub unsafe extern "C" fn ipconfig_worker_start(
     // SAFETY: the caller's promise.
     let (config, out) = unsafe { (Bytes::new(config, config_len), TextOut::new(text, text_len)) };
     guard(out, || {
-        let config = Config::parse(config.text()?)?;
-        let board = Board::open().map_err(BorderError::Board)?;
+        let (config, board) = config_and_board(config)?;
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let seed = clock.as_nanos() as u64 ^ (u64::from(std::process::id()) << 32);
         WORKER.with_borrow_mut(|worker| {
@@ -153,8 +157,7 @@ pub unsafe extern "C" fn ipconfig_plugin_start(
     // SAFETY: the caller's promise.
     let (config, out) = unsafe { (Bytes::new(config, config_len), TextOut::new(text, text_len)) };
     guard(out, || {
-        let config = Config::parse(config.text()?)?;
-        let board = Board::open().map_err(BorderError::Board)?;
+        let (config, board) = config_and_board(config)?;
         // SAFETY: the caller's promise.
         let store = unsafe { shdict::SharedDict::new(zone, store) }.ok_or(BorderError::Null)?;
         // SAFETY: the caller's promise; NULL is told apart.
