@@ -1,8 +1,8 @@
-//! Compiles our own protocol files, with protox, which needs no protoc; and
-//! keeps the library mapped once it is loaded.
+//! Compiles the protocol files, with protox, which needs no protoc; and keeps
+//! the library mapped once it is loaded.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["proto/ipconfig/v1/status.proto"];
+    let files = ["ipconfig/v1/status.proto", "xds/service/orca/v3/orca.proto"];
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure().compile_fds(descriptors)?;

@@ -360,6 +360,15 @@ impl Reporter {
 
 #[tonic::async_trait]
 impl StatusService for Reporter {
+    type WatchStatusStream = tokio_stream::Empty<Result<proto::WatchStatusResponse, tonic::Status>>;
+
+    async fn watch_status(
+        &self,
+        _request: tonic::Request<proto::WatchStatusRequest>,
+    ) -> Result<tonic::Response<Self::WatchStatusStream>, tonic::Status> {
+        Err(tonic::Status::unimplemented("no stream"))
+    }
+
     async fn get_status(
         &self,
         _request: tonic::Request<proto::GetStatusRequest>,

@@ -24,10 +24,10 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use self::values::{
-    Choice, Object, addr, choice, discover, duration_ms, endpoints, etcd_prefix, instances,
+    Choice, Object, addr, allow, choice, discover, duration_ms, endpoints, etcd_prefix, instances,
     integer, name, number, object, services, snapshot_path, status_url, unique_keys,
 };
-use crate::model::{Instance, MAX_WEIGHT, StatusUrl};
+use crate::model::{Allow, Instance, MAX_WEIGHT, StatusUrl};
 
 /// A whole configuration file, valid by construction if it comes from
 /// [`Config::parse`].
@@ -43,6 +43,10 @@ pub struct Config {
     /// What a restart without etcd begins with.
     #[serde(default, deserialize_with = "object")]
     pub snapshot: SnapshotConfig,
+    /// The networks, in CIDR notation, in which instances and their status
+    /// services may be. Default: any.
+    #[serde(deserialize_with = "allow", default)]
+    pub allow: Allow,
     /// Which services beside the configured ones are taken from etcd.
     #[serde(default, deserialize_with = "discover")]
     pub discover: Discover,
@@ -90,7 +94,8 @@ impl Default for EtcdConfig {
     }
 }
 
-/// `etcd.tls`: paths of PEM files. Empty, the default: not used.
+/// `etcd.tls` and `exporter.tls`: paths of PEM files. Empty, the default: not
+/// used.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsConfig {
@@ -209,6 +214,9 @@ pub struct ServiceConfig {
     /// How instances are compared.
     #[serde(deserialize_with = "object")]
     pub score: ScoreConfig,
+    /// What becomes of instances that do not say how they are.
+    #[serde(deserialize_with = "object")]
+    pub status: StatusConfig,
     /// The instances known without etcd: no two of one id, no two of one
     /// address. Default: none.
     #[serde(deserialize_with = "instances")]
@@ -304,6 +312,40 @@ impl Default for ScoreConfig {
     }
 }
 
+/// `services.<service>.status`: what becomes of an instance whose status the
+/// exporter cannot read.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StatusConfig {
+    /// After how many of the exporter's intervals without a status something
+    /// becomes of it, 1 to 100. Default: 3.
+    #[serde(deserialize_with = "integer::<1, 100, _, _>")]
+    pub missed: u32,
+    /// What that is. Default: out.
+    #[serde(deserialize_with = "choice")]
+    pub unreachable: Unreachable,
+}
+
+impl Default for StatusConfig {
+    fn default() -> Self {
+        Self { missed: 3, unreachable: Unreachable::default() }
+    }
+}
+
+/// What becomes of an instance whose status the exporter cannot read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unreachable {
+    /// It leaves the ranking, until its first good status.
+    #[default]
+    Out,
+    /// It stays in the ranking, as one of which nothing is known.
+    Keep,
+}
+
+impl Choice for Unreachable {
+    const ALL: &'static [(&'static str, Self)] = &[("out", Self::Out), ("keep", Self::Keep)];
+}
+
 /// `services.<service>.instances[]`: the keys of an [`Instance`], which
 /// says what they mean.
 #[derive(Deserialize)]
@@ -357,9 +399,23 @@ pub struct ExporterConfig {
     /// Default: 10 s.
     #[serde(deserialize_with = "duration_ms::<2_000, 600_000, _>")]
     pub lease_ttl: Duration,
+    /// How much a figure must have changed for an instance to be written again,
+    /// as a part of what it was, 0 to 1; 0: each status is written. Default: 0.05.
+    #[serde(deserialize_with = "number::<0, 1, _>")]
+    pub deadband: f64,
+    /// The longest time for which an instance is left out that is as it was,
+    /// 100 ms to 5 s. Default: 3 s, or what fits into the window if that is
+    /// shorter.
+    #[serde(deserialize_with = "duration_ms::<100, 5_000, _>")]
+    pub refresh: Duration,
+    /// What `grpcs`, `orcas` and `healths` instances are checked by, and what
+    /// they ask for.
+    #[serde(deserialize_with = "object")]
+    pub tls: TlsConfig,
 }
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(500);
+const DEFAULT_REFRESH: Duration = Duration::from_secs(3);
 
 impl Default for ExporterConfig {
     fn default() -> Self {
@@ -370,6 +426,9 @@ impl Default for ExporterConfig {
             retries: 3,
             listen: SocketAddr::from(([127, 0, 0, 1], 9180)),
             lease_ttl: Duration::from_secs(10),
+            deadband: 0.05,
+            refresh: DEFAULT_REFRESH,
+            tls: TlsConfig::default(),
         }
     }
 }
@@ -449,9 +508,13 @@ impl Config {
         let mut json = serde_json::Deserializer::from_str(text);
         let Object(mut config) = serde_path_to_error::deserialize::<_, Object<Self>>(&mut json)?;
         json.end().map_err(ConfigError::Syntax)?;
-        let ExporterConfig { interval, timeout, .. } = &mut config.exporter;
+        let window = config.window.bucket * config.window.buckets;
+        let ExporterConfig { interval, timeout, refresh, .. } = &mut config.exporter;
         if *timeout == DEFAULT_TIMEOUT {
             *timeout = DEFAULT_TIMEOUT.min(*interval);
+        }
+        if *refresh == DEFAULT_REFRESH {
+            *refresh = DEFAULT_REFRESH.min(window.saturating_sub(*interval));
         }
 
         match config.conflicts() {
@@ -470,14 +533,22 @@ impl Config {
             ("etcd.password_file", password_file),
         ));
         found.extend(missing_half(("etcd.tls.cert", &tls.cert), ("etcd.tls.key", &tls.key)));
+        let tls = &self.exporter.tls;
+        found
+            .extend(missing_half(("exporter.tls.cert", &tls.cert), ("exporter.tls.key", &tls.key)));
 
         for (service, ServiceConfig { instances, .. }) in &self.services {
             let list = format!("services.{service}.instances");
             found.extend(repeated(&list, "id", instances.iter().map(|it| &it.id)));
             found.extend(repeated(&list, "addr", instances.iter().map(|it| it.addr)));
+            let is_out = |(_, it): &(usize, &Instance)| !self.allow.contains(it.addr.ip());
+            found.extend(instances.iter().enumerate().filter(is_out).map(|(index, it)| Conflict {
+                path: format!("{list}[{index}].addr"),
+                why: format!("{} is outside of allow: {}", it.addr, self.allow),
+            }));
         }
 
-        let ExporterConfig { interval, timeout, .. } = self.exporter;
+        let ExporterConfig { interval, timeout, refresh, .. } = self.exporter;
         if timeout > interval {
             found.push(Conflict {
                 path: "exporter.timeout".into(),
@@ -498,6 +569,15 @@ impl Config {
                     "buckets x bucket is {}, expected at least {}: twice exporter.interval",
                     humantime::format_duration(window),
                     humantime::format_duration(2 * interval)
+                ),
+            });
+        } else if window < interval + refresh {
+            found.push(Conflict {
+                path: "exporter.refresh".into(),
+                why: format!(
+                    "{} and exporter.interval are longer than the window, expected at most {}",
+                    humantime::format_duration(refresh),
+                    humantime::format_duration(window - interval)
                 ),
             });
         }

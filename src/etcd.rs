@@ -10,9 +10,9 @@ use std::fmt;
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, ConnectOptions, GetOptions, Identity, KvClient, LeaseClient,
-    LeaseKeepAliveStream, LeaseKeeper, PutOptions, TlsOptions, WatchClient, WatchOptions,
-    WatchStream,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KvClient,
+    LeaseClient, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions, TlsOptions, Txn,
+    TxnOp, WatchClient, WatchOptions, WatchStream,
 };
 use tokio::time::timeout;
 use tonic::Code;
@@ -212,6 +212,28 @@ impl fmt::Display for Version {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseId(i64);
 
+impl LeaseId {
+    /// A lease of one's own choice, which several processes can so share: any
+    /// number stands for one.
+    pub fn shared(number: u64) -> Self {
+        // etcd takes 0 for "choose one".
+        Self(i64::try_from(number >> 1).unwrap_or(i64::MAX).max(1))
+    }
+}
+
+/// A key, what it holds, and what it lives by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The whole key, with its prefix, as text; others are never put.
+    pub key: String,
+    /// What it holds.
+    pub value: Vec<u8>,
+    /// When it was written.
+    pub mod_revision: i64,
+    /// Whose end deletes it.
+    pub lease: Option<LeaseId>,
+}
+
 /// A connection to one endpoint. Clones share it.
 ///
 /// Every call ends within 5 s, with an error if need be, and is made once: a
@@ -237,10 +259,37 @@ impl Connection {
     }
 
     /// Reads a key; `None`: there is none.
-    pub async fn get(&self, key: &str) -> Result<Option<Record>, EtcdError> {
+    pub async fn get(&self, key: &str) -> Result<Option<Entry>, EtcdError> {
         let mut kv = self.kv.clone();
         let mut answer = self.call(format!("get {key}"), kv.get(key, None)).await?;
-        Ok(answer.take_kvs().pop().map(record))
+        Ok(answer.take_kvs().pop().map(entry))
+    }
+
+    /// Reads every key that begins with `prefix`, in order. In pages: keys that
+    /// are written meanwhile may be of different revisions.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<Entry>, EtcdError> {
+        let mut kv = self.kv.clone();
+        let mut entries: Vec<Entry> = Vec::new();
+        // What follows everything that begins with the prefix.
+        let mut end = prefix.as_bytes().to_vec();
+        if let Some(last) = end.last_mut() {
+            *last += 1; // '/' or a letter: far from 255
+        }
+        loop {
+            let from = match entries.last() {
+                None => prefix.to_owned(),
+                Some(last) => format!("{}\0", last.key),
+            };
+            let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE_KEYS);
+            let page = kv.get(from, Some(options));
+            let mut page =
+                call(format!("list {prefix}"), &self.endpoint, PAGE_TIMEOUT, page).await?;
+            let more = page.more();
+            entries.extend(page.take_kvs().into_iter().map(entry));
+            if !more {
+                return Ok(entries);
+            }
+        }
     }
 
     /// Writes a key, which lives as long as `lease` if there is one. Returns
@@ -257,6 +306,23 @@ impl Connection {
         Ok(answer.header().map_or(0, |header| header.revision()))
     }
 
+    /// Writes a key with a new value if it was last written at `mod_revision` (0:
+    /// if there is none), under `lease` if there is one; says whether it was so.
+    pub async fn replace(
+        &self,
+        key: &str,
+        value: impl Into<Vec<u8>>,
+        mod_revision: i64,
+        lease: Option<LeaseId>,
+    ) -> Result<bool, EtcdError> {
+        let options = lease.map(|LeaseId(id)| PutOptions::new().with_lease(id));
+        let unchanged = Compare::mod_revision(key, CompareOp::Equal, mod_revision);
+        let put = TxnOp::put(key, value, options);
+        let mut kv = self.kv.clone();
+        let write = kv.txn(Txn::new().when([unchanged]).and_then([put]));
+        Ok(self.call(format!("replace {key}"), write).await?.succeeded())
+    }
+
     /// Deletes a key; says whether there was one.
     pub async fn delete(&self, key: &str) -> Result<bool, EtcdError> {
         let mut kv = self.kv.clone();
@@ -267,11 +333,20 @@ impl Connection {
     /// Creates a lease that ends `ttl` after it was last kept alive. Whole
     /// seconds, rounded up; etcd may make it longer.
     pub async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, EtcdError> {
-        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
-        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
         let mut lease = self.lease.clone();
-        let answer = self.call("grant a lease", lease.grant(seconds, None)).await?;
+        let answer = self.call("grant a lease", lease.grant(whole_seconds(ttl), None)).await?;
         Ok(LeaseId(answer.id()))
+    }
+
+    /// As [`grant_lease`](Self::grant_lease), with an id of one's own choice; a
+    /// lease of that id is joined if there is one.
+    pub async fn join_lease(&self, id: LeaseId, ttl: Duration) -> Result<(), EtcdError> {
+        let options = LeaseGrantOptions::new().with_id(id.0);
+        let mut lease = self.lease.clone();
+        match self.call("grant a lease", lease.grant(whole_seconds(ttl), Some(options))).await {
+            Err(error) if error.is_lease_taken() => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     /// Keeps a lease alive, and opens the stream on which it is kept.
@@ -296,6 +371,12 @@ impl Connection {
     ) -> Result<T, EtcdError> {
         call(action, &self.endpoint, REQUEST_TIMEOUT, answer).await
     }
+}
+
+/// Rounded up.
+fn whole_seconds(time: Duration) -> i64 {
+    let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+    i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
 /// A stream that keeps a lease alive.
@@ -329,7 +410,7 @@ impl LeaseKeepAlive {
     }
 }
 
-/// All keys under a prefix, for the watcher.
+/// A range of keys, for the watcher.
 pub struct EtcdSource {
     connector: Connector,
     connection: Option<Connection>,
@@ -341,16 +422,27 @@ pub struct EtcdSource {
 }
 
 impl EtcdSource {
-    /// The keys under `config.prefix`. Reaches nothing yet.
+    /// All keys under `config.prefix`. Reaches nothing yet.
     pub fn new(config: &EtcdConfig) -> Self {
-        let range = |last: char| format!("{}{last}", config.prefix).into_bytes();
+        // '0' is the character after '/', so that the range is all that begins
+        // with the prefix and a slash.
+        Self::range(config, "/", "0")
+    }
+
+    /// The exporters and the instances under `config.prefix`, and nothing of what
+    /// exporters write each second: `exporters/` and `instances/` are neighbours
+    /// among the kinds of keys, which a test holds fast.
+    pub fn of_exporters_and_instances(config: &EtcdConfig) -> Self {
+        Self::range(config, "/exporters/", "/instances0")
+    }
+
+    fn range(config: &EtcdConfig, first: &str, end: &str) -> Self {
+        let bound = |rest: &str| format!("{}{rest}", config.prefix).into_bytes();
         Self {
             connector: Connector::new(config),
             connection: None,
-            first: range('/'),
-            // The character after '/', so that the range is all that begins
-            // with the prefix and a slash.
-            end: range('0'),
+            first: bound(first),
+            end: bound(end),
             page_keys: PAGE_KEYS,
         }
     }
@@ -433,6 +525,13 @@ impl Source for EtcdSource {
     fn history_is_lost(error: &EtcdError) -> bool {
         error.code() == Some(Code::OutOfRange)
     }
+}
+
+fn entry(kv: etcd_client::KeyValue) -> Entry {
+    let (mod_revision, lease) = (kv.mod_revision(), kv.lease());
+    let (key, value) = kv.into_key_value();
+    let key = String::from_utf8_lossy(&key).into_owned();
+    Entry { key, value, mod_revision, lease: (lease != 0).then_some(LeaseId(lease)) }
 }
 
 fn record(kv: etcd_client::KeyValue) -> Record {

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use thiserror::Error;
 
 /// The largest fallback weight of an instance.
@@ -90,7 +91,7 @@ pub struct Instance {
 }
 
 /// How an instance is asked for its status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StatusProtocol {
     /// `ipconfig.v1.StatusService`.
     Grpc,
@@ -100,29 +101,40 @@ pub enum StatusProtocol {
     Health,
 }
 
-impl StatusProtocol {
-    const ALL: [(&'static str, StatusProtocol); 3] =
-        [("grpc", Self::Grpc), ("orca", Self::Orca), ("health", Self::Health)];
-
-    /// The URL's scheme.
-    pub fn scheme(self) -> &'static str {
-        Self::ALL.iter().find(|(_, p)| *p == self).map_or("grpc", |(name, _)| name)
-    }
-}
-
 /// `scheme://host:port`, for instance `grpc://10.0.0.5:9090`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct StatusUrl {
     /// How to ask.
     pub protocol: StatusProtocol,
+    /// Whether over TLS.
+    pub tls: bool,
     /// Whom to ask, `host:port`.
     pub authority: String,
+}
+
+impl StatusUrl {
+    /// The schemes, each with its protocol and whether it is over TLS.
+    const SCHEMES: [(&'static str, StatusProtocol, bool); 6] = [
+        ("grpc", StatusProtocol::Grpc, false),
+        ("orca", StatusProtocol::Orca, false),
+        ("health", StatusProtocol::Health, false),
+        ("grpcs", StatusProtocol::Grpc, true),
+        ("orcas", StatusProtocol::Orca, true),
+        ("healths", StatusProtocol::Health, true),
+    ];
+
+    /// For instance `grpcs`.
+    pub fn scheme(&self) -> &'static str {
+        let is_own =
+            |(_, protocol, tls): &&(_, _, _)| (*protocol, *tls) == (self.protocol, self.tls);
+        Self::SCHEMES.iter().find(is_own).map_or("grpc", |(name, _, _)| name)
+    }
 }
 
 /// Why a status URL was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
-    "{found:?} is not a status URL: expected grpc://HOST:PORT, orca://HOST:PORT or health://HOST:PORT"
+    "{found:?} is not a status URL: expected grpc://HOST:PORT, orca://HOST:PORT or health://HOST:PORT, or with TLS grpcs://, orcas:// or healths://"
 )]
 pub struct StatusUrlError {
     found: String,
@@ -134,11 +146,12 @@ impl FromStr for StatusUrl {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parse = || {
             let (scheme, rest) = text.split_once("://")?;
-            let protocol = StatusProtocol::ALL.iter().find(|(name, _)| *name == scheme)?.1;
+            let (_, protocol, tls) = *Self::SCHEMES.iter().find(|(name, _, _)| *name == scheme)?;
             let authority = http::uri::Authority::from_str(rest).ok()?;
             let port = authority.port_u16()?;
             let plain = !authority.host().is_empty() && !rest.contains('@');
-            (plain && port != 0).then(|| StatusUrl { protocol, authority: authority.to_string() })
+            let authority = authority.to_string();
+            (plain && port != 0).then_some(StatusUrl { protocol, tls, authority })
         };
         parse().ok_or_else(|| StatusUrlError { found: text.to_owned() })
     }
@@ -146,8 +159,69 @@ impl FromStr for StatusUrl {
 
 impl fmt::Display for StatusUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", self.protocol.scheme(), self.authority)
+        write!(f, "{}://{}", self.scheme(), self.authority)
     }
+}
+
+/// Which addresses instances may have; none listed: any.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Allow(pub Vec<IpNet>);
+
+impl Allow {
+    /// Whether an instance may be at `ip`. An IPv4 address counts as itself also
+    /// where it is written as an IPv6 one.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.0.is_empty() || self.0.iter().any(|net| net.contains(&ip))
+    }
+}
+
+impl fmt::Display for Allow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nets: Vec<_> = self.0.iter().map(IpNet::to_string).collect();
+        f.write_str(&nets.join(", "))
+    }
+}
+
+/// What an exporter tells of one instance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InstanceReport {
+    /// The instance's id.
+    pub id: String,
+    /// How it is.
+    pub report: Report,
+    /// The longest time until its next report, while its exporter lives; 0 if
+    /// the exporter does not say.
+    pub interval: Duration,
+}
+
+impl InstanceReport {
+    /// A report whose exporter does not say when the next one is due.
+    pub fn new(id: impl Into<String>, report: Report) -> Self {
+        Self { id: id.into(), report, interval: Duration::ZERO }
+    }
+}
+
+impl From<Status> for Report {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
+/// How an instance is, as far as its exporter knows.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Report {
+    /// It said how it is.
+    Status(Status),
+    /// It is well, and has no figures to tell.
+    Serving,
+    /// It is there, and wants no requests.
+    NotServing,
+    /// It could not be read, by any of the tries that it is allowed.
+    Unreachable {
+        /// Since it last was, or since the exporter began to ask it.
+        silent_for: Duration,
+    },
 }
 
 /// What a process says of itself at one moment. Counters are cumulative since

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::{Config, Discover, ServiceConfig, WindowConfig};
-use crate::model::Instance;
+use crate::model::{Instance, InstanceReport, Report};
 use crate::watcher::{Event, WatchState};
 use crate::window::Load;
 use crate::wire::{self, Key};
@@ -309,7 +309,8 @@ impl Registry {
         let mut has_news = false;
         let mut strangers = Vec::new();
         let mut service = self.services.get_mut(service_name);
-        for (id, status) in &batch.statuses {
+        for InstanceReport { id, report, .. } in &batch.reports {
+            let Report::Status(status) = report else { continue };
             match service.as_mut().and_then(|service| service.record(id, status, now_ms)) {
                 Some(is_news) => has_news |= is_news,
                 None => strangers.push(id),

@@ -16,13 +16,39 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::model::{
-    AddrError, Instance, MAX_WEIGHT, Status, StatusUrl, StatusUrlError, is_name, parse_addr,
+    AddrError, Instance, InstanceReport, MAX_WEIGHT, Report, Status, StatusUrl, StatusUrlError,
+    is_name, parse_addr,
 };
 
 /// The messages and the service of `proto/ipconfig/v1/status.proto`, generated.
 #[allow(missing_docs)]
 pub mod proto {
     tonic::include_proto!("ipconfig.v1");
+}
+
+/// ORCA's messages and its service, of `proto/xds`, generated.
+#[allow(missing_docs)]
+pub mod xds {
+    /// `xds.data`: the load report.
+    pub mod data {
+        /// Its package.
+        pub mod orca {
+            /// Version 3.
+            pub mod v3 {
+                tonic::include_proto!("xds.data.orca.v3");
+            }
+        }
+    }
+    /// `xds.service`: who streams it.
+    pub mod service {
+        /// Its package.
+        pub mod orca {
+            /// Version 3.
+            pub mod v3 {
+                tonic::include_proto!("xds.service.orca.v3");
+            }
+        }
+    }
 }
 
 /// The largest instance record that is read, in bytes.
@@ -36,7 +62,8 @@ pub const MAX_BATCH_BYTES: usize = 256 * 1024;
 /// times what a status with every field takes.
 pub const MAX_STATUS_BYTES: usize = 4 * 1024;
 
-/// The oldest figures that a status may carry.
+/// The oldest figures that a status may carry, and the longest of all times on
+/// the wire.
 pub const MAX_STATUS_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why a record was refused.
@@ -293,16 +320,16 @@ pub fn encode_exporter(record: &ExporterRecord) -> Vec<u8> {
     serde_json::to_vec(record).expect("strings and integers are JSON")
 }
 
-/// The statuses that one exporter saw of one shard of a service's instances.
+/// The news that one exporter has of one shard of a service's instances.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Statuses by the instance's id, in the order written.
-    pub statuses: Vec<(String, Status)>,
+    /// In the order written.
+    pub reports: Vec<InstanceReport>,
     /// Why the others were dropped.
     pub bad: Vec<RecordError>,
 }
 
-/// Reads a batch of statuses. One that is refused is dropped alone.
+/// Reads a batch of reports. One that is refused is dropped alone.
 ///
 /// # Errors
 /// [`RecordError`] if the value is larger than [`MAX_BATCH_BYTES`] or is not a
@@ -313,29 +340,49 @@ pub fn decode_batch(value: &[u8]) -> Result<Batch, RecordError> {
     let mut batch = Batch::default();
     for entry in message.instances {
         match decode_entry(entry) {
-            Ok(status) => batch.statuses.push(status),
+            Ok(report) => batch.reports.push(report),
             Err(err) => batch.bad.push(err),
         }
     }
     Ok(batch)
 }
 
-fn decode_entry(entry: proto::InstanceStatus) -> Result<(String, Status), RecordError> {
+fn decode_entry(entry: proto::InstanceStatus) -> Result<InstanceReport, RecordError> {
+    use proto::instance_status::Report::*;
+
     let refused = |why| RecordError::StatusOwner { id: shorten(&entry.id).into_owned(), why };
     if !is_name(&entry.id) {
         return Err(refused("the id is not 1 to 128 bytes of [A-Za-z0-9._:-]"));
     }
-    let status = entry.status.ok_or_else(|| refused("the entry holds none"))?;
-    Ok((entry.id, Status::try_from(status)?))
+    let report = match entry.report.ok_or_else(|| refused("the entry holds none"))? {
+        Status(status) => Report::Status(status.try_into()?),
+        Serving(proto::Serving {}) => Report::Serving,
+        NotServing(proto::NotServing {}) => Report::NotServing,
+        Unreachable(proto::Unreachable { silent_for }) => {
+            Report::Unreachable { silent_for: duration("silent_for", silent_for)? }
+        }
+    };
+    Ok(InstanceReport { id: entry.id, report, interval: duration("interval", entry.interval)? })
 }
 
-/// Writes a batch of statuses.
-pub fn encode_batch(statuses: &[(String, Status)]) -> Vec<u8> {
-    let entry = |(id, status): &(String, Status)| proto::InstanceStatus {
-        id: id.clone(),
-        status: Some(status.into()),
+/// Writes a batch of reports.
+pub fn encode_batch(reports: &[InstanceReport]) -> Vec<u8> {
+    proto::StatusBatch { instances: reports.iter().map(encode_entry).collect() }.encode_to_vec()
+}
+
+fn encode_entry(InstanceReport { id, report, interval }: &InstanceReport) -> proto::InstanceStatus {
+    use proto::instance_status::Report::*;
+
+    let report = match report {
+        Report::Status(status) => Status(status.into()),
+        Report::Serving => Serving(proto::Serving {}),
+        Report::NotServing => NotServing(proto::NotServing {}),
+        Report::Unreachable { silent_for } => {
+            Unreachable(proto::Unreachable { silent_for: Some(proto_duration(*silent_for)) })
+        }
     };
-    proto::StatusBatch { instances: statuses.iter().map(entry).collect() }.encode_to_vec()
+    let interval = (!interval.is_zero()).then(|| proto_duration(*interval));
+    proto::InstanceStatus { id: id.clone(), report: Some(report), interval }
 }
 
 impl TryFrom<proto::Status> for Status {
@@ -351,7 +398,7 @@ impl TryFrom<proto::Status> for Status {
         Ok(Self {
             boot_id: message.boot_id,
             seq: message.seq,
-            age: age(message.age.unwrap_or_default())?,
+            age: duration("age", message.age)?,
             requests: message.requests,
             errors: message.errors,
             busy_ns: message.busy_ns,
@@ -372,14 +419,10 @@ impl TryFrom<proto::Status> for Status {
 
 impl From<&Status> for proto::Status {
     fn from(status: &Status) -> Self {
-        let age = prost_types::Duration {
-            seconds: status.age.as_secs().try_into().unwrap_or(i64::MAX),
-            nanos: status.age.subsec_nanos() as i32, // below 10^9
-        };
         Self {
             boot_id: status.boot_id,
             seq: status.seq,
-            age: Some(age),
+            age: Some(proto_duration(status.age)),
             requests: status.requests,
             errors: status.errors,
             busy_ns: status.busy_ns,
@@ -395,16 +438,29 @@ impl From<&Status> for proto::Status {
     }
 }
 
-fn age(found: prost_types::Duration) -> Result<Duration, RecordError> {
+/// A length of time on the wire.
+pub fn proto_duration(time: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: time.as_secs().try_into().unwrap_or(i64::MAX),
+        nanos: time.subsec_nanos() as i32, // below 10^9
+    }
+}
+
+/// A length of time from the wire; 0 if absent.
+fn duration(
+    field: &'static str,
+    found: Option<prost_types::Duration>,
+) -> Result<Duration, RecordError> {
+    let found = found.unwrap_or_default();
     let parts = (u64::try_from(found.seconds), u32::try_from(found.nanos));
     match parts {
         (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Some(Duration::new(seconds, nanos)),
         _ => None,
     }
-    .filter(|age| *age <= MAX_STATUS_AGE)
+    .filter(|time| *time <= MAX_STATUS_AGE)
     .ok_or_else(|| {
         let found = format!("{} s and {} ns", found.seconds, found.nanos);
-        status_refused("age", found, "0 to one day")
+        status_refused(field, found, "0 to one day")
     })
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipconfig::config::EtcdConfig;
 use ipconfig::etcd::{Connection, Connector};
-use ipconfig::model::Status;
+use ipconfig::model::{InstanceReport, Report, Status};
 use ipconfig::wire::proto::status_service_server::{StatusService, StatusServiceServer};
 use ipconfig::wire::{decode_batch, proto};
 use parking_lot::Mutex;
@@ -83,6 +83,15 @@ impl Service {
 
 #[tonic::async_trait]
 impl StatusService for Served {
+    type WatchStatusStream = tokio_stream::Empty<Result<proto::WatchStatusResponse, tonic::Status>>;
+
+    async fn watch_status(
+        &self,
+        _request: tonic::Request<proto::WatchStatusRequest>,
+    ) -> Result<tonic::Response<Self::WatchStatusStream>, tonic::Status> {
+        Err(tonic::Status::unimplemented("no stream"))
+    }
+
     async fn get_status(
         &self,
         _request: tonic::Request<proto::GetStatusRequest>,
@@ -243,7 +252,11 @@ async fn statuses(etcd: &Connection) -> Option<Vec<(String, Status)>> {
     let record = etcd.get(STATUS_KEY).await.unwrap()?;
     let batch = decode_batch(&record.value).unwrap();
     assert!(batch.bad.is_empty(), "the exporter wrote {:?}", batch.bad);
-    Some(batch.statuses)
+    let status = |it: InstanceReport| match it.report {
+        Report::Status(status) => Some((it.id, status)),
+        _ => None,
+    };
+    Some(batch.reports.into_iter().filter_map(status).collect())
 }
 
 /// Waits until the status of `chat-1` is in etcd.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ipconfig::board::{self, Board};
 use ipconfig::config::{Config, ServiceConfig};
-use ipconfig::model::{Instance, Status};
+use ipconfig::model::{Instance, InstanceReport, Status};
 use ipconfig::publish::{Publisher, Store, StoreError};
 use ipconfig::ranking::{self, Candidate, Ranking};
 use ipconfig::registry::{Reading, Registry};
@@ -87,14 +87,17 @@ impl Fleet {
     pub fn next_report(&mut self) -> Vec<Event> {
         self.reports += 1;
         self.now += Duration::from_secs(1);
-        let statuses: Vec<_> =
-            (0..self.size).map(|index| (instance_id(index), status(index, self.reports))).collect();
+        let statuses: Vec<_> = (0..self.size).map(|index| self.report(index)).collect();
         let batches = statuses.chunks(BATCH).map(wire::encode_batch).collect::<Vec<_>>();
         let put = |(value, shard)| {
             let (exporter, service) = ("exporter-1".to_owned(), self.name.clone());
             self.event(Key::Status { exporter, service, shard }, value)
         };
         batches.into_iter().zip(0..).map(put).collect()
+    }
+
+    fn report(&self, index: usize) -> InstanceReport {
+        InstanceReport::new(instance_id(index), status(index, self.reports).into())
     }
 
     /// Another weight for one instance, so that the value of the instances is to

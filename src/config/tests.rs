@@ -63,6 +63,7 @@ fn the_reference_s_sample_means_what_it_says() {
             labels: BTreeMap::new(),
             status: Some(StatusUrl {
                 protocol: StatusProtocol::Grpc,
+                tls: false,
                 authority: "127.0.0.1:9101".into(),
             }),
             drain: false,
@@ -85,15 +86,18 @@ fn every_key_is_read_into_its_field() {
                  "tls": {"ca": "/ca", "cert": "/cert", "key": "/key"}},
         "window": {"buckets": 60, "bucket": "250ms", "decay": "exponential"},
         "snapshot": {"path": "/snapshot"},
+        "allow": ["10.0.0.0/8", "fd00::/8"],
         "discover": ["a", "b*"],
         "fallback": {"after": "1m 30s"},
         "services": {"s.1_x:y-z": {
             "balance": {"strategy": "p2c", "tries": 0},
             "score": {"cpu": 1, "memory": 2, "rate": 3, "latency": 4, "errors": 5.5, "memory_unit_mib": 64},
+            "status": {"missed": 7, "unreachable": "keep"},
             "instances": [{"id": "i", "addr": "[fd00::5]:8080", "weight": 0.5, "zone": "z",
-                           "labels": {"version": "1.4"}, "status": "orca://host:1", "drain": true}]}},
+                           "labels": {"version": "1.4"}, "status": "orcas://host:1", "drain": true}]}},
         "exporter": {"id": "e", "interval": "2s", "timeout": "2s", "retries": 0, "listen": "[::]:1",
-                     "lease_ttl": "3s"}
+                     "lease_ttl": "3s", "deadband": 0.5, "refresh": "1s",
+                     "tls": {"ca": "/ca2", "cert": "/cert2", "key": "/key2"}}
     }"#;
     let service = ServiceConfig {
         balance: BalanceConfig { strategy: Strategy::P2c, tries: 0 },
@@ -105,13 +109,14 @@ fn every_key_is_read_into_its_field() {
             errors: 5.5,
             memory_unit_mib: 64,
         },
+        status: StatusConfig { missed: 7, unreachable: Unreachable::Keep },
         instances: vec![Instance {
             id: "i".into(),
             addr: "[fd00::5]:8080".parse().unwrap(),
             weight: 0.5,
             zone: "z".into(),
             labels: BTreeMap::from([("version".into(), "1.4".into())]),
-            status: Some(StatusUrl { protocol: StatusProtocol::Orca, authority: "host:1".into() }),
+            status: Some("orcas://host:1".parse().unwrap()),
             drain: true,
         }],
     };
@@ -129,6 +134,7 @@ fn every_key_is_read_into_its_field() {
             decay: Decay::Exponential,
         },
         snapshot: SnapshotConfig { path: "/snapshot".into() },
+        allow: Allow(vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()]),
         discover: Discover::Names(vec!["a".into(), "b*".into()]),
         fallback: FallbackConfig { after: Duration::from_secs(90) },
         services: BTreeMap::from([("s.1_x:y-z".into(), service)]),
@@ -139,6 +145,9 @@ fn every_key_is_read_into_its_field() {
             retries: 0,
             listen: "[::]:1".parse().unwrap(),
             lease_ttl: Duration::from_secs(3),
+            deadband: 0.5,
+            refresh: Duration::from_secs(1),
+            tls: TlsConfig { ca: "/ca2".into(), cert: "/cert2".into(), key: "/key2".into() },
         },
     };
     assert_eq!(Config::parse(text).unwrap(), expected);

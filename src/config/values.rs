@@ -14,12 +14,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use http::uri::Authority;
+use ipnet::IpNet;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::{Discover, InstanceKeys, ServiceConfig};
-use crate::model::{Instance, StatusUrl, is_name, parse_addr};
+use crate::model::{Allow, Instance, StatusUrl, is_name, parse_addr};
 
 // === objects and lists ===
 
@@ -233,7 +234,8 @@ pub fn addr<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> 
 
 /// Reads where and how an instance is asked for its status.
 pub fn status_url<'de, D: Deserializer<'de>>(from: D) -> Result<Option<StatusUrl>, D::Error> {
-    string("a status URL, such as grpc://10.0.0.5:9090", from, str::parse).map(Some)
+    string("a status URL, such as grpc://10.0.0.5:9090 or orcas://10.0.0.5:9090", from, str::parse)
+        .map(Some)
 }
 
 /// Reads the prefix of etcd's keys.
@@ -335,6 +337,23 @@ fn endpoint<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
         let authority = Authority::from_str(rest).ok()?;
         let plain = !authority.host().is_empty() && !rest.contains('@');
         (plain && authority.port_u16().is_some_and(|port| port != 0)).then(|| text.to_owned())
+    })
+}
+
+/// Reads `allow`.
+pub fn allow<'de, D: Deserializer<'de>>(from: D) -> Result<Allow, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(transparent)]
+    struct Net(#[serde(deserialize_with = "net")] IpNet);
+
+    let List(nets) = List::<Net>::deserialize(from)?;
+    Ok(Allow(nets.into_iter().map(|Net(net)| net).collect()))
+}
+
+fn net<'de, D: Deserializer<'de>>(from: D) -> Result<IpNet, D::Error> {
+    let expected = "a network in CIDR notation, such as 10.0.0.0/8 or fd00::/8, with no bit set after the prefix";
+    string_that_is(expected, from, |text| {
+        text.parse::<IpNet>().ok().filter(|net| net.addr() == net.network())
     })
 }
 

@@ -101,6 +101,14 @@ impl EtcdError {
         }
     }
 
+    /// Whether a lease was to be granted under an id that another one has.
+    pub(super) fn is_lease_taken(&self) -> bool {
+        match &self.cause {
+            Cause::Refused(Refusal(status)) => status.message() == LEASE_EXISTS,
+            _ => false,
+        }
+    }
+
     /// Whether the answer is larger than a connection reads. The decoder
     /// says so with the same code as etcd does for a compacted revision.
     pub(super) fn is_too_large(&self) -> bool {
@@ -122,6 +130,7 @@ const AUTH_FAILED: &str = "etcdserver: authentication failed, invalid user ID or
 const AUTH_USER_EMPTY: &str = "etcdserver: user name is empty";
 const AUTH_STORE_IS_OLD: &str = "etcdserver: revision of auth store is old";
 const AUTH_NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
+const LEASE_EXISTS: &str = "etcdserver: lease already exists";
 const LEASE_NOT_FOUND: &str = "etcdserver: requested lease not found";
 
 impl From<etcd_client::Error> for Cause {

@@ -14,6 +14,7 @@ use super::collect::{Report, Shard};
 use crate::config::{Config, ExporterConfig};
 use crate::etcd::{Connection, Connector, EtcdError, LeaseId};
 use crate::metrics::ExporterMetrics;
+use crate::model::InstanceReport;
 use crate::wire::{self, Key};
 
 /// Renewals in a lease's time to live: two may be lost.
@@ -187,7 +188,11 @@ impl Writer {
         let batch = |Shard { service, number, statuses }: Shard| {
             let exporter = self.exporter.id.clone();
             let key = Key::Status { exporter, service, shard: number };
-            (key.to_path(&self.prefix), wire::encode_batch(&statuses))
+            let reports: Vec<_> = statuses
+                .into_iter()
+                .map(|(id, status)| InstanceReport::new(id, status.into()))
+                .collect();
+            (key.to_path(&self.prefix), wire::encode_batch(&reports))
         };
         self.put_all(etcd, lease, report.shards.into_iter().map(batch).collect()).await
     }

@@ -56,8 +56,10 @@ impl Fixture {
     }
 
     fn report(&mut self, statuses: &[(&str, Status)]) {
-        let statuses: Vec<_> =
-            statuses.iter().map(|(id, status)| (id.to_string(), status.clone())).collect();
+        let statuses: Vec<_> = statuses
+            .iter()
+            .map(|(id, status)| InstanceReport::new(*id, status.clone().into()))
+            .collect();
         self.put(&batch_key("chat"), wire::encode_batch(&statuses));
     }
 

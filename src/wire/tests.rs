@@ -31,8 +31,16 @@ fn full_status() -> Status {
     }
 }
 
+fn report(status: proto::Status) -> proto::instance_status::Report {
+    proto::instance_status::Report::Status(status)
+}
+
 fn batch_of(message: proto::Status) -> Vec<u8> {
-    let entry = proto::InstanceStatus { id: "chat-1".into(), status: Some(message) };
+    let entry = proto::InstanceStatus {
+        id: "chat-1".into(),
+        report: Some(report(message)),
+        interval: None,
+    };
     proto::StatusBatch { instances: vec![entry] }.encode_to_vec()
 }
 
@@ -174,7 +182,7 @@ fn a_value_of_1_mb_is_refused_unparsed() {
     json.truncate(MAX_INSTANCE_BYTES);
     assert!(decode_instance("x", &json).is_ok(), "whitespace within the limit is JSON");
 
-    let entries = vec![("chat-1".to_owned(), full_status()); 1 << 14];
+    let entries = vec![InstanceReport::new("chat-1", full_status().into()); 1 << 14];
     let batch = encode_batch(&entries);
     assert!(batch.len() > 1 << 20);
     assert_eq!(decode_batch(&batch).unwrap_err().reason(), "too_large");
@@ -189,12 +197,12 @@ fn a_long_text_is_shortened_before_it_reaches_a_message() {
 #[test]
 fn a_batch_that_is_not_protobuf_is_refused_whole() {
     assert_eq!(decode_batch(b"garbage, not protobuf").unwrap_err().reason(), "protobuf");
-    let whole = encode_batch(&[("chat-1".into(), full_status())]);
+    let whole = encode_batch(&[InstanceReport::new("chat-1", full_status().into())]);
     for length in 1..whole.len() {
         let err = decode_batch(&whole[..length]).unwrap_err();
         assert_eq!(err.reason(), "protobuf", "cut to {length} bytes");
     }
-    assert!(decode_batch(b"").unwrap().statuses.is_empty(), "no bytes are an empty batch");
+    assert!(decode_batch(b"").unwrap().reports.is_empty(), "no bytes are an empty batch");
 }
 
 #[test]
@@ -227,7 +235,7 @@ fn a_figure_out_of_range_drops_its_status() {
         spoil(&mut message);
         let found = format!("{message:?}");
         let batch = decode_batch(&batch_of(message)).unwrap();
-        assert!(batch.statuses.is_empty(), "{found}");
+        assert!(batch.reports.is_empty(), "{found}");
         assert_eq!(batch.bad[0].reason(), "status");
         assert!(batch.bad[0].to_string().contains(field), "{}", batch.bad[0]);
     }
@@ -235,22 +243,29 @@ fn a_figure_out_of_range_drops_its_status() {
 
 #[test]
 fn a_bad_status_is_dropped_and_those_beside_it_stay() {
-    let good =
-        |id: &str| proto::InstanceStatus { id: id.into(), status: Some((&full_status()).into()) };
+    let good = |id: &str| proto::InstanceStatus {
+        id: id.into(),
+        report: Some(report((&full_status()).into())),
+        interval: None,
+    };
     let spoiled =
         proto::Status { cpu_used_cores: Some(f64::NAN), ..proto::Status::from(&full_status()) };
     let message = proto::StatusBatch {
         instances: vec![
             good("first"),
-            proto::InstanceStatus { id: "spoiled".into(), status: Some(spoiled) },
-            proto::InstanceStatus { id: "empty".into(), status: None },
+            proto::InstanceStatus {
+                id: "spoiled".into(),
+                report: Some(report(spoiled)),
+                interval: None,
+            },
+            proto::InstanceStatus { id: "empty".into(), report: None, interval: None },
             good(""),
             good("a/b"),
             good("last"),
         ],
     };
     let batch = decode_batch(&message.encode_to_vec()).unwrap();
-    let ids: Vec<&str> = batch.statuses.iter().map(|(id, _)| id.as_str()).collect();
+    let ids: Vec<&str> = batch.reports.iter().map(|it| it.id.as_str()).collect();
     assert_eq!(ids, ["first", "last"]);
     assert_eq!(batch.bad.len(), 4);
     assert!(batch.bad.iter().all(|err| err.reason() == "status"));
@@ -290,7 +305,7 @@ fn field_numbers_never_change() {
 
     let entry = [b"\x0a\x06chat-1\x12".as_slice(), &[status.len() as u8], &status].concat();
     let batch = [b"\x0a".as_slice(), &[entry.len() as u8], &entry].concat();
-    assert_eq!(encode_batch(&[("chat-1".into(), full_status())]), batch);
+    assert_eq!(encode_batch(&[InstanceReport::new("chat-1", full_status().into())]), batch);
 }
 
 #[test]
@@ -331,6 +346,23 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_report()(
+        id in any_name(),
+        report in prop_oneof![
+            any_status().prop_map(Report::Status),
+            Just(Report::Serving),
+            Just(Report::NotServing),
+            (0..=86_400u64).prop_map(|secs| Report::Unreachable {
+                silent_for: Duration::from_secs(secs),
+            }),
+        ],
+        interval in (0..86_400_000u64).prop_map(Duration::from_millis),
+    ) -> InstanceReport {
+        InstanceReport { id, report, interval }
+    }
+}
+
+prop_compose! {
     fn any_instance()(
         id in any_name(),
         (ip, port) in (any::<IpAddr>(), 1u16..),
@@ -338,10 +370,11 @@ prop_compose! {
         weight in (0..=1_000_000).prop_map(|thousandths| f64::from(thousandths) / 1000.0),
         zone in ".{0,20}",
         labels in btree_map(".{0,10}", ".{0,10}", 0..4),
-        status in option::of(1u16..),
+        status in option::of((1u16.., any::<bool>())),
         drain in any::<bool>(),
     ) -> Instance {
-        let status = status.map(|port| StatusUrl {
+        let status = status.map(|(port, tls)| StatusUrl {
+            tls,
             protocol: StatusProtocol::Grpc,
             authority: format!("10.0.0.5:{port}"),
         });
@@ -352,12 +385,12 @@ prop_compose! {
 proptest! {
     #[test]
     fn what_was_encoded_is_decoded_as_it_was(
-        statuses in vec((any_name(), any_status()), 0..20),
+        reports in vec(any_report(), 0..20),
         instance in any_instance(),
         (service, id, shard) in (any_name(), any_name(), any::<u32>()),
     ) {
-        let batch = decode_batch(&encode_batch(&statuses)).unwrap();
-        prop_assert_eq!(batch.statuses, statuses);
+        let batch = decode_batch(&encode_batch(&reports)).unwrap();
+        prop_assert_eq!(batch.reports, reports);
         prop_assert!(batch.bad.is_empty());
 
         prop_assert_eq!(decode_instance(&instance.id, &encode_instance(&instance)).unwrap(), instance);
@@ -378,17 +411,19 @@ proptest! {
     /// some of its bytes replaced reaches the rest.
     #[test]
     fn a_damaged_batch_never_panics_nor_lets_a_bad_figure_through(
-        statuses in vec((any_name(), any_status()), 1..5),
+        reports in vec(any_report(), 1..5),
         damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..10),
     ) {
-        let mut bytes = encode_batch(&statuses);
+        let mut bytes = encode_batch(&reports);
         for (at, byte) in damage {
             let at = at.index(bytes.len());
             bytes[at] = byte;
         }
         if let Ok(batch) = decode_batch(&bytes) {
-            for (id, status) in batch.statuses {
+            for InstanceReport { id, report, interval } in batch.reports {
                 prop_assert!(is_name(&id));
+                prop_assert!(interval <= MAX_STATUS_AGE);
+                let Report::Status(status) = report else { continue };
                 prop_assert!(status.age <= MAX_STATUS_AGE);
                 prop_assert!(status.cpu_used_cores.is_none_or(|v| v.is_finite() && v >= 0.0));
                 prop_assert!(status.cpu_limit_cores.is_none_or(|v| v.is_finite() && v > 0.0));
