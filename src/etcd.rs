@@ -94,13 +94,13 @@ impl Connector {
         // A user is authenticated here; everything else connects when used.
         let client =
             call("connect", &endpoint, CONNECT_TIMEOUT + REQUEST_TIMEOUT, connecting).await?;
-        let version = version(&client, &endpoint).await?;
+        let server = server(&client, &endpoint).await?;
         Ok(Connection {
             kv: client.kv_client().max_decoding_message_size(MAX_MESSAGE_BYTES),
             watch: client.watch_client().max_decoding_message_size(MAX_MESSAGE_BYTES),
             lease: client.lease_client(),
             endpoint,
-            version,
+            server,
         })
     }
 
@@ -141,16 +141,29 @@ fn read(path: &str) -> Result<Vec<u8>, Cause> {
     std::fs::read(path).map_err(|source| Cause::File { path: path.to_owned(), source })
 }
 
-/// Asks for the version, which is also the proof that the endpoint lives.
-/// `None` if it does not tell its version to this user.
-async fn version(client: &Client, endpoint: &str) -> Result<Option<Version>, EtcdError> {
+/// Asks for the server's state, which is also the proof that the endpoint lives.
+/// `None` if it does not tell that to this user.
+async fn server(client: &Client, endpoint: &str) -> Result<Option<Server>, EtcdError> {
     let mut maintenance = client.maintenance_client();
     let status = maintenance.status();
     match call("connect", endpoint, CONNECT_TIMEOUT + REQUEST_TIMEOUT, status).await {
-        Ok(status) => Ok(Version::parse(status.version())),
+        Ok(status) => Ok(Some(Server {
+            version: Version::parse(status.version()),
+            database_bytes: u64::try_from(status.db_size()).unwrap_or_default(),
+            alarms: status.errors().to_vec(),
+        })),
         Err(error) if error.code() == Some(Code::PermissionDenied) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// What an endpoint says of itself.
+#[derive(Debug, Clone)]
+struct Server {
+    version: Option<Version>,
+    database_bytes: u64,
+    /// For instance that its quota is used up.
+    alarms: Vec<String>,
 }
 
 /// Awaits an answer of etcd for at most `limit`.
@@ -208,6 +221,38 @@ impl fmt::Display for Version {
     }
 }
 
+/// How well an etcd is looked after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upkeep {
+    is_compacted: bool,
+    database_bytes: u64,
+    alarms: Vec<String>,
+}
+
+/// etcd's default quota, from which on it takes no more puts, is 2 GiB.
+const LARGE_DATABASE_BYTES: u64 = 3 << 29;
+
+impl Upkeep {
+    /// What an operator should see to.
+    pub fn warnings(&self) -> Vec<String> {
+        let history = (!self.is_compacted).then(|| {
+            "etcd still holds its first revision, and keeps every one until it is compacted: \
+             unless that is so because it is new, start it with \
+             --auto-compaction-mode=periodic --auto-compaction-retention=5m"
+                .to_owned()
+        });
+        let size = (self.database_bytes >= LARGE_DATABASE_BYTES).then(|| {
+            format!(
+                "etcd's database has {} MiB; at its quota (2048 MiB by default, \
+                 --quota-backend-bytes) it takes no more puts: compact and defragment it",
+                self.database_bytes >> 20
+            )
+        });
+        let alarms = self.alarms.iter().map(|alarm| format!("etcd raises an alarm: {alarm}"));
+        history.into_iter().chain(size).chain(alarms).collect()
+    }
+}
+
 /// A lease in etcd: the keys that are put with it are deleted when it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseId(i64);
@@ -241,7 +286,7 @@ pub struct Entry {
 #[derive(Clone)]
 pub struct Connection {
     endpoint: String,
-    version: Option<Version>,
+    server: Option<Server>,
     kv: KvClient,
     watch: WatchClient,
     lease: LeaseClient,
@@ -255,7 +300,24 @@ impl Connection {
 
     /// The endpoint's version; `None` if it does not tell.
     pub fn version(&self) -> Option<Version> {
-        self.version
+        self.server.as_ref()?.version
+    }
+
+    /// Looks for what makes etcd fail in the long run; `key` is one that may be
+    /// read.
+    pub async fn upkeep(&self, key: &str) -> Result<Upkeep, EtcdError> {
+        let mut kv = self.kv.clone();
+        let first = GetOptions::new().with_revision(1).with_count_only();
+        let has_first = match self.call("read revision 1", kv.get(key, Some(first))).await {
+            Ok(_) => true,
+            Err(error) if error.code() == Some(Code::OutOfRange) => false,
+            Err(error) => return Err(error),
+        };
+        let (database_bytes, alarms) = match &self.server {
+            Some(server) => (server.database_bytes, server.alarms.clone()),
+            None => (0, Vec::new()),
+        };
+        Ok(Upkeep { is_compacted: !has_first, database_bytes, alarms })
     }
 
     /// Reads a key; `None`: there is none.

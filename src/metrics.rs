@@ -15,9 +15,10 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::model::Status;
@@ -34,25 +35,70 @@ pub struct ExporterMetrics {
     pub collect_tries: Family<ServiceLabel, Counter>,
     /// Tries that brought no status.
     pub collect_failures: Family<ServiceLabel, Counter>,
+    /// Rounds in which an instance could not be read, by the last try's failure.
+    pub collect_errors: Family<ReasonLabel, Counter>,
     /// Puts that etcd confirmed.
     pub etcd_puts: Counter,
     /// Values in them, in bytes.
     pub etcd_put_bytes: Counter,
+    /// How long they took.
+    pub etcd_put_seconds: Histogram,
     /// Puts that failed.
     pub etcd_put_failures: Counter,
-    /// Ticks whose statuses were not put, since etcd was too slow or away.
+    /// Shards that were due and not put, since etcd was too slow or away.
     pub ticks_skipped: Counter,
+    /// Statuses that were not put, since their instances are as they were.
+    pub unchanged: Counter,
     /// Leases that etcd granted: more than one says that one was lost.
     pub lease_grants: Counter,
+    /// Announcements of another process under this exporter's id.
+    pub rivals: Counter,
+    fleet: FleetGauges,
     instances: Arc<Instances>,
     registry: Registry,
 }
+
+/// What there is to ask, and how well that is known.
+#[derive(Debug)]
+pub struct FleetFigures<'a> {
+    /// Live exporters, this one included.
+    pub exporters: usize,
+    /// Instances that declare a status.
+    pub targets: usize,
+    /// Those of them that this exporter asks.
+    pub asked: usize,
+    /// Whether registrations are followed now.
+    pub is_watching: bool,
+    /// Registrations that were dropped, by reason.
+    pub bad_records: &'a BTreeMap<&'static str, u64>,
+}
+
+/// [`FleetFigures`] as they were last shown.
+#[derive(Debug, Default)]
+struct FleetGauges {
+    exporters: Gauge,
+    targets: Gauge,
+    asked: Gauge,
+    watching: Gauge,
+    bad_records: Arc<BadRecords>,
+}
+
+/// Registrations that were dropped, by reason.
+#[derive(Debug, Default)]
+struct BadRecords(Mutex<BTreeMap<&'static str, u64>>);
 
 /// The service that a figure is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ServiceLabel {
     /// Its name.
     pub service: String,
+}
+
+/// Why something was counted as failed: one of a few words.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// For instance `timeout`.
+    pub reason: &'static str,
 }
 
 /// The instance that a figure is about.
@@ -68,55 +114,118 @@ impl ExporterMetrics {
     /// All counters at zero, and no instance known.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("ipconfig_exporter");
-        let collect_tries = Family::default();
-        let collect_failures = Family::default();
-        let [etcd_puts, etcd_put_bytes, etcd_put_failures, ticks_skipped, lease_grants] =
+        let [collect_tries, collect_failures] = std::array::from_fn(|_| Family::default());
+        let collect_errors = Family::default();
+        let [etcd_puts, etcd_put_bytes, etcd_put_failures, ticks_skipped, unchanged] =
             std::array::from_fn(|_| Counter::default());
+        let [lease_grants, rivals] = std::array::from_fn(|_| Counter::default());
+        let etcd_put_seconds = Histogram::new(exponential_buckets(0.001, 2.0, 13));
+        let fleet = FleetGauges::default();
         let instances = Arc::new(Instances::default());
 
+        for (name, help, family) in [
+            ("collect_tries", "Times that an instance was asked for its status", &collect_tries),
+            ("collect_failures", "Tries that brought no status", &collect_failures),
+        ] {
+            registry.register(name, help, Family::clone(family));
+        }
         registry.register(
-            "collect_tries",
-            "Times that an instance was asked for its status",
-            collect_tries.clone(),
-        );
-        registry.register(
-            "collect_failures",
-            "Tries that brought no status",
-            collect_failures.clone(),
+            "collect_errors",
+            "Rounds in which an instance could not be read, by reason",
+            Family::clone(&collect_errors),
         );
         for (name, help, counter) in [
             ("etcd_puts", "Puts that etcd confirmed", &etcd_puts),
             ("etcd_put_bytes", "Bytes of the values that etcd confirmed", &etcd_put_bytes),
             ("etcd_put_failures", "Puts that failed", &etcd_put_failures),
-            ("ticks_skipped", "Ticks not put as etcd was too slow or away", &ticks_skipped),
+            ("ticks_skipped", "Shards not put as etcd was too slow or away", &ticks_skipped),
+            ("unchanged", "Statuses not put as their instances are as they were", &unchanged),
             ("lease_grants", "Leases that etcd granted", &lease_grants),
+            ("rivals", "Announcements of another process under this exporter's id", &rivals),
         ] {
             registry.register(name, help, counter.clone());
         }
+        registry.register(
+            "etcd_put_seconds",
+            "Time of the puts that etcd confirmed",
+            etcd_put_seconds.clone(),
+        );
+        for (name, help, gauge) in [
+            ("exporters", "Live exporters, this one included", &fleet.exporters),
+            ("targets", "Instances that declare a status", &fleet.targets),
+            ("targets_asked", "Those of them that this exporter asks", &fleet.asked),
+            ("watching", "Whether registrations are followed: 1 or 0", &fleet.watching),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
+        registry.register_collector(Box::new(Arc::clone(&fleet.bad_records)));
         registry.register_collector(Box::new(Arc::clone(&instances)));
 
         Self {
             collect_tries,
             collect_failures,
+            collect_errors,
             etcd_puts,
             etcd_put_bytes,
+            etcd_put_seconds,
             etcd_put_failures,
             ticks_skipped,
+            unchanged,
             lease_grants,
+            rivals,
+            fleet,
             instances,
             registry,
         }
     }
 
-    /// The instance has answered: it is up, and this is its last status.
-    pub fn set_up(&self, instance: InstanceLabels, status: Status) {
-        let last = LastStatus { up: true, status: Some(status) };
-        self.instances.0.lock().insert(instance, last);
+    /// Counts the tries of one round at one instance of a service; `reason` is why
+    /// it could not be read.
+    pub fn count_asks(
+        &self,
+        service: &str,
+        tries: u32,
+        failures: u32,
+        reason: Option<&'static str>,
+    ) {
+        let label = ServiceLabel { service: service.to_owned() };
+        self.collect_tries.get_or_create(&label).inc_by(tries.into());
+        self.collect_failures.get_or_create(&label).inc_by(failures.into());
+        if let Some(reason) = reason {
+            self.collect_errors.get_or_create(&ReasonLabel { reason }).inc();
+        }
+    }
+
+    /// Shows what there is to ask.
+    pub fn show_fleet(&self, fleet: FleetFigures<'_>) {
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.fleet.exporters.set(count(fleet.exporters));
+        self.fleet.targets.set(count(fleet.targets));
+        self.fleet.asked.set(count(fleet.asked));
+        self.fleet.watching.set(fleet.is_watching.into());
+        self.fleet.bad_records.0.lock().clone_from(fleet.bad_records);
+    }
+
+    /// The instance has answered: it is up, and this is its last status, if it
+    /// told one.
+    pub fn set_up(&self, instance: InstanceLabels, status: Option<Status>) {
+        self.instances.0.lock().insert(instance, LastStatus { up: true, status });
     }
 
     /// The instance has not answered: it is down, and its last status stays.
     pub fn set_down(&self, instance: InstanceLabels) {
         self.instances.0.lock().entry(instance).or_default().up = false;
+    }
+
+    /// The instance is not asked any more.
+    pub fn forget(&self, instance: &InstanceLabels) {
+        self.instances.0.lock().remove(instance);
+    }
+
+    /// No instance of the service is asked any more.
+    pub fn forget_service(&self, service: &ServiceLabel) {
+        self.collect_tries.remove(service);
+        self.collect_failures.remove(service);
     }
 
     /// The page, of type [`CONTENT_TYPE`].
@@ -130,6 +239,19 @@ impl ExporterMetrics {
 impl Default for ExporterMetrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl Collector for BadRecords {
+    fn encode(&self, mut page: DescriptorEncoder) -> fmt::Result {
+        let help = "Registrations in etcd that were dropped, by reason.";
+        let counter = MetricType::Counter;
+        let mut family = page.encode_descriptor("bad_records", help, None, counter)?;
+        for (reason, count) in self.0.lock().iter() {
+            let labels = ReasonLabel { reason };
+            ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
     }
 }
 
@@ -215,7 +337,7 @@ mod tests {
     fn a_gauge_that_an_instance_does_not_tell_is_left_out() {
         let metrics = ExporterMetrics::new();
         let status = Status { latency_sum_ns: 1_500_000_000, queue: Some(0), ..Status::default() };
-        metrics.set_up(chat_1(), status);
+        metrics.set_up(chat_1(), Some(status));
         let page = metrics.to_text();
         let labels = r#"{service="chat",instance="chat-1"}"#;
         for line in [
@@ -231,7 +353,7 @@ mod tests {
     #[test]
     fn an_instance_that_is_down_keeps_its_last_status() {
         let metrics = ExporterMetrics::new();
-        metrics.set_up(chat_1(), Status { requests: 7, ..Status::default() });
+        metrics.set_up(chat_1(), Some(Status { requests: 7, ..Status::default() }));
         metrics.set_down(chat_1());
         let page = metrics.to_text();
         assert!(page.contains(r#"instance_up{service="chat",instance="chat-1"} 0.0"#), "{page}");

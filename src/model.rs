@@ -264,6 +264,11 @@ impl Status {
         Some(self.cpu_used_cores? / self.cpu_limit_cores?)
     }
 
+    /// Memory in use as a part of what may be used; 1 is all of it.
+    pub fn memory_utilization(&self) -> Option<f64> {
+        Some(self.memory_used_bytes? as f64 / self.memory_limit_bytes? as f64)
+    }
+
     /// Memory that is left to the process, in bytes.
     pub fn memory_free_bytes(&self) -> Option<u64> {
         Some(self.memory_limit_bytes?.saturating_sub(self.memory_used_bytes?))

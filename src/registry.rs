@@ -17,7 +17,7 @@ use crate::watcher::{Event, WatchState};
 use crate::window::Load;
 use crate::wire::{self, Key};
 
-mod rejects;
+pub(crate) mod rejects;
 mod service;
 mod silence;
 

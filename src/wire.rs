@@ -303,7 +303,7 @@ pub fn encode_instance(instance: &Instance) -> Vec<u8> {
 }
 
 /// The value of `exporters/<id>`: what an exporter says of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExporterRecord {
     /// The program's version.
     pub version: String,
@@ -313,6 +313,10 @@ pub struct ExporterRecord {
     pub interval_ms: u64,
     /// When it started, in milliseconds of Unix time, by its own clock.
     pub started_unix_ms: u64,
+    /// Which instances its configuration file registers: 16 hexadecimal digits
+    /// that are the same for the same instances.
+    #[serde(default)]
+    pub registrations: String,
 }
 
 /// Writes an exporter's announcement.

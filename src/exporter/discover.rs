@@ -1,127 +1,403 @@
-//! Which instances there are to ask and to register: those that the
-//! configuration names.
+//! Which instances there are, and which of them this exporter asks.
+//!
+//! Exporters under one prefix share the work. Each follows the same two kinds of
+//! keys, `exporters/` and `instances/`, and each works out by itself who asks
+//! whom: an instance belongs to the live exporter that hashes highest with it
+//! (rendezvous hashing, Thaler and Ravishankar 1998), so that nobody has to agree
+//! on anything, and one that joins or dies moves its own share and no other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use thiserror::Error;
+use xxhash_rust::xxh64::xxh64;
 
-use crate::config::ServiceConfig;
-use crate::model::{StatusProtocol, StatusUrl};
+use crate::config::Config;
+use crate::model::{Allow, Instance, StatusUrl};
+use crate::registry::rejects::Rejects;
+use crate::watcher::{Event, WatchState};
 use crate::wire::{self, Key};
 
-/// The most instances whose statuses share one key of etcd: about 6 kB a put.
-const INSTANCES_PER_SHARD: usize = 100;
-
-/// An instance to ask for its status.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
+/// Whose status is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
     /// Its service's name.
     pub service: String,
     /// Unique within the service.
     pub id: String,
-    /// Which part of the service's instances it belongs to.
-    pub shard: u32,
-    /// Whom to ask over gRPC, `host:port`.
-    pub authority: String,
 }
 
-/// An instance's status is declared under a protocol that the exporter does not
-/// speak.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error(
-    "services.{service}.instances: {id} declares the status {status}, but this version asks grpc:// only"
-)]
-pub struct UnsupportedProtocol {
-    service: String,
-    id: String,
-    status: StatusUrl,
+/// What this exporter has to do differently from now on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Ask this instance there, over a new connection.
+    Ask(Name, StatusUrl),
+    /// Do not ask it any more.
+    Drop(Name),
+    /// An instance of the configuration file is not registered any more.
+    Register,
+    /// Another process announces itself under this exporter's id.
+    Rival,
 }
 
-/// The instances that declare a status, in the configuration's order.
-///
-/// # Errors
-/// [`UnsupportedProtocol`] for the first that cannot be asked.
-pub fn targets(
-    services: &BTreeMap<String, ServiceConfig>,
-) -> Result<Vec<Target>, UnsupportedProtocol> {
-    let mut targets = Vec::new();
-    for (service, config) in services {
-        let declared = config.instances.iter().filter_map(|i| Some((&i.id, i.status.as_ref()?)));
-        for (index, (id, status)) in declared.enumerate() {
-            let (service, id) = (service.clone(), id.clone());
-            if status.protocol != StatusProtocol::Grpc {
-                return Err(UnsupportedProtocol { service, id, status: status.clone() });
-            }
-            let shard = u32::try_from(index / INSTANCES_PER_SHARD).unwrap_or(u32::MAX);
-            targets.push(Target { service, id, shard, authority: status.authority.clone() });
+/// What exists, by the events so far.
+#[derive(Debug)]
+pub struct Fleet {
+    prefix: String,
+    own_id: String,
+    /// What this exporter announces of itself.
+    own_record: Vec<u8>,
+    allow: Allow,
+    /// The instances of the configuration file.
+    in_file: BTreeMap<Name, Instance>,
+    /// The registrations in etcd, which count before those of the file.
+    in_etcd: BTreeMap<Name, Instance>,
+    /// Every live exporter, this one always among them.
+    exporters: BTreeSet<String>,
+    /// The keys of the list that is under way.
+    listed: Option<HashSet<Key>>,
+    /// Whom this exporter asks, and where.
+    mine: BTreeMap<Name, Instance>,
+    watch_state: WatchState,
+    rejects: Rejects,
+}
+
+impl Fleet {
+    /// The instances of the configuration file; `announcement` is what this
+    /// exporter writes under its own key.
+    pub fn new(config: &Config, announcement: &[u8]) -> Self {
+        let own_id = config.exporter.id.clone();
+        let in_file = config.services.iter().flat_map(|(service, config)| {
+            let name = |id: &String| Name { service: service.clone(), id: id.clone() };
+            config.instances.iter().map(move |it| (name(&it.id), it.clone()))
+        });
+        Self {
+            prefix: config.etcd.prefix.clone(),
+            exporters: BTreeSet::from([own_id.clone()]),
+            own_id,
+            own_record: announcement.to_owned(),
+            allow: config.allow.clone(),
+            in_file: in_file.collect(),
+            in_etcd: BTreeMap::new(),
+            listed: None,
+            mine: BTreeMap::new(),
+            watch_state: WatchState::Connecting,
+            rejects: Rejects::default(),
         }
     }
-    Ok(targets)
+
+    /// What the configuration file alone asks for.
+    pub fn begin(&mut self) -> Vec<Change> {
+        self.settle_all()
+    }
+
+    /// Takes in one event.
+    pub fn apply(&mut self, event: Event) -> Vec<Change> {
+        match event {
+            Event::State(state) => self.watch_state = state,
+            Event::Init => self.listed = Some(HashSet::new()),
+            Event::Put { key, value, .. } => return self.put(&key, &value),
+            Event::Delete { key, .. } => {
+                return wire::parse_key(&self.prefix, &key)
+                    .map(|key| self.delete(&key))
+                    .unwrap_or_default();
+            }
+            Event::InitDone { .. } => return self.finish_list(),
+            Event::Progress { .. } => {}
+        }
+        Vec::new()
+    }
+
+    /// Live exporters, this one included.
+    pub fn exporters(&self) -> usize {
+        self.exporters.len()
+    }
+
+    /// Instances that declare a status, whoever asks them.
+    pub fn targets(&self) -> usize {
+        let of_file = self.in_file.keys().filter(|name| !self.in_etcd.contains_key(*name));
+        let names = self.in_etcd.keys().chain(of_file);
+        names.filter(|name| self.target(name).is_some()).count()
+    }
+
+    /// What the watcher said last of itself.
+    pub fn watch_state(&self) -> WatchState {
+        self.watch_state
+    }
+
+    /// How many registrations were dropped, by reason.
+    pub fn bad_records(&self) -> &BTreeMap<&'static str, u64> {
+        self.rejects.counts()
+    }
+
+    fn put(&mut self, path: &[u8], value: &[u8]) -> Vec<Change> {
+        let key = match wire::parse_key(&self.prefix, path) {
+            Ok(key) => key,
+            Err(error) => {
+                self.rejects.reject(&path.escape_ascii().to_string(), error.reason(), error);
+                return Vec::new();
+            }
+        };
+        if let Some(listed) = &mut self.listed {
+            listed.insert(key.clone());
+        }
+        match key {
+            Key::Instance { service, id } => self.put_instance(Name { service, id }, value),
+            Key::Exporter { id } if id == self.own_id => match value == self.own_record {
+                true => Vec::new(),
+                false => vec![Change::Rival],
+            },
+            Key::Exporter { id } => match self.exporters.insert(id) {
+                true => self.settle_all(),
+                false => Vec::new(),
+            },
+            Key::Status { .. } | Key::Control { .. } | Key::Policy { .. } => Vec::new(),
+        }
+    }
+
+    /// A registration that is refused leaves the last good one in place.
+    fn put_instance(&mut self, name: Name, value: &[u8]) -> Vec<Change> {
+        let subject = format!("{}/{}", name.service, name.id);
+        match wire::decode_instance(&name.id, value) {
+            Err(error) => self.rejects.reject(&subject, error.reason(), error),
+            Ok(instance) if !self.allow.contains(instance.addr.ip()) => {
+                let error = format_args!("{} is outside of allow: {}", instance.addr, self.allow);
+                self.rejects.reject(&subject, "not_allowed", error);
+            }
+            Ok(instance) => {
+                self.rejects.forget_except(&subject, &[]);
+                self.in_etcd.insert(name.clone(), instance);
+                return self.settle(name).into_iter().collect();
+            }
+        }
+        Vec::new()
+    }
+
+    fn delete(&mut self, key: &Key) -> Vec<Change> {
+        match key {
+            Key::Instance { service, id } => {
+                let name = Name { service: service.clone(), id: id.clone() };
+                self.rejects.forget_except(&format!("{service}/{id}"), &[]);
+                self.in_etcd.remove(&name);
+                let register = self.in_file.contains_key(&name).then_some(Change::Register);
+                self.settle(name).into_iter().chain(register).collect()
+            }
+            Key::Exporter { id } if *id != self.own_id && self.exporters.remove(id) => {
+                self.settle_all()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// What was known and is not in the complete list is gone.
+    fn finish_list(&mut self) -> Vec<Change> {
+        let Some(listed) = self.listed.take() else { return Vec::new() };
+        let instance = |Name { service, id }: &Name| Key::Instance {
+            service: service.clone(),
+            id: id.clone(),
+        };
+        let known = self.in_etcd.keys().map(instance);
+        let exporters = self.exporters.iter().map(|id| Key::Exporter { id: id.clone() });
+        let gone: Vec<Key> = known.chain(exporters).filter(|key| !listed.contains(key)).collect();
+        let mut changes: Vec<Change> = gone.iter().flat_map(|key| self.delete(key)).collect();
+        let is_missing = |name: &Name| !self.in_etcd.contains_key(name);
+        if self.in_file.keys().any(is_missing) {
+            changes.push(Change::Register);
+        }
+        changes
+    }
+
+    fn names(&self) -> BTreeSet<Name> {
+        self.in_file.keys().chain(self.in_etcd.keys()).cloned().collect()
+    }
+
+    fn settle_all(&mut self) -> Vec<Change> {
+        self.names().into_iter().filter_map(|name| self.settle(name)).collect()
+    }
+
+    /// Brings `mine` in line for one instance.
+    fn settle(&mut self, name: Name) -> Option<Change> {
+        let wanted = self.target(&name).filter(|_| self.is_mine(&name)).cloned();
+        let Some(wanted) = wanted else {
+            return self.mine.remove(&name).map(|_| Change::Drop(name));
+        };
+        let url = wanted.status.clone()?;
+        let addr = wanted.addr;
+        let known = self.mine.insert(name.clone(), wanted);
+        // At another address it is another process, also behind the same URL.
+        let is_as_before =
+            known.is_some_and(|known| known.addr == addr && known.status.as_ref() == Some(&url));
+        (!is_as_before).then_some(Change::Ask(name, url))
+    }
+
+    /// The registration that counts, if it declares a status.
+    fn target(&self, name: &Name) -> Option<&Instance> {
+        let instance = self.in_etcd.get(name).or_else(|| self.in_file.get(name))?;
+        instance.status.is_some().then_some(instance)
+    }
+
+    fn is_mine(&self, name: &Name) -> bool {
+        owner(&self.exporters, name) == Some(&self.own_id)
+    }
 }
 
-/// The record of each configured instance, whether it declares a status or not.
-pub fn registrations(services: &BTreeMap<String, ServiceConfig>) -> Vec<(Key, Vec<u8>)> {
-    let of_service = |(service, config): (&String, &ServiceConfig)| {
-        let service = service.clone();
-        config.instances.clone().into_iter().map(move |instance| {
-            let value = wire::encode_instance(&instance);
-            (Key::Instance { service: service.clone(), id: instance.id }, value)
-        })
-    };
-    services.iter().flat_map(of_service).collect()
+/// Who asks an instance: the exporter that hashes highest with it.
+fn owner<'a>(exporters: &'a BTreeSet<String>, Name { service, id }: &Name) -> Option<&'a String> {
+    let height = |exporter: &&String| xxh64(format!("{exporter} {service}/{id}").as_bytes(), 0);
+    exporters.iter().max_by_key(height)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
     use super::*;
-    use crate::model::Instance;
 
-    fn services(name: &str, statuses: &[Option<&str>]) -> BTreeMap<String, ServiceConfig> {
-        let instance = |(index, status): (usize, &Option<&str>)| Instance {
-            id: format!("{name}-{index}"),
-            addr: "127.0.0.1:9001".parse().unwrap(),
-            weight: 1.0,
-            zone: String::new(),
-            labels: BTreeMap::new(),
-            status: status.map(|url| url.parse().unwrap()),
-            drain: false,
-        };
-        let instances = statuses.iter().enumerate().map(instance).collect();
-        BTreeMap::from([(name.to_owned(), ServiceConfig { instances, ..Default::default() })])
+    const PREFIX: &str = "/ipconfig/v1";
+    const OWN_RECORD: &[u8] = b"{}";
+
+    fn name(id: &str) -> Name {
+        Name { service: "chat".into(), id: id.into() }
+    }
+
+    fn fleet(config: serde_json::Value) -> Fleet {
+        let mut config = config;
+        config["exporter"]["id"] = json!("me");
+        Fleet::new(&Config::parse(&config.to_string()).unwrap(), OWN_RECORD)
+    }
+
+    fn put(fleet: &mut Fleet, path: &str, value: &str) -> Vec<Change> {
+        let key = format!("{PREFIX}/{path}").into_bytes();
+        fleet.apply(Event::Put { key, value: value.into(), mod_revision: 1 })
+    }
+
+    fn delete(fleet: &mut Fleet, path: &str) -> Vec<Change> {
+        let key = format!("{PREFIX}/{path}").into_bytes();
+        fleet.apply(Event::Delete { key, mod_revision: 2 })
+    }
+
+    fn instance(port: u16, status: &str) -> String {
+        json!({ "addr": format!("127.0.0.1:{port}"), "status": status }).to_string()
+    }
+
+    fn ask(id: &str, url: &str) -> Change {
+        Change::Ask(name(id), url.parse().unwrap())
     }
 
     #[test]
-    fn an_instance_without_a_status_is_registered_and_not_asked() {
-        let services = services("chat", &[None, Some("grpc://10.0.0.5:9090")]);
-        let targets = targets(&services).unwrap();
-        let expected = Target {
-            service: "chat".into(),
-            id: "chat-1".into(),
-            shard: 0,
-            authority: "10.0.0.5:9090".into(),
-        };
-        assert_eq!(targets, [expected]);
-        let ids: Vec<Key> = registrations(&services).into_iter().map(|(key, _)| key).collect();
-        let key = |id: &str| Key::Instance { service: "chat".into(), id: id.into() };
-        assert_eq!(ids, [key("chat-0"), key("chat-1")]);
+    fn an_instance_is_asked_from_its_registration_to_its_end() {
+        let mut fleet = fleet(json!({ "services": {} }));
+        let url = "grpc://127.0.0.1:9";
+        assert_eq!(put(&mut fleet, "instances/chat/a", &instance(1, url)), [ask("a", url)]);
+        assert_eq!(put(&mut fleet, "instances/chat/a", &instance(1, url)), []);
+        assert_eq!(put(&mut fleet, "instances/chat/b", r#"{"addr":"127.0.0.1:2"}"#), []);
+        assert_eq!(fleet.targets(), 1);
+        assert_eq!(delete(&mut fleet, "instances/chat/a"), [Change::Drop(name("a"))]);
+        assert_eq!(delete(&mut fleet, "instances/chat/a"), []);
     }
 
     #[test]
-    fn a_shard_holds_at_most_100_instances() {
-        let services = services("chat", &[Some("grpc://10.0.0.5:9090"); 250]);
-        let shards: Vec<u32> = targets(&services).unwrap().iter().map(|t| t.shard).collect();
-        let count = |shard| shards.iter().filter(|s| **s == shard).count();
-        assert_eq!([count(0), count(1), count(2), count(3)], [100, 100, 50, 0]);
+    fn a_changed_address_or_status_url_asks_anew() {
+        let mut fleet = fleet(json!({ "services": {} }));
+        let (one, other) = ("grpc://127.0.0.1:9", "orcas://127.0.0.1:9");
+        put(&mut fleet, "instances/chat/a", &instance(1, one));
+        assert_eq!(put(&mut fleet, "instances/chat/a", &instance(2, one)), [ask("a", one)]);
+        assert_eq!(put(&mut fleet, "instances/chat/a", &instance(2, other)), [ask("a", other)]);
+        let without = r#"{"addr":"127.0.0.1:2"}"#;
+        let dropped = put(&mut fleet, "instances/chat/a", without);
+        assert_eq!(dropped, [Change::Drop(name("a"))]);
     }
 
     #[test]
-    fn a_protocol_that_is_not_spoken_is_refused_by_name() {
-        for url in ["orca://10.0.0.5:9090", "health://10.0.0.5:9090"] {
-            let services = services("chat", &[Some("grpc://10.0.0.5:9090"), Some(url)]);
-            let message = targets(&services).unwrap_err().to_string();
-            for part in ["services.chat.instances", "chat-1", url, "grpc:// only"] {
-                assert!(message.contains(part), "{message}");
+    fn etcd_s_word_counts_before_the_file_s_and_a_lost_one_is_registered_again() {
+        let (in_file, in_etcd) = ("grpc://127.0.0.1:8", "grpc://127.0.0.1:9");
+        let mut fleet = fleet(json!({ "services": { "chat": { "instances": [
+            { "id": "a", "addr": "127.0.0.1:1", "status": in_file } ] } } }));
+        assert_eq!(fleet.begin(), [ask("a", in_file)]);
+        assert_eq!(put(&mut fleet, "instances/chat/a", &instance(1, in_etcd)), [ask("a", in_etcd)]);
+        let changes = delete(&mut fleet, "instances/chat/a");
+        assert_eq!(changes, [ask("a", in_file), Change::Register]);
+    }
+
+    #[test]
+    fn a_complete_list_replaces_what_was_known() {
+        let mut fleet = fleet(json!({ "services": {} }));
+        let url = "grpc://127.0.0.1:9";
+        for id in ["a", "b"] {
+            put(&mut fleet, &format!("instances/chat/{id}"), &instance(1, url));
+        }
+        put(&mut fleet, "exporters/gone", "{}");
+        fleet.apply(Event::Init);
+        put(&mut fleet, "instances/chat/b", &instance(1, url));
+        assert_eq!(fleet.exporters(), 2, "until the list is complete nothing is gone");
+        fleet.apply(Event::InitDone { revision: 9 });
+        assert_eq!((fleet.exporters(), fleet.targets()), (1, 1));
+        assert_eq!(fleet.mine.keys().collect::<Vec<_>>(), [&name("b")]);
+    }
+
+    #[test]
+    fn a_list_that_failed_half_way_takes_nothing_away() {
+        let mut fleet = fleet(json!({ "services": {} }));
+        put(&mut fleet, "instances/chat/a", &instance(1, "grpc://127.0.0.1:9"));
+        fleet.apply(Event::Init);
+        fleet.apply(Event::Init);
+        assert_eq!(fleet.targets(), 1);
+    }
+
+    #[test]
+    fn a_bad_registration_leaves_the_last_good_one_and_is_counted() {
+        let mut fleet = fleet(json!({ "services": {}, "allow": ["127.0.0.0/8"] }));
+        let url = "grpc://127.0.0.1:9";
+        put(&mut fleet, "instances/chat/a", &instance(1, url));
+        assert_eq!(put(&mut fleet, "instances/chat/a", "{"), []);
+        let outside = format!(r#"{{"addr":"10.0.0.1:1","status":"{url}"}}"#);
+        assert_eq!(put(&mut fleet, "instances/chat/b", &outside), []);
+        assert_eq!(fleet.bad_records(), &BTreeMap::from([("json", 1), ("not_allowed", 1)]));
+        assert_eq!(fleet.targets(), 1);
+    }
+
+    #[test]
+    fn another_process_of_the_same_id_is_noticed() {
+        let mut fleet = fleet(json!({ "services": {} }));
+        let own = String::from_utf8(OWN_RECORD.to_vec()).unwrap();
+        assert_eq!(put(&mut fleet, "exporters/me", &own), []);
+        assert_eq!(put(&mut fleet, "exporters/me", r#"{"version":"9"}"#), [Change::Rival]);
+        assert_eq!(delete(&mut fleet, "exporters/me"), [], "it lives, whatever etcd says");
+        assert_eq!(fleet.exporters(), 1);
+    }
+
+    #[test]
+    fn when_an_exporter_dies_exactly_its_share_is_taken_over() {
+        let mut fleet = fleet(json!({ "services": {} }));
+        put(&mut fleet, "exporters/other", "{}");
+        let url = "grpc://127.0.0.1:9";
+        let asked: usize = (0..100)
+            .map(|id| put(&mut fleet, &format!("instances/chat/{id}"), &instance(1, url)).len())
+            .sum();
+        assert!((30..70).contains(&asked), "{asked} of 100");
+        let taken_over = delete(&mut fleet, "exporters/other");
+        assert_eq!(taken_over.len(), 100 - asked);
+        assert!(taken_over.iter().all(|change| matches!(change, Change::Ask(..))));
+        let given = put(&mut fleet, "exporters/other", "{}");
+        assert_eq!(given.len(), 100 - asked);
+        assert!(given.iter().all(|change| matches!(change, Change::Drop(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn shares_are_even_and_one_that_joins_takes_from_all_and_moves_nothing_else(
+            ids in proptest::collection::btree_set("[a-z]{1,10}", 1..6),
+            newcomer in "[A-Z]{1,10}",
+        ) {
+            let names: Vec<Name> = (0..1000).map(|n| name(&format!("i{n}"))).collect();
+            let joined: BTreeSet<_> = ids.iter().cloned().chain([newcomer.clone()]).collect();
+            let mut taken = 0;
+            for name in &names {
+                let (before, after) = (owner(&ids, name), owner(&joined, name));
+                prop_assert!(after == before || after == Some(&newcomer));
+                taken += usize::from(after != before);
             }
+            let fair = names.len() / joined.len();
+            prop_assert!((fair / 2..=fair * 2).contains(&taken), "{} of {}", taken, fair);
         }
     }
 }

@@ -1,51 +1,59 @@
 //! The exporter: asks instances for their status and writes it into etcd.
 //!
 //! ```text
-//! discover -> collect -> put -> etcd
-//!                 \        \
-//!                  metrics  health -> serve
+//! etcd -> discover -> rounds: collect -> deadband, shard -> etcd
+//!                        \                                   ^
+//!                         metrics, health -> serve    put ---+ (leases, registrations)
 //! ```
 
-mod collect;
+pub mod collect;
+mod deadband;
 mod discover;
 mod put;
+mod rounds;
 mod serve;
+mod shard;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rand::SeedableRng;
+use rand::rngs::{SmallRng, SysRng};
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
-use self::collect::Collector;
-use self::discover::{Target, UnsupportedProtocol};
-use self::put::{WriteHealth, Writer};
+use self::collect::CollectError;
+use self::discover::Fleet;
+use self::put::{Registrar, WriteHealth};
+use self::rounds::Rounds;
 use self::serve::Pages;
 use crate::config::Config;
+use crate::etcd::EtcdSource;
 use crate::metrics::ExporterMetrics;
-use crate::wire::{ExporterRecord, Key, encode_exporter};
+use crate::watcher::{self, Timing};
+use crate::wire::{ExporterRecord, encode_exporter};
 
 /// The longest time between the wish to end and the end. What is written goes
 /// by itself when the lease ends, so that an etcd that is away is not waited
 /// for.
 const SHUTDOWN_LIMIT: Duration = Duration::from_millis(1500);
 
-/// An exporter that is well has written within so many intervals.
-const HEALTHY_INTERVALS: u32 = 3;
+/// An exporter that is well has renewed its lease in so much of its time to live.
+const HEALTHY_PART_OF_TTL: f64 = 0.6;
+
+/// Events of the watch that may wait.
+const EVENTS: usize = 1024;
 
 /// Why an exporter did not start or came to an end.
 #[derive(Debug, Error)]
 pub enum ExporterError {
-    /// The configuration asks for what this version cannot do.
+    /// The configuration asks for what cannot be done.
     #[error(transparent)]
-    UnsupportedProtocol(#[from] UnsupportedProtocol),
-    /// An instance's status has no address to connect to.
-    #[error("failed to prepare the connections: {0}")]
-    Target(#[source] tonic::transport::Error),
+    Collect(#[from] CollectError),
     /// Its pages cannot be served.
     #[error("failed to serve /metrics and /healthz on {listen}: {source}")]
     Listen {
@@ -54,24 +62,24 @@ pub enum ExporterError {
         /// The system's answer.
         source: io::Error,
     },
-    /// The task that writes has ended though nobody asked it to.
-    #[error("the writer ended: {0}")]
-    Writer(#[source] tokio::task::JoinError),
+    /// A task has ended though nobody asked it to.
+    #[error("a part of the exporter ended: {0}")]
+    Task(#[source] tokio::task::JoinError),
 }
 
 impl ExporterError {
     /// Whether another configuration is needed, rather than another try.
     pub fn is_config(&self) -> bool {
-        matches!(self, Self::UnsupportedProtocol(_) | Self::Target(_))
+        matches!(self, Self::Collect(_))
     }
 }
 
 /// Whether an exporter could run by a configuration that is valid by itself.
 ///
 /// # Errors
-/// [`ExporterError::UnsupportedProtocol`].
+/// [`ExporterError::Collect`].
 pub fn check(config: &Config) -> Result<(), ExporterError> {
-    discover::targets(&config.services)?;
+    collect::Manner::new(config)?;
     Ok(())
 }
 
@@ -82,69 +90,57 @@ pub fn check(config: &Config) -> Result<(), ExporterError> {
 /// [`ExporterError`] if it cannot start. What fails later is tried again.
 pub async fn run(config: &Config, shutdown: impl Future<Output = ()>) -> Result<(), ExporterError> {
     let exporter = &config.exporter;
-    let targets = discover::targets(&config.services)?;
-    let mut registrations = discover::registrations(&config.services);
-    registrations.push(announcement(config));
+    let metrics = Arc::new(ExporterMetrics::new());
+    let health = Arc::new(WriteHealth::default());
+    let announcement = announcement(config);
+
+    // Room for a few: a failure that finds none says what those before it say.
+    let (notices, noticed) = mpsc::channel(4);
+    let (sessions, session) = watch::channel(None);
+    let (events, followed) = mpsc::channel(EVENTS);
+    let fleet = Fleet::new(config, &announcement);
+    let rounds =
+        Rounds::new(config, fleet, session, notices, Arc::clone(&metrics), Arc::clone(&health))?;
+    let registrar =
+        Registrar::new(config, announcement, Arc::clone(&metrics), Arc::clone(&health), sessions);
 
     let listen = exporter.listen;
     let listening = |source| ExporterError::Listen { listen, source };
     let listener = TcpListener::bind(listen).await.map_err(listening)?;
+    let write_within = exporter.lease_ttl.mul_f64(HEALTHY_PART_OF_TTL);
+    let serving = serve::serve(listener, Pages { metrics, health, write_within });
 
-    let metrics = Arc::new(ExporterMetrics::new());
-    let health = Arc::new(WriteHealth::default());
-    let write_within = write_within(config, &targets);
-    let mut collector =
-        Collector::new(exporter, targets, Arc::clone(&metrics)).map_err(ExporterError::Target)?;
-    let writer = Writer::new(config, registrations, Arc::clone(&metrics), Arc::clone(&health));
-    let pages = Pages { metrics: Arc::clone(&metrics), health, write_within };
-
-    // Room for one: what does not fit is not queued but skipped.
-    let (reports, to_write) = mpsc::channel(1);
-    let mut writing = tokio::spawn(writer.run(to_write));
-    let serving = serve::serve(listener, pages);
-    let asking = async {
-        let mut ticks = interval(exporter.interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        loop {
-            let begun = ticks.tick().await;
-            let report = collector.tick(begun).await;
-            if reports.try_send(report).is_err() {
-                metrics.ticks_skipped.inc();
-            }
-        }
-    };
+    let rng = SmallRng::try_from_rng(&mut SysRng).unwrap_or_else(|_| SmallRng::seed_from_u64(0));
+    let source = EtcdSource::of_exporters_and_instances(&config.etcd);
+    let watching = watcher::run(source, Timing::default(), rng, events);
+    let mut registering = tokio::spawn(registrar.run(noticed));
+    let mut asking = tokio::spawn(rounds.run(followed));
 
     tokio::select! {
         () = shutdown => {}
-        () = asking => {}
+        () = watching => {}
         served = serving => served.map_err(listening)?,
-        ended = &mut writing => return ended.map_err(ExporterError::Writer),
+        ended = &mut registering => return ended.map_err(ExporterError::Task),
+        ended = &mut asking => return ended.map_err(ExporterError::Task),
     }
-    drop(reports);
-    if timeout(SHUTDOWN_LIMIT, writing).await.is_err() {
+    // With the rounds goes the sender of notices, which the registrar ends by.
+    asking.abort();
+    if timeout(SHUTDOWN_LIMIT, registering).await.is_err() {
         tracing::warn!("failed to revoke the lease in time: the keys go when it ends");
     }
     Ok(())
 }
 
 /// `exporters/<id>`: what this exporter says of itself.
-fn announcement(config: &Config) -> (Key, Vec<u8>) {
+fn announcement(config: &Config) -> Vec<u8> {
     let exporter = &config.exporter;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let record = ExporterRecord {
+    encode_exporter(&ExporterRecord {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         listen: exporter.listen,
         interval_ms: milliseconds(exporter.interval),
         started_unix_ms: milliseconds(now),
-    };
-    (Key::Exporter { id: exporter.id.clone() }, encode_exporter(&record))
-}
-
-/// Where nobody is asked, renewing the lease is all the writing there is.
-fn write_within(config: &Config, targets: &[Target]) -> Duration {
-    match targets.is_empty() {
-        true => config.exporter.lease_ttl,
-        false => config.exporter.interval * HEALTHY_INTERVALS,
-    }
+        registrations: format!("{:016x}", put::fingerprint(&put::registrations(config))),
+    })
 }

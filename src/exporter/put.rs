@@ -1,21 +1,28 @@
-//! Writes into etcd: the registrations, and a batch of statuses a tick, all
-//! under one lease, so that they go when the exporter goes.
+//! The exporter's standing in etcd: its connection, its lease, its announcement,
+//! and the registrations of the configuration file's instances.
+//!
+//! Two leases keep what is written. The exporter's own one holds its announcement
+//! and its statuses, and ends with it. The instances of the configuration file
+//! hang on a lease that all exporters with the same instances in their file
+//! share, and keep alive together: its id is a hash of them. So these instances
+//! stay registered while any of those exporters lives, and a changed file brings
+//! a lease of its own.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at, sleep_until};
+use xxhash_rust::xxh64::xxh64;
 
-use super::collect::{Report, Shard};
 use crate::config::{Config, ExporterConfig};
-use crate::etcd::{Connection, Connector, EtcdError, LeaseId};
+use crate::etcd::{Connection, Connector, EtcdError, LeaseId, LeaseKeepAlive};
 use crate::metrics::ExporterMetrics;
-use crate::model::InstanceReport;
-use crate::wire::{self, Key};
+use crate::wire::{self, ExporterRecord, Key};
 
 /// Renewals in a lease's time to live: two may be lost.
 const RENEWALS_PER_TTL: u32 = 3;
@@ -25,6 +32,9 @@ const RECONNECTS_PER_TTL: u32 = 10;
 
 /// Between tries of a user that etcd refuses: each costs it a password hash.
 const REFUSED_PAUSE: Duration = Duration::from_secs(10);
+
+/// Registrations that are put at once: as many as one commit of etcd takes well.
+const PUTS_AT_ONCE: usize = 64;
 
 /// When etcd was written last, and what went wrong since.
 #[derive(Debug, Default)]
@@ -45,7 +55,8 @@ impl WriteHealth {
         self.0.lock().clone()
     }
 
-    fn wrote(&self) {
+    /// etcd confirmed a write.
+    pub fn wrote(&self) {
         *self.0.lock() = LastWrite { at: Some(Instant::now()), failure: None };
     }
 
@@ -59,80 +70,138 @@ impl WriteHealth {
     }
 }
 
-/// Owns the lease and all keys under it.
-pub struct Writer {
+/// A standing connection, and the lease that statuses are put under.
+#[derive(Clone)]
+pub struct Session {
+    /// To the endpoint that answers.
+    pub etcd: Connection,
+    /// The exporter's own.
+    pub lease: LeaseId,
+}
+
+/// What whoever writes statuses tells the [`Registrar`].
+#[derive(Debug)]
+pub enum Notice {
+    /// A write failed: the connection or the lease may be gone.
+    Failed(EtcdError),
+    /// A registration of the configuration file is missing.
+    Register,
+}
+
+/// What is announced and registered.
+pub struct Registrar {
     connector: Connector,
-    prefix: String,
     exporter: ExporterConfig,
-    /// What is written once a lease, by key.
+    instances_prefix: String,
+    exporters_prefix: String,
+    announcement: (String, Vec<u8>),
+    /// What hangs on the shared lease, by key.
     registrations: Vec<(String, Vec<u8>)>,
-    lease: Option<Lease>,
+    own: Option<LeaseId>,
+    /// None without registrations.
+    shared: Option<LeaseId>,
+    has_checked: bool,
     metrics: Arc<ExporterMetrics>,
     health: Arc<WriteHealth>,
+    sessions: watch::Sender<Option<Session>>,
 }
 
-/// A lease that etcd granted.
-#[derive(Clone, Copy)]
-struct Lease {
-    id: LeaseId,
-    /// Whether every registration was written under it.
-    registered: bool,
-}
-
-/// How a session with etcd ended, other than by an error.
+/// How a session ended, other than by an error.
 struct Closed;
 
-impl Writer {
-    /// Reaches nothing yet.
+/// The leases' streams.
+struct Kept {
+    own: LeaseKeepAlive,
+    shared: Option<LeaseKeepAlive>,
+}
+
+/// The instances of the configuration file, as etcd is to hold them.
+pub fn registrations(config: &Config) -> Vec<(String, Vec<u8>)> {
+    let of_service = |(service, service_config): (&String, &crate::config::ServiceConfig)| {
+        let record = |instance: &crate::model::Instance| {
+            let key = Key::Instance { service: service.clone(), id: instance.id.clone() };
+            (key.to_path(&config.etcd.prefix), wire::encode_instance(instance))
+        };
+        service_config.instances.iter().map(record).collect::<Vec<_>>()
+    };
+    config.services.iter().flat_map(of_service).collect()
+}
+
+/// The number that stands for a set of registrations, the same one wherever the
+/// set is the same. 0 stands for none.
+pub fn fingerprint(registrations: &[(String, Vec<u8>)]) -> u64 {
+    registrations.iter().fold(0, |seed, (key, value)| {
+        xxh64(value, xxh64(key.as_bytes(), seed)) // in the order of the names
+    })
+}
+
+impl Registrar {
+    /// Reaches nothing yet. `announcement` is the value of this exporter's key.
     pub fn new(
         config: &Config,
-        registrations: Vec<(Key, Vec<u8>)>,
+        announcement: Vec<u8>,
         metrics: Arc<ExporterMetrics>,
         health: Arc<WriteHealth>,
+        sessions: watch::Sender<Option<Session>>,
     ) -> Self {
-        let prefix = config.etcd.prefix.clone();
-        let path = |(key, value): (Key, Vec<u8>)| (key.to_path(&prefix), value);
+        let prefix = &config.etcd.prefix;
+        let key = Key::Exporter { id: config.exporter.id.clone() };
+        let registrations = registrations(config);
+        let is_needed = !registrations.is_empty();
+        let number = xxh64(prefix.as_bytes(), fingerprint(&registrations));
         Self {
             connector: Connector::new(&config.etcd),
-            registrations: registrations.into_iter().map(path).collect(),
-            prefix,
             exporter: config.exporter.clone(),
-            lease: None,
+            instances_prefix: format!("{prefix}/instances/"),
+            exporters_prefix: format!("{prefix}/exporters/"),
+            announcement: (key.to_path(prefix), announcement),
+            registrations,
+            own: None,
+            shared: is_needed.then(|| LeaseId::shared(number)),
+            has_checked: false,
             metrics,
             health,
+            sessions,
         }
     }
 
-    /// Writes every report, or skips it if etcd is away or slow; ends when
-    /// `reports` is closed, after the lease was revoked and with it every key.
-    pub async fn run(mut self, mut reports: mpsc::Receiver<Report>) {
+    /// Holds a session open, and opens the next one when it breaks; ends when
+    /// `notices` is closed, after everything that is this exporter's alone was
+    /// taken out.
+    pub async fn run(mut self, mut notices: mpsc::Receiver<Notice>) {
         loop {
-            let err = match self.session(&mut reports).await {
+            let ended = self.session(&mut notices).await;
+            self.sessions.send_replace(None);
+            let err = match ended {
                 Ok(Closed) => return,
                 Err(err) => err,
             };
             self.health.failed(with_causes(&err));
             if err.is_lease_gone() {
-                // Everything under it is gone too, and is written anew at once.
-                self.lease = None;
+                // What hung on it is gone too, and is written anew at once.
+                self.own = None;
                 continue;
             }
             let pause = match err.is_auth_failure() {
                 true => REFUSED_PAUSE,
                 false => self.exporter.lease_ttl / RECONNECTS_PER_TTL,
             };
-            if let Some(Closed) = self.skip(&mut reports, pause).await {
-                return self.leave().await;
+            if let Some(Closed) = rest(&mut notices, pause).await {
+                return self.leave_late().await;
             }
         }
     }
 
-    /// One connection's time: registers if need be, then keeps the lease and
-    /// writes reports until something fails.
-    async fn session(&mut self, reports: &mut mpsc::Receiver<Report>) -> Result<Closed, EtcdError> {
+    /// One connection's time.
+    async fn session(&mut self, notices: &mut mpsc::Receiver<Notice>) -> Result<Closed, EtcdError> {
         let etcd = self.connector.connect().await?;
-        let lease = self.register(&etcd).await?;
-        let mut keep_alive = etcd.keep_lease(lease).await?;
+        if !std::mem::replace(&mut self.has_checked, true) {
+            warn_of_upkeep(&etcd, &self.exporters_prefix).await;
+        }
+        let lease = self.announce(&etcd).await?;
+        self.register(&etcd).await?;
+        let mut kept = self.keep(&etcd, lease).await?;
+        self.sessions.send_replace(Some(Session { etcd: etcd.clone(), lease }));
         self.health.wrote();
         tracing::info!("writing into etcd at {}", etcd.endpoint());
 
@@ -141,14 +210,21 @@ impl Writer {
         loop {
             tokio::select! {
                 _ = renewals.tick() => {
-                    keep_alive.renew().await?;
+                    kept.own.renew().await?;
+                    self.renew_shared(&etcd, &mut kept).await?;
                     self.health.wrote();
                 }
-                report = reports.recv() => match report {
-                    Some(report) => self.report(&etcd, lease, report).await?,
+                notice = notices.recv() => match notice {
+                    Some(Notice::Register) => self.register(&etcd).await?,
+                    Some(Notice::Failed(err)) if err.is_lease_gone() => return Err(err),
+                    // A single failure may be the value's own; the lease tells
+                    // whether etcd can be written at all.
+                    Some(Notice::Failed(err)) => {
+                        self.health.failed(with_causes(&err));
+                        kept.own.renew().await?;
+                    }
                     None => {
-                        etcd.revoke_lease(lease).await?;
-                        tracing::info!("revoked the lease: every key of this exporter is gone");
+                        self.leave(&etcd, lease).await?;
                         return Ok(Closed);
                     }
                 },
@@ -156,104 +232,151 @@ impl Writer {
         }
     }
 
-    /// Makes sure of a lease, and that every registration is written under it.
-    async fn register(&mut self, etcd: &Connection) -> Result<LeaseId, EtcdError> {
-        let id = match self.lease {
-            Some(Lease { id, registered: true }) => return Ok(id),
-            Some(Lease { id, .. }) => id,
-            None => {
-                let id = etcd.grant_lease(self.exporter.lease_ttl).await?;
-                self.metrics.lease_grants.inc();
-                id
-            }
-        };
-        self.lease = Some(Lease { id, registered: false });
-        self.put_all(etcd, id, self.registrations.clone()).await?;
-        self.lease = Some(Lease { id, registered: true });
-        tracing::info!("registered {} keys under a new lease", self.registrations.len());
-        Ok(id)
+    /// Makes sure of the exporter's own lease, and of its announcement under it.
+    async fn announce(&mut self, etcd: &Connection) -> Result<LeaseId, EtcdError> {
+        if let Some(lease) = self.own {
+            return Ok(lease);
+        }
+        let lease = etcd.grant_lease(self.exporter.lease_ttl).await?;
+        self.metrics.lease_grants.inc();
+        let (key, value) = self.announcement.clone();
+        self.put(etcd, key, value, lease).await?;
+        // Only now: a lease without its announcement is of no use.
+        self.own = Some(lease);
+        Ok(lease)
     }
 
-    async fn report(
+    /// Makes sure of the shared lease, and that every registration hangs on it.
+    /// One that does is left as it is: an operator may have changed it.
+    async fn register(&mut self, etcd: &Connection) -> Result<(), EtcdError> {
+        let Some(lease) = self.shared else { return Ok(()) };
+        etcd.join_lease(lease, self.exporter.lease_ttl).await?;
+        let entries = etcd.list(&self.instances_prefix).await?;
+        let held: HashMap<_, _> = entries.into_iter().map(|it| (it.key, it.lease)).collect();
+        let is_missing = |(key, _): &&(String, Vec<u8>)| held.get(key) != Some(&Some(lease));
+        let missing: Vec<_> = self.registrations.iter().filter(is_missing).cloned().collect();
+        for some in missing.chunks(PUTS_AT_ONCE) {
+            let mut puts = JoinSet::new();
+            for (key, value) in some.iter().cloned() {
+                let (etcd, metrics) = (etcd.clone(), Arc::clone(&self.metrics));
+                puts.spawn(async move { put(&etcd, &metrics, key, value, lease).await });
+            }
+            puts.join_all().await.into_iter().collect::<Result<(), EtcdError>>()?;
+        }
+        if !missing.is_empty() {
+            tracing::info!("registered {} instances of the configuration file", missing.len());
+        }
+        Ok(())
+    }
+
+    async fn keep(&self, etcd: &Connection, own: LeaseId) -> Result<Kept, EtcdError> {
+        let shared = match self.shared {
+            Some(lease) => Some(etcd.keep_lease(lease).await?),
+            None => None,
+        };
+        Ok(Kept { own: etcd.keep_lease(own).await?, shared })
+    }
+
+    /// A shared lease that is gone took the registrations with it, and nothing of
+    /// this exporter's own.
+    async fn renew_shared(&mut self, etcd: &Connection, kept: &mut Kept) -> Result<(), EtcdError> {
+        let Some((lease, stream)) = self.shared.zip(kept.shared.as_mut()) else { return Ok(()) };
+        match stream.renew().await {
+            Err(err) if err.is_lease_gone() => {
+                self.register(etcd).await?;
+                kept.shared = Some(etcd.keep_lease(lease).await?);
+                Ok(())
+            }
+            renewed => renewed.map(drop),
+        }
+    }
+
+    async fn put(
         &self,
         etcd: &Connection,
+        key: String,
+        value: Vec<u8>,
         lease: LeaseId,
-        report: Report,
     ) -> Result<(), EtcdError> {
-        // It waited while another was written: the next one has newer figures.
-        if report.begun.elapsed() > self.exporter.interval + self.exporter.timeout {
-            self.metrics.ticks_skipped.inc();
-            return Ok(());
-        }
-        let batch = |Shard { service, number, statuses }: Shard| {
-            let exporter = self.exporter.id.clone();
-            let key = Key::Status { exporter, service, shard: number };
-            let reports: Vec<_> = statuses
-                .into_iter()
-                .map(|(id, status)| InstanceReport::new(id, status.into()))
-                .collect();
-            (key.to_path(&self.prefix), wire::encode_batch(&reports))
-        };
-        self.put_all(etcd, lease, report.shards.into_iter().map(batch).collect()).await
+        put(etcd, &self.metrics, key, value, lease).await
     }
 
-    /// Puts all at once, since etcd commits what arrives together in one go.
-    /// The first failure is the result; the others are counted.
-    async fn put_all(
-        &self,
-        etcd: &Connection,
-        lease: LeaseId,
-        records: Vec<(String, Vec<u8>)>,
-    ) -> Result<(), EtcdError> {
-        let mut puts = JoinSet::new();
-        for (key, value) in records {
-            let etcd = etcd.clone();
-            puts.spawn(async move {
-                let bytes = value.len() as u64;
-                etcd.put(&key, value, Some(lease)).await.map(|_| bytes)
-            });
+    /// Takes out what no other exporter needs.
+    async fn leave(&self, etcd: &Connection, own: LeaseId) -> Result<(), EtcdError> {
+        if let Some(shared) = self.shared
+            && !self.is_shared_by_another(etcd).await?
+        {
+            etcd.revoke_lease(shared).await?;
         }
-        let mut result = Ok(());
-        for put in puts.join_all().await {
-            match put {
-                Ok(bytes) => {
-                    self.metrics.etcd_puts.inc();
-                    self.metrics.etcd_put_bytes.inc_by(bytes);
-                    self.health.wrote();
-                }
-                Err(err) => {
-                    self.metrics.etcd_put_failures.inc();
-                    result = result.and(Err(err));
-                }
-            }
-        }
-        result
+        etcd.revoke_lease(own).await?;
+        tracing::info!("revoked the lease: every key of this exporter is gone");
+        Ok(())
     }
 
-    /// Tries once more to revoke a lease that outlived its connection.
-    async fn leave(&mut self) {
-        let Some(Lease { id, .. }) = self.lease else { return };
-        let revoked = match self.connector.connect().await {
-            Ok(etcd) => etcd.revoke_lease(id).await,
+    /// Whether another live exporter has the same instances in its file.
+    async fn is_shared_by_another(&self, etcd: &Connection) -> Result<bool, EtcdError> {
+        let own = fingerprint(&self.registrations);
+        let exporters = etcd.list(&self.exporters_prefix).await?;
+        let others = exporters.iter().filter(|it| it.key != self.announcement.0);
+        Ok(others
+            .filter_map(|it| serde_json::from_slice::<ExporterRecord>(&it.value).ok())
+            .any(|it| it.registrations == format!("{own:016x}")))
+    }
+
+    /// Tries once more to leave, over a new connection.
+    async fn leave_late(&mut self) {
+        let Some(own) = self.own else { return };
+        let left = match self.connector.connect().await {
+            Ok(etcd) => self.leave(&etcd, own).await,
             Err(err) => Err(err),
         };
-        if let Err(err) = revoked {
+        if let Err(err) = left {
             tracing::warn!("{}: the keys go when the lease ends", with_causes(&err));
         }
     }
+}
 
-    /// Lets reports pass unwritten for a while.
-    async fn skip(&self, reports: &mut mpsc::Receiver<Report>, pause: Duration) -> Option<Closed> {
-        let end = Instant::now() + pause;
-        loop {
-            tokio::select! {
-                () = sleep_until(end) => return None,
-                report = reports.recv() => match report {
-                    Some(_) => _ = self.metrics.ticks_skipped.inc(),
-                    None => return Some(Closed),
-                },
-            }
+/// Puts one key, and counts it.
+pub async fn put(
+    etcd: &Connection,
+    metrics: &ExporterMetrics,
+    key: String,
+    value: Vec<u8>,
+    lease: LeaseId,
+) -> Result<(), EtcdError> {
+    let (bytes, begun) = (value.len() as u64, Instant::now());
+    match etcd.put(&key, value, Some(lease)).await {
+        Ok(_) => {
+            metrics.etcd_puts.inc();
+            metrics.etcd_put_bytes.inc_by(bytes);
+            metrics.etcd_put_seconds.observe(begun.elapsed().as_secs_f64());
+            Ok(())
         }
+        Err(err) => {
+            metrics.etcd_put_failures.inc();
+            Err(err)
+        }
+    }
+}
+
+/// Waits, deaf to what is known already: that writes fail.
+async fn rest(notices: &mut mpsc::Receiver<Notice>, pause: Duration) -> Option<Closed> {
+    let end = Instant::now() + pause;
+    loop {
+        tokio::select! {
+            () = sleep_until(end) => return None,
+            notice = notices.recv() => if notice.is_none() {
+                return Some(Closed);
+            },
+        }
+    }
+}
+
+/// What etcd needs to bear an exporter for long.
+async fn warn_of_upkeep(etcd: &Connection, key: &str) {
+    match etcd.upkeep(key).await {
+        Ok(upkeep) => upkeep.warnings().iter().for_each(|warning| tracing::warn!("{warning}")),
+        Err(err) => tracing::debug!("{}", with_causes(&err)),
     }
 }
 

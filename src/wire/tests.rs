@@ -315,10 +315,11 @@ fn an_announcement_is_json_with_units_in_its_names() {
         listen: "127.0.0.1:9180".parse().unwrap(),
         interval_ms: 1000,
         started_unix_ms: 7,
+        registrations: "00c0ffee00c0ffee".into(),
     };
     assert_eq!(
         String::from_utf8(encode_exporter(&record)).unwrap(),
-        r#"{"version":"0.1.0","listen":"127.0.0.1:9180","interval_ms":1000,"started_unix_ms":7}"#
+        r#"{"version":"0.1.0","listen":"127.0.0.1:9180","interval_ms":1000,"started_unix_ms":7,"registrations":"00c0ffee00c0ffee"}"#
     );
 }
 

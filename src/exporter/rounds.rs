@@ -1,0 +1,533 @@
+//! The rounds: every interval each instance is asked, and what is news of it is
+//! put into etcd with the rest of its shard.
+//!
+//! Each shard has its own phase in the interval, so that neither the instances
+//! nor etcd meet everything at once. A shard's round begins with a question to
+//! each of its members, and ends with a put as soon as all have answered, at the
+//! latest when a first try's timeout is over. Nothing waits for etcd: a shard
+//! whose last put is still under way skips the one that is due.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::collect::{Answer, AskError, CollectError, Manner, News, Peer};
+use super::deadband::Figures;
+use super::discover::{Change, Fleet, Name};
+use super::put::{self, Notice, Session, WriteHealth};
+use super::shard::{Move, Packing, ShardName};
+use crate::config::{Config, ExporterConfig};
+use crate::etcd::EtcdError;
+use crate::metrics::{ExporterMetrics, FleetFigures, InstanceLabels, ServiceLabel};
+use crate::model::{InstanceReport, Report, Status, StatusUrl};
+use crate::watcher::{Event, WatchState};
+use crate::wire::{self, Key};
+
+/// The golden ratio's fraction: multiples of it fill an interval evenly, however
+/// many of them there are.
+const PHASE: f64 = 0.618_033_988_749_895;
+
+/// Asks, compares and writes.
+pub struct Rounds {
+    prefix: String,
+    exporter: ExporterConfig,
+    manner: Arc<Manner>,
+    fleet: Fleet,
+    packing: Packing,
+    members: HashMap<u64, Member>,
+    by_name: BTreeMap<Name, u64>,
+    shards: BTreeMap<ShardName, Shard>,
+    /// What comes next, and when.
+    due: BinaryHeap<Reverse<(Instant, Step)>>,
+    asks: JoinSet<Told>,
+    puts: JoinSet<Put>,
+    /// Members and shards that there ever were: none is mistaken for an earlier
+    /// one of its name.
+    count: u64,
+    begun: Instant,
+    sessions: watch::Receiver<Option<Session>>,
+    notices: mpsc::Sender<Notice>,
+    metrics: Arc<ExporterMetrics>,
+    health: Arc<WriteHealth>,
+}
+
+/// An instance that is asked.
+struct Member {
+    name: Name,
+    url: StatusUrl,
+    peer: Peer,
+    shard: ShardName,
+    /// The round of the last question.
+    round: u64,
+    /// When it last answered, or was first asked.
+    heard: Instant,
+    state: State,
+    /// What it said, and when, until that was compared with what is written.
+    news: Option<(News, Instant)>,
+    /// Its status before, for the rates.
+    before: Option<(Status, Instant)>,
+    /// What is in etcd, or on its way there.
+    written: Option<Figures>,
+}
+
+/// Whether the last round's tries found the instance; a change is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Untried,
+    Up,
+    Down,
+}
+
+/// Instances that share a key.
+struct Shard {
+    serial: u64,
+    members: BTreeSet<u64>,
+    /// When the round began that is under way or was the last one.
+    begun: Instant,
+    round: u64,
+    /// Questions of this round without an answer.
+    awaited: usize,
+    has_reported: bool,
+    is_putting: bool,
+    /// When every member was last written.
+    full: Option<Instant>,
+}
+
+/// A step of a shard, by the shard's serial number, which an emptied shard takes
+/// with it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Begin(u64, ShardName),
+    Report(u64, ShardName, u64),
+}
+
+/// An instance's answer, or that it has none.
+struct Told {
+    member: u64,
+    round: u64,
+    answer: Answer,
+}
+
+/// How a put ended.
+struct Put {
+    shard: ShardName,
+    serial: u64,
+    result: Result<(), EtcdError>,
+}
+
+impl Rounds {
+    /// Asks nobody yet.
+    pub fn new(
+        config: &Config,
+        fleet: Fleet,
+        sessions: watch::Receiver<Option<Session>>,
+        notices: mpsc::Sender<Notice>,
+        metrics: Arc<ExporterMetrics>,
+        health: Arc<WriteHealth>,
+    ) -> Result<Self, CollectError> {
+        Ok(Self {
+            prefix: config.etcd.prefix.clone(),
+            exporter: config.exporter.clone(),
+            manner: Arc::new(Manner::new(config)?),
+            fleet,
+            packing: Packing::default(),
+            members: HashMap::new(),
+            by_name: BTreeMap::new(),
+            shards: BTreeMap::new(),
+            due: BinaryHeap::new(),
+            asks: JoinSet::new(),
+            puts: JoinSet::new(),
+            count: 0,
+            begun: Instant::now(),
+            sessions,
+            notices,
+            metrics,
+            health,
+        })
+    }
+
+    /// Runs until the sender of `events` is gone.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        let changes = self.fleet.begin();
+        self.follow(changes);
+        loop {
+            let next = self.due.peek().map(|Reverse((at, _))| *at);
+            tokio::select! {
+                event = events.recv() => {
+                    let Some(event) = event else { return };
+                    let mut changes = self.fleet.apply(event);
+                    while let Ok(event) = events.try_recv() {
+                        changes.extend(self.fleet.apply(event));
+                    }
+                    self.follow(changes);
+                }
+                Some(told) = self.asks.join_next() => match told {
+                    Ok(told) => self.take(told),
+                    Err(err) => tracing::error!("failed to ask an instance: {err}"),
+                },
+                Some(put) = self.puts.join_next() => match put {
+                    Ok(put) => self.end_put(put),
+                    Err(err) => tracing::error!("failed to put a shard: {err}"),
+                },
+                () = sleep_until(next.unwrap_or(self.begun)), if next.is_some() => self.step(),
+            }
+        }
+    }
+
+    // ------------------------------------------------------- who is asked
+
+    fn follow(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Ask(name, url) => self.ask(name, url),
+                Change::Drop(name) => self.drop_member(&name),
+                Change::Register => self.notify(Notice::Register),
+                Change::Rival => {
+                    self.metrics.rivals.inc();
+                    tracing::error!(
+                        "another process runs as exporter {:?}: give each an exporter.id of its own",
+                        self.exporter.id
+                    );
+                }
+            }
+        }
+        self.show_fleet();
+    }
+
+    /// Asks an instance from now on; one that moved keeps its place.
+    fn ask(&mut self, name: Name, url: StatusUrl) {
+        let peer = match Peer::new(&url, &self.manner) {
+            Ok(peer) => peer,
+            Err(err) => {
+                tracing::error!("{}/{} cannot be asked at {url}: {err}", name.service, name.id);
+                return self.drop_member(&name);
+            }
+        };
+        let known = self.by_name.get(&name).and_then(|id| self.members.get_mut(id));
+        if let Some(known) = known {
+            *known = Member::new(name, url, peer, known.shard.clone());
+            return;
+        }
+        let id = self.next_number();
+        let shard = self.packing.add(&name.service, id);
+        self.by_name.insert(name.clone(), id);
+        self.members.insert(id, Member::new(name, url, peer, shard.clone()));
+        self.enter(shard, id);
+    }
+
+    fn drop_member(&mut self, name: &Name) {
+        let Some(id) = self.by_name.remove(name) else { return };
+        let Some(member) = self.members.remove(&id) else { return };
+        self.metrics.forget(&labels(name));
+        self.leave(&member.shard, id);
+        if let Some(Move { member, to }) = self.packing.remove(&name.service, id) {
+            self.move_member(member, to);
+        }
+        if self.packing.is_empty(&name.service) {
+            self.metrics.forget_service(&ServiceLabel { service: name.service.clone() });
+        }
+    }
+
+    fn move_member(&mut self, id: u64, to: ShardName) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let from = std::mem::replace(&mut member.shard, to.clone());
+        member.written = None;
+        self.leave(&from, id);
+        self.enter(to, id);
+    }
+
+    fn enter(&mut self, name: ShardName, member: u64) {
+        if let Some(shard) = self.shards.get_mut(&name) {
+            shard.members.insert(member);
+            return;
+        }
+        let serial = self.next_number();
+        let now = Instant::now();
+        let shard = Shard {
+            serial,
+            members: BTreeSet::from([member]),
+            begun: now,
+            round: 0,
+            awaited: 0,
+            has_reported: true,
+            is_putting: false,
+            full: None,
+        };
+        self.shards.insert(name.clone(), shard);
+        self.due.push(Reverse((self.next_round(serial, now), Step::Begin(serial, name))));
+    }
+
+    /// A shard that nobody is left in goes, and its key with it.
+    fn leave(&mut self, name: &ShardName, member: u64) {
+        let Some(shard) = self.shards.get_mut(name) else { return };
+        shard.members.remove(&member);
+        if shard.members.is_empty() && !shard.is_putting {
+            self.delete_shard(name);
+        }
+    }
+
+    fn delete_shard(&mut self, name: &ShardName) {
+        self.shards.remove(name);
+        let Some(Session { etcd, .. }) = self.sessions.borrow().clone() else { return };
+        let path = self.path(name);
+        // Where it fails, the key goes with the lease.
+        tokio::spawn(async move { _ = etcd.delete(&path).await });
+    }
+
+    // ------------------------------------------------------- what is due
+
+    /// The beginning of the shard's next round after `now`.
+    fn next_round(&self, serial: u64, now: Instant) -> Instant {
+        let interval = self.exporter.interval;
+        let phase = interval.mul_f64((serial as f64 * PHASE).fract());
+        let since = now.saturating_duration_since(self.begun + phase);
+        let rounds = since.as_nanos() / interval.as_nanos() + 1;
+        self.begun + phase + interval * u32::try_from(rounds).unwrap_or(u32::MAX)
+    }
+
+    fn step(&mut self) {
+        let now = Instant::now();
+        while let Some(Reverse((at, _))) = self.due.peek()
+            && *at <= now
+        {
+            let Some(Reverse((_, step))) = self.due.pop() else { return };
+            match step {
+                Step::Begin(serial, name) => self.begin(serial, name, now),
+                Step::Report(serial, name, round) => {
+                    let is_due = |it: &&Shard| it.serial == serial && it.round == round;
+                    if self.shards.get(&name).is_some_and(|it| is_due(&it)) {
+                        self.report(&name, now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, serial: u64, name: ShardName, now: Instant) {
+        let next = self.next_round(serial, now);
+        let Some(shard) = self.shards.get_mut(&name).filter(|it| it.serial == serial) else {
+            return;
+        };
+        shard.round += 1;
+        shard.begun = now;
+        shard.awaited = shard.members.len();
+        shard.has_reported = false;
+        let round = shard.round;
+        for id in &shard.members {
+            let Some(member) = self.members.get_mut(id) else { continue };
+            member.round = round;
+            let asked = member.peer.ask(now, member.state == State::Down);
+            let id = *id;
+            self.asks.spawn(async move { Told { member: id, round, answer: asked.await } });
+        }
+        let report = Step::Report(serial, name.clone(), round);
+        self.due.push(Reverse((now + self.exporter.timeout, report)));
+        self.due.push(Reverse((next, Step::Begin(serial, name))));
+    }
+
+    // ------------------------------------------------------- what is said
+
+    fn take(&mut self, Told { member: id, round, answer }: Told) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let reason = answer.result.as_ref().err().map(AskError::reason);
+        let Answer { tries, failures, .. } = answer;
+        self.metrics.count_asks(&member.name.service, tries, failures, reason);
+        member.take(answer, &self.metrics);
+        if member.round != round {
+            return;
+        }
+        let name = member.shard.clone();
+        let Some(shard) = self.shards.get_mut(&name).filter(|it| it.round == round) else {
+            return;
+        };
+        shard.awaited = shard.awaited.saturating_sub(1);
+        if shard.awaited == 0 && !shard.has_reported {
+            self.report(&name, Instant::now());
+        }
+    }
+
+    /// Puts what is news of a shard's members.
+    fn report(&mut self, name: &ShardName, now: Instant) {
+        let path = self.path(name);
+        let Some(shard) = self.shards.get_mut(name).filter(|it| !it.has_reported) else { return };
+        shard.has_reported = true;
+        let session = self.sessions.borrow().clone();
+        let Some(Session { etcd, lease }) = session.filter(|_| !shard.is_putting) else {
+            self.metrics.ticks_skipped.inc();
+            return;
+        };
+        // Half an interval early rather than late.
+        let limit = self.exporter.refresh.saturating_sub(self.exporter.interval / 2);
+        let is_full = shard.full.is_none_or(|at| now.saturating_duration_since(at) >= limit);
+        let mut reports = Vec::new();
+        for id in &shard.members {
+            let Some(member) = self.members.get_mut(id) else { continue };
+            match member.report(&self.exporter, is_full, now) {
+                Word::News(report) => reports.push(report),
+                Word::AsBefore => _ = self.metrics.unchanged.inc(),
+                Word::None => {}
+            }
+        }
+        if is_full {
+            shard.full = Some(now);
+        }
+        if reports.is_empty() {
+            return;
+        }
+        shard.is_putting = true;
+        let (serial, shard) = (shard.serial, name.clone());
+        let metrics = Arc::clone(&self.metrics);
+        let value = wire::encode_batch(&reports);
+        self.puts.spawn(async move {
+            let result = put::put(&etcd, &metrics, path, value, lease).await;
+            Put { shard, serial, result }
+        });
+    }
+
+    fn end_put(&mut self, Put { shard: name, serial, result }: Put) {
+        let is_written = result.is_ok();
+        match result {
+            Ok(()) => self.health.wrote(),
+            Err(err) => self.notify(Notice::Failed(err)),
+        }
+        let Some(shard) = self.shards.get_mut(&name).filter(|it| it.serial == serial) else {
+            return;
+        };
+        shard.is_putting = false;
+        if !is_written {
+            shard.full = None;
+        }
+        if shard.members.is_empty() {
+            self.delete_shard(&name);
+        }
+    }
+
+    // ------------------------------------------------------------- helpers
+
+    fn show_fleet(&self) {
+        self.metrics.show_fleet(FleetFigures {
+            exporters: self.fleet.exporters(),
+            targets: self.fleet.targets(),
+            asked: self.members.len(),
+            is_watching: self.fleet.watch_state() == WatchState::Watching,
+            bad_records: self.fleet.bad_records(),
+        });
+    }
+
+    /// One that finds no room says what the ones before it said.
+    fn notify(&self, notice: Notice) {
+        _ = self.notices.try_send(notice);
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.count += 1;
+        self.count
+    }
+
+    fn path(&self, ShardName { service, number }: &ShardName) -> String {
+        let (exporter, service) = (self.exporter.id.clone(), service.clone());
+        Key::Status { exporter, service, shard: *number }.to_path(&self.prefix)
+    }
+}
+
+/// What a shard's put says of a member.
+enum Word {
+    News(InstanceReport),
+    /// It is as it was.
+    AsBefore,
+    /// It has not answered, and still may.
+    None,
+}
+
+impl Member {
+    fn new(name: Name, url: StatusUrl, peer: Peer, shard: ShardName) -> Self {
+        Self {
+            name,
+            url,
+            peer,
+            shard,
+            round: 0,
+            heard: Instant::now(),
+            state: State::Untried,
+            news: None,
+            before: None,
+            written: None,
+        }
+    }
+
+    fn take(&mut self, Answer { at, result, .. }: Answer, metrics: &ExporterMetrics) {
+        let Name { service, id } = &self.name;
+        match result {
+            Ok(None) => {}
+            Ok(Some(news)) => {
+                if self.state != State::Up {
+                    tracing::info!("{service}/{id} answers");
+                }
+                self.state = State::Up;
+                self.heard = at;
+                let status = match &news.report {
+                    Report::Status(status) => Some(status.clone()),
+                    _ => None,
+                };
+                metrics.set_up(labels(&self.name), status);
+                self.news = Some((news, at));
+            }
+            Err(err) => {
+                if self.state != State::Down {
+                    tracing::warn!(
+                        "{service}/{id} does not tell its status at {}: {err}",
+                        self.url
+                    );
+                }
+                self.state = State::Down;
+                self.news = None;
+                metrics.set_down(labels(&self.name));
+            }
+        }
+    }
+
+    /// What is to be written; what it said is taken for written then.
+    fn report(&mut self, exporter: &ExporterConfig, is_full: bool, now: Instant) -> Word {
+        let id = self.name.id.clone();
+        if self.state == State::Down {
+            self.written = None;
+            let silent_for = now.saturating_duration_since(self.heard);
+            let report = Report::Unreachable { silent_for };
+            return Word::News(InstanceReport { id, report, interval: exporter.interval });
+        }
+        let Some((News { mut report, interval }, at)) = self.news.take() else {
+            return Word::None;
+        };
+        let before = self.before.as_ref();
+        let elapsed =
+            before.map_or(Duration::ZERO, |(_, then)| at.saturating_duration_since(*then));
+        let figures = Figures::of(&report, before.map(|(status, _)| status), elapsed);
+        if let Report::Status(status) = &mut report {
+            self.before = Some((status.clone(), at));
+            // What waited here has aged.
+            status.age += now.saturating_duration_since(at);
+        }
+        let is_as_before = match (&figures, &self.written) {
+            (Some(now), Some(written)) => now.is_as(written, exporter.deadband),
+            _ => false,
+        };
+        if is_as_before && !is_full {
+            return Word::AsBefore;
+        }
+        self.written = figures;
+        let silence = match exporter.deadband > 0.0 {
+            true => exporter.refresh.max(exporter.interval),
+            false => exporter.interval,
+        };
+        Word::News(InstanceReport { id, report, interval: interval.max(silence) })
+    }
+}
+
+fn labels(Name { service, id }: &Name) -> InstanceLabels {
+    InstanceLabels { service: service.clone(), instance: id.clone() }
+}
