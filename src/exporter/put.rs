@@ -45,8 +45,8 @@ pub struct WriteHealth(Mutex<LastWrite>);
 pub struct LastWrite {
     /// The last write that etcd confirmed.
     pub at: Option<Instant>,
-    /// What failed since then, with its causes.
-    pub failure: Option<String>,
+    /// What failed since then, with its causes, and when it last did.
+    pub failure: Option<(String, Instant)>,
 }
 
 impl WriteHealth {
@@ -60,13 +60,22 @@ impl WriteHealth {
         *self.0.lock() = LastWrite { at: Some(Instant::now()), failure: None };
     }
 
+    /// etcd kept a lease alive, which it also does where it takes no puts: a put
+    /// that failed within `memory` counts for more.
+    fn renewed(&self, memory: Duration) {
+        let mut last = self.0.lock();
+        if last.failure.as_ref().is_none_or(|(_, at)| at.elapsed() > memory) {
+            *last = LastWrite { at: Some(Instant::now()), failure: None };
+        }
+    }
+
     /// Logs what is not known yet, so that a long outage is a few lines.
     fn failed(&self, failure: String) {
         let mut last = self.0.lock();
-        if last.failure.as_ref() != Some(&failure) {
+        if last.failure.as_ref().is_none_or(|(known, _)| *known != failure) {
             tracing::warn!("{failure}");
-            last.failure = Some(failure);
         }
+        last.failure = Some((failure, Instant::now()));
     }
 }
 
@@ -202,7 +211,7 @@ impl Registrar {
         self.register(&etcd).await?;
         let mut kept = self.keep(&etcd, lease).await?;
         self.sessions.send_replace(Some(Session { etcd: etcd.clone(), lease }));
-        self.health.wrote();
+        self.health.renewed(self.exporter.lease_ttl);
         tracing::info!("writing into etcd at {}", etcd.endpoint());
 
         let renewal = self.exporter.lease_ttl / RENEWALS_PER_TTL;
@@ -212,7 +221,7 @@ impl Registrar {
                 _ = renewals.tick() => {
                     kept.own.renew().await?;
                     self.renew_shared(&etcd, &mut kept).await?;
-                    self.health.wrote();
+                    self.health.renewed(self.exporter.lease_ttl);
                 }
                 notice = notices.recv() => match notice {
                     Some(Notice::Register) => self.register(&etcd).await?,

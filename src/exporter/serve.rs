@@ -58,7 +58,8 @@ fn reasons(last: &LastWrite, write_within: Duration) -> Vec<String> {
         }
         None => "etcd has not been written yet".to_owned(),
     };
-    std::iter::once(late).chain(last.failure.clone()).collect()
+    let failure = last.failure.as_ref().map(|(failure, _)| failure.clone());
+    std::iter::once(late).chain(failure).collect()
 }
 
 #[cfg(test)]
@@ -69,7 +70,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_exporter_is_well_while_its_last_write_is_young() {
         let within = Duration::from_secs(3);
-        let failure = Some("failed to put a: no answer".to_owned());
+        let failure = Some(("failed to put a: no answer".to_owned(), Instant::now()));
         let last = LastWrite { at: Some(Instant::now()), failure };
         advance(within).await;
         assert!(reasons(&last, within).is_empty());
