@@ -45,6 +45,8 @@ pub struct Fleet {
     own_id: String,
     /// What this exporter announces of itself.
     own_record: Vec<u8>,
+    /// Whether that was seen in etcd.
+    is_announced: bool,
     allow: Allow,
     /// The instances of the configuration file.
     in_file: BTreeMap<Name, Instance>,
@@ -74,6 +76,7 @@ impl Fleet {
             exporters: BTreeSet::from([own_id.clone()]),
             own_id,
             own_record: announcement.to_owned(),
+            is_announced: false,
             allow: config.allow.clone(),
             in_file: in_file.collect(),
             in_etcd: BTreeMap::new(),
@@ -141,16 +144,22 @@ impl Fleet {
         }
         match key {
             Key::Instance { service, id } => self.put_instance(Name { service, id }, value),
-            Key::Exporter { id } if id == self.own_id => match value == self.own_record {
-                true => Vec::new(),
-                false => vec![Change::Rival],
-            },
+            Key::Exporter { id } if id == self.own_id => self.see_own(value),
             Key::Exporter { id } => match self.exporters.insert(id) {
                 true => self.settle_all(),
                 false => Vec::new(),
             },
             Key::Status { .. } | Key::Control { .. } | Key::Policy { .. } => Vec::new(),
         }
+    }
+
+    /// What was there before this exporter's own announcement is an earlier
+    /// process's; what comes after it is another one's.
+    fn see_own(&mut self, value: &[u8]) -> Vec<Change> {
+        let is_own = value == self.own_record;
+        let is_rival = self.is_announced && !is_own;
+        self.is_announced |= is_own;
+        is_rival.then_some(Change::Rival).into_iter().collect()
     }
 
     /// A registration that is refused leaves the last good one in place.
@@ -359,6 +368,8 @@ mod tests {
     fn another_process_of_the_same_id_is_noticed() {
         let mut fleet = fleet(json!({ "services": {} }));
         let own = String::from_utf8(OWN_RECORD.to_vec()).unwrap();
+        let earlier = put(&mut fleet, "exporters/me", r#"{"version":"8"}"#);
+        assert_eq!(earlier, [], "its own life before a restart");
         assert_eq!(put(&mut fleet, "exporters/me", &own), []);
         assert_eq!(put(&mut fleet, "exporters/me", r#"{"version":"9"}"#), [Change::Rival]);
         assert_eq!(delete(&mut fleet, "exporters/me"), [], "it lives, whatever etcd says");
