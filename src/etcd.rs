@@ -670,6 +670,43 @@ mod tests {
     }
 
     #[test]
+    fn the_exporter_s_range_holds_exporters_and_instances_and_nothing_else() {
+        use crate::wire::Key;
+
+        let config = EtcdConfig::default();
+        let source = EtcdSource::of_exporters_and_instances(&config);
+        let (service, id, exporter) = ("~".to_owned(), "-".to_owned(), "e".to_owned());
+        for (key, is_in) in [
+            (Key::Exporter { id: id.clone() }, true),
+            (Key::Instance { service: service.clone(), id: id.clone() }, true),
+            (Key::Instance { service: "0".to_owned(), id }, true),
+            (Key::Status { exporter, service: service.clone(), shard: 0 }, false),
+            (Key::Control { service: service.clone() }, false),
+            (Key::Policy { service }, false),
+        ] {
+            let path = key.to_path(&config.prefix).into_bytes();
+            assert_eq!(
+                (source.first.clone()..source.end.clone()).contains(&path),
+                is_in,
+                "{key:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_etcd_is_warned_of_for_its_history_its_size_and_its_alarms() {
+        let well = Upkeep { is_compacted: true, database_bytes: 1 << 30, alarms: vec![] };
+        assert!(well.warnings().is_empty());
+        let ill =
+            Upkeep { is_compacted: false, database_bytes: 2 << 30, alarms: vec!["NOSPACE".into()] };
+        let warnings = ill.warnings();
+        for (warning, says) in warnings.iter().zip(["auto-compaction", "2048 MiB", "NOSPACE"]) {
+            assert!(warning.contains(says), "{warning}");
+        }
+        assert_eq!(warnings.len(), 3);
+    }
+
+    #[test]
     fn what_is_not_a_version_is_none() {
         for text in ["", "3", "3.4", "3.4.x", "3.4.5.6", "Not provided", "-1.2.3"] {
             assert_eq!(Version::parse(text), None, "{text:?}");
