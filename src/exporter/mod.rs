@@ -9,6 +9,7 @@
 pub mod collect;
 mod deadband;
 mod discover;
+mod member;
 mod put;
 mod rounds;
 mod serve;

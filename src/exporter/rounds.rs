@@ -10,21 +10,20 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::collect::{Answer, AskError, CollectError, Manner, News, Peer};
-use super::deadband::Figures;
+use super::collect::{Answer, AskError, CollectError, Manner, Peer};
 use super::discover::{Change, Fleet, Name};
+use super::member::{Member, Word, labels};
 use super::put::{self, Notice, Session, WriteHealth};
 use super::shard::{Move, Packing, ShardName};
 use crate::config::{Config, ExporterConfig};
 use crate::etcd::EtcdError;
-use crate::metrics::{ExporterMetrics, FleetFigures, InstanceLabels, ServiceLabel};
-use crate::model::{InstanceReport, Report, Status, StatusUrl};
+use crate::metrics::{ExporterMetrics, FleetFigures, ServiceLabel};
+use crate::model::StatusUrl;
 use crate::watcher::{Event, WatchState};
 use crate::wire::{self, Key};
 
@@ -56,33 +55,6 @@ pub struct Rounds {
     health: Arc<WriteHealth>,
 }
 
-/// An instance that is asked.
-struct Member {
-    name: Name,
-    url: StatusUrl,
-    peer: Peer,
-    shard: ShardName,
-    /// The round of the last question.
-    round: u64,
-    /// When it last answered, or was first asked.
-    heard: Instant,
-    state: State,
-    /// What it said, and when, until that was compared with what is written.
-    news: Option<(News, Instant)>,
-    /// Its status before, for the rates.
-    before: Option<(Status, Instant)>,
-    /// What is in etcd, or on its way there.
-    written: Option<Figures>,
-}
-
-/// Whether the last round's tries found the instance; a change is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Untried,
-    Up,
-    Down,
-}
-
 /// Instances that share a key.
 struct Shard {
     serial: u64,
@@ -108,7 +80,8 @@ enum Step {
 
 /// An instance's answer, or that it has none.
 struct Told {
-    member: u64,
+    id: u64,
+    serial: u64,
     round: u64,
     answer: Answer,
 }
@@ -208,15 +181,16 @@ impl Rounds {
                 return self.drop_member(&name);
             }
         };
+        let serial = self.next_number();
         let known = self.by_name.get(&name).and_then(|id| self.members.get_mut(id));
         if let Some(known) = known {
-            *known = Member::new(name, url, peer, known.shard.clone());
+            *known = Member::new(serial, name, url, peer, known.shard.clone());
             return;
         }
-        let id = self.next_number();
+        let id = serial;
         let shard = self.packing.add(&name.service, id);
         self.by_name.insert(name.clone(), id);
-        self.members.insert(id, Member::new(name, url, peer, shard.clone()));
+        self.members.insert(id, Member::new(serial, name, url, peer, shard.clone()));
         self.enter(shard, id);
     }
 
@@ -235,8 +209,7 @@ impl Rounds {
 
     fn move_member(&mut self, id: u64, to: ShardName) {
         let Some(member) = self.members.get_mut(&id) else { return };
-        let from = std::mem::replace(&mut member.shard, to.clone());
-        member.written = None;
+        let from = member.move_to(to.clone());
         self.leave(&from, id);
         self.enter(to, id);
     }
@@ -320,10 +293,8 @@ impl Rounds {
         let round = shard.round;
         for id in &shard.members {
             let Some(member) = self.members.get_mut(id) else { continue };
-            member.round = round;
-            let asked = member.peer.ask(now, member.state == State::Down);
-            let id = *id;
-            self.asks.spawn(async move { Told { member: id, round, answer: asked.await } });
+            let (id, serial, asked) = (*id, member.serial, member.ask(round, now));
+            self.asks.spawn(async move { Told { id, serial, round, answer: asked.await } });
         }
         let report = Step::Report(serial, name.clone(), round);
         self.due.push(Reverse((now + self.exporter.timeout, report)));
@@ -332,8 +303,10 @@ impl Rounds {
 
     // ------------------------------------------------------- what is said
 
-    fn take(&mut self, Told { member: id, round, answer }: Told) {
-        let Some(member) = self.members.get_mut(&id) else { return };
+    fn take(&mut self, Told { id, serial, round, answer }: Told) {
+        let Some(member) = self.members.get_mut(&id).filter(|it| it.serial == serial) else {
+            return;
+        };
         let reason = answer.result.as_ref().err().map(AskError::reason);
         let Answer { tries, failures, .. } = answer;
         self.metrics.count_asks(&member.name.service, tries, failures, reason);
@@ -433,101 +406,4 @@ impl Rounds {
         let (exporter, service) = (self.exporter.id.clone(), service.clone());
         Key::Status { exporter, service, shard: *number }.to_path(&self.prefix)
     }
-}
-
-/// What a shard's put says of a member.
-enum Word {
-    News(InstanceReport),
-    /// It is as it was.
-    AsBefore,
-    /// It has not answered, and still may.
-    None,
-}
-
-impl Member {
-    fn new(name: Name, url: StatusUrl, peer: Peer, shard: ShardName) -> Self {
-        Self {
-            name,
-            url,
-            peer,
-            shard,
-            round: 0,
-            heard: Instant::now(),
-            state: State::Untried,
-            news: None,
-            before: None,
-            written: None,
-        }
-    }
-
-    fn take(&mut self, Answer { at, result, .. }: Answer, metrics: &ExporterMetrics) {
-        let Name { service, id } = &self.name;
-        match result {
-            Ok(None) => {}
-            Ok(Some(news)) => {
-                if self.state != State::Up {
-                    tracing::info!("{service}/{id} answers");
-                }
-                self.state = State::Up;
-                self.heard = at;
-                let status = match &news.report {
-                    Report::Status(status) => Some(status.clone()),
-                    _ => None,
-                };
-                metrics.set_up(labels(&self.name), status);
-                self.news = Some((news, at));
-            }
-            Err(err) => {
-                if self.state != State::Down {
-                    tracing::warn!(
-                        "{service}/{id} does not tell its status at {}: {err}",
-                        self.url
-                    );
-                }
-                self.state = State::Down;
-                self.news = None;
-                metrics.set_down(labels(&self.name));
-            }
-        }
-    }
-
-    /// What is to be written; what it said is taken for written then.
-    fn report(&mut self, exporter: &ExporterConfig, is_full: bool, now: Instant) -> Word {
-        let id = self.name.id.clone();
-        if self.state == State::Down {
-            self.written = None;
-            let silent_for = now.saturating_duration_since(self.heard);
-            let report = Report::Unreachable { silent_for };
-            return Word::News(InstanceReport { id, report, interval: exporter.interval });
-        }
-        let Some((News { mut report, interval }, at)) = self.news.take() else {
-            return Word::None;
-        };
-        let before = self.before.as_ref();
-        let elapsed =
-            before.map_or(Duration::ZERO, |(_, then)| at.saturating_duration_since(*then));
-        let figures = Figures::of(&report, before.map(|(status, _)| status), elapsed);
-        if let Report::Status(status) = &mut report {
-            self.before = Some((status.clone(), at));
-            // What waited here has aged.
-            status.age += now.saturating_duration_since(at);
-        }
-        let is_as_before = match (&figures, &self.written) {
-            (Some(now), Some(written)) => now.is_as(written, exporter.deadband),
-            _ => false,
-        };
-        if is_as_before && !is_full {
-            return Word::AsBefore;
-        }
-        self.written = figures;
-        let silence = match exporter.deadband > 0.0 {
-            true => exporter.refresh.max(exporter.interval),
-            false => exporter.interval,
-        };
-        Word::News(InstanceReport { id, report, interval: interval.max(silence) })
-    }
-}
-
-fn labels(Name { service, id }: &Name) -> InstanceLabels {
-    InstanceLabels { service: service.clone(), instance: id.clone() }
 }
