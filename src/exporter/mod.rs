@@ -6,8 +6,9 @@
 //!                  metrics  health -> serve
 //! ```
 
-mod collect;
+pub mod collect;
 mod discover;
+mod gather;
 mod put;
 mod serve;
 
@@ -21,8 +22,8 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use self::collect::Collector;
 use self::discover::{Target, UnsupportedProtocol};
+use self::gather::Collector;
 use self::put::{WriteHealth, Writer};
 use self::serve::Pages;
 use crate::config::Config;

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at, sleep_until};
 
-use super::collect::{Report, Shard};
+use super::gather::{Report, Shard};
 use crate::config::{Config, ExporterConfig};
 use crate::etcd::{Connection, Connector, EtcdError, LeaseId};
 use crate::metrics::ExporterMetrics;
