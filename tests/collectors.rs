@@ -94,7 +94,11 @@ impl Server {
     }
 
     fn start_at(port: u16, script: Script) -> Self {
-        Self::serve(port, tonic::transport::Server::builder(), |calls| {
+        Self::start_with(port, tonic::transport::Server::builder(), script)
+    }
+
+    fn start_with(port: u16, server: tonic::transport::Server, script: Script) -> Self {
+        Self::serve(port, server, |calls| {
             let service = Scripted { script, calls };
             Routes::new(StatusServiceServer::new(service.clone()))
                 .add_service(OpenRcaServiceServer::new(service.clone()))
@@ -525,9 +529,7 @@ async fn a_server_without_get_status_is_listened_to_until_it_is_another_one() {
 async fn a_connection_that_the_server_sends_away_is_replaced_without_a_failure() {
     let script = Script { get_status: Some(|call| Ok(status(1 + call))), ..Default::default() };
     let builder = tonic::transport::Server::builder().max_connection_age(3 * INTERVAL);
-    let server = Server::serve(free_port(), builder, |calls| {
-        Routes::new(StatusServiceServer::new(Scripted { script, calls }))
-    });
+    let server = Server::start_with(free_port(), builder, script);
     let peer = Asked::new(&format!("grpc://{}", server.addr));
     for _ in 0..15 {
         let answer = peer.tick().await;
@@ -559,7 +561,7 @@ async fn a_thousand_instances_that_refuse_are_tried_once_a_tick_each() {
         let url = format!("{scheme}://127.0.0.1:{port}").parse().unwrap();
         let peers: Vec<_> = (0..1000).map(|_| Peer::new(&url, &manner).unwrap()).collect();
         let (mut tries, mut errors) = (0, 0);
-        let ticks = 20;
+        let ticks = 10;
         for _ in 0..ticks {
             let begun = Instant::now();
             let asks: Vec<_> =
@@ -650,12 +652,7 @@ fn tls_server(asks_for_certificates: bool) -> Server {
         check: Some(ServingStatus::Serving),
         ..Default::default()
     };
-    Server::serve(free_port(), builder, |calls| {
-        let service = Scripted { script, calls };
-        Routes::new(StatusServiceServer::new(service.clone()))
-            .add_service(OpenRcaServiceServer::new(service.clone()))
-            .add_service(HealthServer::new(service))
-    })
+    Server::start_with(free_port(), builder, script)
 }
 
 #[tokio::test]
@@ -792,6 +789,23 @@ async fn a_server_without_any_method_is_asked_for_each_once_a_connection() {
 }
 
 #[tokio::test]
+async fn unimplemented_on_each_connection_anew_is_not_taken_for_a_beginning() {
+    let server = tonic::transport::Server::builder().max_connection_age(Duration::from_millis(1));
+    let server = Server::start_with(free_port(), server, Script::default());
+    for scheme in ["grpc", "orca", "health"] {
+        let peer = Asked::new(&format!("{scheme}://{}", server.addr));
+        let error = peer.error().await;
+        assert_eq!(error.reason(), "unimplemented", "{scheme}: {error}");
+        let connections = server.connections();
+        for _ in 0..5 {
+            peer.tick().await;
+        }
+        let more = server.connections() - connections;
+        assert!(more <= 5 * u64::from(2 + RETRIES), "{scheme}: {more} in 5 ticks");
+    }
+}
+
+#[tokio::test]
 async fn hostile_streams_are_given_up_after_their_retries_and_say_why() {
     let speaks = |orca: Speak<OrcaLoadReport>| Script { orca: Some(orca), ..Default::default() };
     let bad = |_, words| say_and_stay(words, OrcaLoadReport { eps: f64::NAN, ..load() });
@@ -822,6 +836,44 @@ async fn hostile_streams_are_given_up_after_their_retries_and_say_why() {
         assert_eq!(server.connections(), 1);
         assert!(count(&server.calls.orca) > u64::from(RETRIES));
     }
+}
+
+#[tokio::test]
+async fn a_stream_that_fell_silent_is_asked_anew_and_given_up_if_that_is_not_answered() {
+    let stops = |call, words: Words<OrcaLoadReport>| {
+        tokio::spawn(async move {
+            for _ in 0..if call == 0 { 3 } else { 0 } {
+                _ = words.send(Ok(load())).await;
+                sleep(INTERVAL).await;
+            }
+            words.closed().await;
+        });
+    };
+    let server = Server::start(Script { orca: Some(stops), ..Default::default() });
+    let peer = Asked::new(&format!("orca://{}", server.addr));
+    peer.status().await;
+    assert_eq!(peer.error().await.reason(), "timeout");
+    assert_eq!(server.connections(), 1);
+
+    // Silence is what a health stream is made of: it may last.
+    let stops = |call, words: Words<HealthCheckResponse>| {
+        tokio::spawn(async move {
+            if call < 2 {
+                let status = ServingStatus::Serving.into();
+                _ = words.send(Ok(HealthCheckResponse { status })).await;
+            }
+            words.closed().await;
+        });
+    };
+    let server = Server::start(Script { watch: Some(stops), ..Default::default() });
+    let peer = Asked::new(&format!("health://{}", server.addr));
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(15) {
+        peer.news().await;
+    }
+    assert_eq!(count(&server.calls.watch), 2);
+    assert_eq!(peer.error().await.reason(), "timeout");
+    assert_eq!(server.connections(), 1);
 }
 
 #[tokio::test]

@@ -13,7 +13,8 @@ use crate::wire::proto::status_service_client::StatusServiceClient;
 use crate::wire::proto::{GetStatusRequest, WatchStatusRequest, WatchStatusResponse};
 use crate::wire::{self, MAX_STATUS_BYTES};
 
-const SERVICE: &str = "ipconfig.v1.StatusService";
+/// For errors.
+pub(super) const SERVICE: &str = "ipconfig.v1.StatusService";
 
 fn client(channel: Channel) -> StatusServiceClient<Channel> {
     StatusServiceClient::new(channel).max_decoding_message_size(MAX_STATUS_BYTES)

@@ -15,7 +15,8 @@ use super::stream::Feed;
 use crate::model::Report;
 use crate::wire::MAX_STATUS_BYTES;
 
-const SERVICE: &str = "grpc.health.v1.Health";
+/// For errors.
+pub(super) const SERVICE: &str = "grpc.health.v1.Health";
 
 fn client(channel: Channel) -> HealthClient<Channel> {
     HealthClient::new(channel).max_decoding_message_size(MAX_STATUS_BYTES)

@@ -29,6 +29,7 @@ mod schedule;
 mod stream;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -129,12 +130,18 @@ fn check_tls(tls: &ClientTlsConfig, key: &'static str, path: &str) -> Result<(),
 }
 
 /// One instance that is asked, over one connection that is kept.
-pub struct Peer {
-    poll: Option<Poll>,
-    stream: Arc<dyn Listen>,
+pub struct Peer(Arc<Instance>);
+
+struct Instance {
     connection: Connection,
+    poll: Option<Poll>,
+    stream: Box<dyn Listen>,
+    /// What it is asked by, for errors.
+    service: &'static str,
+    /// How many polls in a row were answered with UNIMPLEMENTED and followed by
+    /// nothing better.
+    refusals: AtomicU32,
     manner: Arc<Manner>,
-    protocol: StatusProtocol,
 }
 
 /// What is known of an instance by one tick.
@@ -167,27 +174,28 @@ impl Peer {
     /// # Errors
     /// [`CollectError`] if there can be no connection to this URL, ever.
     pub fn new(url: &StatusUrl, manner: &Arc<Manner>) -> Result<Self, CollectError> {
-        const POLL_FIRST: &[Way] = &[Way::Poll, Way::Stream];
-        const STREAM_FIRST: &[Way] = &[Way::Stream, Way::Poll];
-        let ways = match url.protocol {
-            StatusProtocol::Grpc => POLL_FIRST,
-            StatusProtocol::Orca => &STREAM_FIRST[..1],
-            StatusProtocol::Health => STREAM_FIRST,
+        let ways: &[Way] = match url.protocol {
+            StatusProtocol::Grpc => &[Way::Poll, Way::Stream],
+            StatusProtocol::Orca => &[Way::Stream],
+            StatusProtocol::Health => &[Way::Stream, Way::Poll],
         };
         let connection = Connection::new(url, ways, manner)?;
-        let (poll, stream): (_, Arc<dyn Listen>) = match url.protocol {
-            StatusProtocol::Grpc => (
-                Some(Poll::GetStatus),
-                Stream::new(grpc::WatchStatus::default(), &connection, manner),
-            ),
+        let (service, poll, stream): (_, _, Box<dyn Listen>) = match url.protocol {
+            StatusProtocol::Grpc => {
+                let stream = Stream::new(grpc::WatchStatus::default(), &connection, manner);
+                (grpc::SERVICE, Some(Poll::GetStatus), Box::new(stream))
+            }
             StatusProtocol::Orca => {
-                (None, Stream::new(orca::Reckoner::new(manner.boot_id()), &connection, manner))
+                let reckoner = orca::Reckoner::new(manner.boot_id());
+                (orca::SERVICE, None, Box::new(Stream::new(reckoner, &connection, manner)))
             }
             StatusProtocol::Health => {
-                (Some(Poll::Check), Stream::new(health::Watch::default(), &connection, manner))
+                let stream = Stream::new(health::Watch::default(), &connection, manner);
+                (health::SERVICE, Some(Poll::Check), Box::new(stream))
             }
         };
-        Ok(Self { poll, stream, connection, manner: Arc::clone(manner), protocol: url.protocol })
+        let (refusals, manner) = (AtomicU32::new(0), Arc::clone(manner));
+        Ok(Self(Arc::new(Instance { connection, poll, stream, service, refusals, manner })))
     }
 
     /// What is known of the instance by the tick that began at `begun`. A poll's
@@ -199,47 +207,52 @@ impl Peer {
         begun: Instant,
         is_down: bool,
     ) -> impl Future<Output = Answer> + Send + 'static + use<> {
-        let told = match (self.connection.way(), self.poll) {
-            (Some(Way::Poll), Some(poll)) => Err(poll),
-            (Some(_), _) => Ok(self.stream.answer()),
-            (None, _) => Ok(Answer {
-                at: Instant::now(),
-                tries: 0,
-                failures: 0,
-                result: Err(AskError::Unimplemented { service: service(self.protocol) }),
-            }),
-        };
-        let (stream, connection) = (Arc::clone(&self.stream), self.connection.clone());
-        let (manner, service) = (Arc::clone(&self.manner), service(self.protocol));
-        async move {
-            let poll = match told {
-                Ok(answer) => return answer,
-                Err(poll) => poll,
-            };
-            let mut answer = poll.ask(&connection, &manner, begun, is_down).await;
-            if let Err(AskError::Unimplemented { .. }) = answer.result {
-                connection.refuse(Way::Poll);
-                answer.result = match connection.way() {
-                    Some(Way::Stream) => {
-                        stream.start();
-                        Ok(None)
-                    }
-                    // The connection went meanwhile.
-                    Some(Way::Poll) => Ok(None),
-                    None => Err(AskError::Unimplemented { service }),
-                };
-            }
-            answer
-        }
+        let instance = Arc::clone(&self.0);
+        async move { instance.ask(begun, is_down).await }
     }
 }
 
-/// The service that an instance offers to be asked by `protocol`.
-fn service(protocol: StatusProtocol) -> &'static str {
-    match protocol {
-        StatusProtocol::Grpc => "ipconfig.v1.StatusService",
-        StatusProtocol::Orca => "xds.service.orca.v3.OpenRcaService",
-        StatusProtocol::Health => "grpc.health.v1.Health",
+impl Instance {
+    async fn ask(&self, begun: Instant, is_down: bool) -> Answer {
+        let answer = match (self.connection.way(), self.poll) {
+            (Some(Way::Poll), Some(poll)) => {
+                let answer = poll.ask(&self.connection, &self.manner, begun, is_down).await;
+                match answer.result {
+                    Err(AskError::Unimplemented { .. }) => {
+                        Answer { result: self.turn_to_stream(), ..answer }
+                    }
+                    _ => answer,
+                }
+            }
+            (Some(_), _) => self.stream.answer(),
+            (None, _) => {
+                let result = Err(self.unimplemented());
+                Answer { at: Instant::now(), tries: 0, failures: 0, result }
+            }
+        };
+        if let Ok(Some(_)) = answer.result {
+            self.refusals.store(0, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// A poll was answered with UNIMPLEMENTED. That leads to news, or the
+    /// instance is given up like others that fail: it may close its connection
+    /// each time, and be asked the first way each time.
+    fn turn_to_stream(&self) -> Result<Option<News>, AskError> {
+        self.connection.refuse(Way::Poll);
+        let refusals = self.refusals.fetch_add(1, Ordering::Relaxed);
+        match self.connection.way() {
+            Some(Way::Stream) if refusals <= self.manner.schedule.retries => {
+                self.stream.start();
+                Ok(None)
+            }
+            _ => Err(self.unimplemented()),
+        }
+    }
+
+    fn unimplemented(&self) -> AskError {
+        AskError::Unimplemented { service: self.service }
     }
 }
 

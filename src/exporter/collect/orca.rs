@@ -16,6 +16,9 @@ use crate::wire::xds::data::orca::v3::OrcaLoadReport;
 use crate::wire::xds::service::orca::v3::OrcaLoadReportRequest;
 use crate::wire::xds::service::orca::v3::open_rca_service_client::OpenRcaServiceClient;
 
+/// For errors.
+pub(super) const SERVICE: &str = "xds.service.orca.v3.OpenRcaService";
+
 /// The largest report that is read, in bytes: room for a thousand metrics of the
 /// application's own, none of which matter here.
 const MAX_REPORT_BYTES: usize = 64 * 1024;
@@ -151,7 +154,7 @@ impl Feed for Reckoner {
     type Message = OrcaLoadReport;
 
     const METHOD: &'static str = "StreamCoreMetrics";
-    const SERVICE: &'static str = "xds.service.orca.v3.OpenRcaService";
+    const SERVICE: &'static str = SERVICE;
 
     async fn open(
         channel: Channel,

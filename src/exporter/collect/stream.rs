@@ -105,13 +105,13 @@ struct Silence;
 
 impl<F: Feed> Stream<F> {
     /// Listens to nothing yet.
-    pub fn new(feed: F, connection: &Connection, manner: &Arc<Manner>) -> Arc<Self> {
+    pub fn new(feed: F, connection: &Connection, manner: &Arc<Manner>) -> Self {
         let session = Session {
             connection: connection.clone(),
             manner: Arc::clone(manner),
             heard: Mutex::new(Heard::new(feed)),
         };
-        Arc::new(Self { session: Arc::new(session), task: OnceLock::new() })
+        Self { session: Arc::new(session), task: OnceLock::new() }
     }
 }
 
