@@ -201,7 +201,8 @@ fn bytes<const N: usize>(from: &[u8], at: usize) -> [u8; N] {
 }
 
 /// Codes are append-only.
-const STATES: [State; 3] = [State::Reporting, State::Unknown, State::Unreported];
+const STATES: [State; 4] =
+    [State::Reporting, State::Unknown, State::Unreported, State::Unreachable];
 
 fn state_code(state: State) -> u32 {
     STATES.iter().position(|known| *known == state).map_or(u32::MAX, |code| code as u32)
