@@ -382,19 +382,21 @@ impl Registry {
 
     /// Whether a key's strangers are unknown for good. A batch may overtake the
     /// registration of an instance, or be on its way when one leaves; so they are
-    /// when the batches of this key have been naming some for a while, each of
-    /// them no later than its report had to come. What is said of them is not
-    /// kept for them: the next report is newer.
+    /// when the batches of this key have been naming some for a while, and none
+    /// was overdue for longer than that. What is said of them is not kept for
+    /// them: the next report is newer.
     fn are_unknown(&mut self, key: &[u8], strangers: &[&InstanceReport], now_ms: u64) -> bool {
         let Some(state) = self.keys.get_mut(key) else { return false };
-        state.strangers = state.strangers.filter(|known| now_ms <= known.until_ms);
-        if let Some(longest) = strangers.iter().map(|entry| to_ms(entry.interval)).max() {
-            let known = state.strangers.unwrap_or(Strangers { since_ms: now_ms, until_ms: 0 });
-            // One interval more, for what is late.
-            let until_ms = now_ms + longest.max(self.interval_ms) + self.interval_ms;
-            state.strangers = Some(Strangers { until_ms: until_ms.max(known.until_ms), ..known });
-        }
         let limit_ms = STRANGER_INTERVALS * self.interval_ms;
+        let known = state.strangers.filter(|known| now_ms <= known.until_ms);
+        let longest_ms = strangers.iter().map(|entry| to_ms(entry.interval)).max();
+        state.strangers = match longest_ms {
+            None => known,
+            Some(longest_ms) => Some(Strangers {
+                since_ms: known.map_or(now_ms, |known| known.since_ms),
+                until_ms: now_ms + longest_ms.max(self.interval_ms) + limit_ms,
+            }),
+        };
         state.strangers.is_some_and(|known| now_ms - known.since_ms > limit_ms)
     }
 
