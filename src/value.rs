@@ -286,6 +286,15 @@ mod tests {
         assert!(RankingValue::decode(&ranking().encode()[..47]).is_err());
     }
 
+    #[test]
+    fn the_codes_of_the_states_never_change() {
+        use State::*;
+        for (state, code) in [(Reporting, 0), (Unknown, 1), (Unreported, 2), (Unreachable, 3)] {
+            assert_eq!((state_code(state), state_of(code)), (code, Some(state)));
+        }
+        assert_eq!(state_of(4), None);
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_a_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {

@@ -621,6 +621,7 @@ fn a_stranger_is_counted_though_batches_between_its_own_leave_it_out() {
         assert_eq!(fixture.bad("unknown_instance"), 2, "of seconds 6 and 9");
     });
     assert_eq!(log.lines().count(), 1, "{log}");
+    assert!(log.contains("1 not registered in"), "{log}");
 }
 
 #[test]
@@ -779,6 +780,8 @@ fn an_instance_that_wants_no_requests_leaves_at_once_and_comes_back_as_soon() {
     fixture.report(&[("a", status(1)), ("b", status(1))]);
     fixture.tell("exporter-1", &[("b", Report::NotServing)]);
     assert_eq!(fixture.ids(), ["a"]);
+    fixture.tell("exporter-1", &[("b", unreachable(20))]);
+    assert_eq!(fixture.ids(), ["a"], "its process has ended");
     fixture.tell("exporter-1", &[("b", Report::Serving)]);
     assert_eq!(fixture.ids(), ["a", "b"]);
 }
@@ -888,6 +891,35 @@ fn time_alone_shows_every_change_of_state_as_dirty() {
     }
     let states: Vec<State> = before.iter().map(|(_, state)| *state).collect();
     assert_eq!(states, [State::Unknown, State::Unknown, State::Unreported]);
+}
+
+#[test]
+fn a_report_that_is_fresh_for_long_shows_as_dirty_when_it_no_longer_is() {
+    let mut fixture = Fixture::new(&[reporting("a", 1)]);
+    let interval = Duration::from_secs(20);
+    let entry = InstanceReport { interval, ..InstanceReport::new("a", Report::Serving) };
+    fixture.tell_entries("exporter-1", &[entry]);
+    fixture.pass(60_000);
+    assert_eq!(fixture.state("a"), Some(State::Reporting));
+    fixture.registry.take_dirty();
+    fixture.pass(250);
+    assert_eq!(fixture.state("a"), Some(State::Unknown));
+    assert_eq!(fixture.registry.take_dirty(), ["chat"]);
+    fixture.pass(1000);
+    assert!(fixture.registry.take_dirty().is_empty());
+}
+
+#[test]
+fn a_repetition_that_wins_an_address_back_is_urgent() {
+    let mut fixture = Fixture::new(&[]);
+    fixture.put_instance(&instance("a", 1));
+    fixture.put_instance(&instance("b", 1));
+    fixture.registry.take_urgent();
+    fixture.put_instance(&instance("a", 1));
+    assert_eq!(
+        (fixture.ids(), fixture.registry.take_urgent()),
+        (vec!["a".into()], vec!["chat".into()])
+    );
 }
 
 #[test]

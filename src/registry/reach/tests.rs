@@ -242,6 +242,19 @@ fn when_the_exporter_loses_all_nobody_leaves_even_for_a_moment() {
 }
 
 #[test]
+fn when_an_exporter_that_tells_of_each_but_now_and_then_loses_all_nobody_leaves() {
+    let mut service = Service::new(10);
+    let all: Vec<usize> = (0..10).collect();
+    service.pass(10_000, &all);
+    let each_third_second = |service: &mut Service, index| {
+        if (service.now_ms / 1000 + index as u64).is_multiple_of(3) {
+            service.tell_unreachable(index);
+        }
+    };
+    assert_eq!(service.pass_with(60_000, each_third_second), [all]);
+}
+
+#[test]
 fn when_the_exporter_recovers_nobody_leaves_even_for_a_moment() {
     let mut service = Service::new(10);
     let all: Vec<usize> = (0..10).collect();
