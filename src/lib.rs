@@ -22,6 +22,7 @@ pub mod model;
 pub mod wire;
 
 pub mod etcd;
+mod rejects;
 pub mod watcher;
 
 pub mod registry;

@@ -2,6 +2,7 @@
 //! rankings. One current-thread runtime; nothing here knows nginx.
 
 pub mod log;
+mod pace;
 mod refusal;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
+use self::pace::Pace;
 use crate::board::{self, Board, SourceState};
 use crate::config::{Config, Discover};
 use crate::etcd::EtcdSource;
@@ -28,16 +30,9 @@ use crate::watcher::{self, Timing, WatchState};
 /// a second at the earliest.
 const BEAT: Duration = Duration::from_millis(250);
 
-/// Beats between two looks at what changes by time alone: silence, slots to give
+/// Beats between two looks at what changes by time alone: windows, slots to give
 /// back, values that were lost.
 const BEATS_A_ROUND: u32 = 4;
-
-/// Of each stretch of time, the part that publishing may take: rankings of 10
-/// instances follow each event at once, those of 10,000 wait for several.
-const DUTY: u32 = 20; // one twentieth
-
-/// The longest that a change waits for that reason.
-const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 /// Events that may wait: enough for a page of a list, and little memory.
 const EVENTS: usize = 1024;
@@ -134,10 +129,8 @@ struct Conductor<S> {
     publisher: Publisher<S>,
     /// The rankings in force: weights move from the last ones.
     rankings: HashMap<String, Ranking>,
-    /// Services that are to be published when it is time again.
-    dirty: Vec<String>,
-    /// Publishing waits until then, see [`DUTY`].
-    not_before: Instant,
+    /// The services that are to be published.
+    pace: Pace,
     lost_since_ms: u64,
     /// As published last.
     watch_state: WatchState,
@@ -160,8 +153,7 @@ impl<S: Store> Conductor<S> {
             registry: Registry::new(config, now),
             publisher: Publisher::new(store, board),
             rankings: HashMap::new(),
-            dirty: Vec::new(),
-            not_before: now,
+            pace: Pace::new(now),
             // An outage does not begin anew with the thread that meets it.
             lost_since_ms: match board.source().lost_since_ms {
                 0 => board::monotonic_ms(),
@@ -182,7 +174,7 @@ impl<S: Store> Conductor<S> {
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut beat: u32 = 0;
         loop {
-            let waiting = !self.dirty.is_empty();
+            let due = self.pace.due();
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else { return };
@@ -199,7 +191,7 @@ impl<S: Store> Conductor<S> {
                     }
                     beat = beat.wrapping_add(1);
                 }
-                () = sleep_until(self.not_before), if waiting => {}
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
             self.show_source();
             self.publish();
@@ -217,12 +209,12 @@ impl<S: Store> Conductor<S> {
     /// What time alone changes.
     fn round(&mut self) {
         self.registry.tick(Instant::now());
-        if self.synced && self.dirty.is_empty() {
+        if self.synced && self.pace.is_idle() {
             // Only now is it known which instances are there.
             self.publisher.tidy(board::monotonic_ms());
         }
         self.board.reclaim_rows();
-        self.dirty.extend(self.publisher.unsound());
+        self.pace.add(self.publisher.unsound());
         self.publish_status();
     }
 
@@ -267,30 +259,25 @@ impl<S: Store> Conductor<S> {
 
     fn publish(&mut self) {
         let started = Instant::now();
-        self.dirty.extend(self.registry.take_dirty());
+        self.pace.add(self.registry.take_dirty());
+        self.pace.add_urgent(self.registry.take_urgent());
         if !self.synced && self.registry.has_synced() {
             self.synced = true;
             self.take_over();
         }
-        if self.dirty.is_empty() || started < self.not_before {
-            return;
+        let Some(round) = self.pace.take_due(started) else { return };
+        for service in &round.services {
+            self.publish_service(service);
         }
-        let mut services = std::mem::take(&mut self.dirty);
-        services.sort_unstable();
-        services.dedup();
-        for service in services {
-            self.publish_service(&service);
-        }
-        let took = started.elapsed();
-        self.not_before = Instant::now() + (took * (DUTY - 1)).min(LONGEST_WAIT);
+        self.pace.finish(&round, started, Instant::now());
     }
 
     /// After the first complete list: what an earlier writer published is checked
     /// against it, services that etcd does not have any more included.
     fn take_over(&mut self) {
-        self.dirty.extend(self.registry.service_names().map(str::to_owned));
+        self.pace.add_urgent(self.registry.service_names().map(str::to_owned));
         let discovered = self.board.service_names().filter(|name| self.discover.allows(name));
-        self.dirty.extend(discovered.filter(|name| self.publisher.has_ranking(name)));
+        self.pace.add_urgent(discovered.filter(|name| self.publisher.has_ranking(name)));
     }
 
     fn publish_service(&mut self, service: &str) {

@@ -3,8 +3,9 @@
 //!
 //! Nothing is lost to a fault on the way. A list replaces what was known only
 //! when it is complete, and then by difference, so that the windows of those that
-//! are still there live on. A bad record leaves the last good one in place. An
-//! instance's silence is judged beside that of the others (see `silence`).
+//! are still there live on. A bad record leaves the last good one in place. What
+//! is said against an instance is judged beside what is said of the others, and
+//! no report at all is held against nobody (see `reach`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -12,28 +13,28 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::{Config, Discover, ServiceConfig, WindowConfig};
-use crate::model::{Instance, InstanceReport, Report};
+use crate::model::{Allow, Instance, InstanceReport};
+use crate::rejects::Rejects;
 use crate::watcher::{Event, WatchState};
 use crate::window::Load;
 use crate::wire::{self, Key};
 
-pub(crate) mod rejects;
+mod reach;
 mod service;
-mod silence;
 
-use rejects::Rejects;
-use service::{Layer, Service};
-use silence::Rule;
+use service::{Change, Layer, News, Service};
 
 /// What a member's place in the ranking rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
-    /// A fresh status.
+    /// A fresh report that it is well.
     Reporting,
-    /// It declares a status and none is fresh; its silence is not laid to it.
+    /// It declares a status and no report is fresh.
     Unknown,
     /// It declares no status and gave none.
     Unreported,
+    /// It could not be read when it was last asked, and is offered all the same.
+    Unreachable,
 }
 
 impl State {
@@ -43,6 +44,7 @@ impl State {
             Self::Reporting => "reporting",
             Self::Unknown => "unknown",
             Self::Unreported => "unreported",
+            Self::Unreachable => "unreachable",
         }
     }
 }
@@ -63,8 +65,8 @@ pub struct Member<'a> {
 pub struct Reading<'a> {
     /// The default one for a service that the configuration does not name.
     pub config: &'a ServiceConfig,
-    /// By id. Without those that drain, were put out for their silence, or have
-    /// an address that another one is offered at.
+    /// By id. Without those that drain, were put out for what is said of them, or
+    /// have an address that another one is offered at.
     pub members: Vec<Member<'a>>,
 }
 
@@ -74,9 +76,9 @@ pub struct Registry {
     prefix: String,
     discover: Discover,
     window: WindowConfig,
-    silence: Rule,
-    /// How long after its last status a service's reading changes by itself.
-    settled_after_ms: u64,
+    allow: Allow,
+    /// The exporter's.
+    interval_ms: u64,
     started: Instant,
 
     services: BTreeMap<String, Service>,
@@ -94,6 +96,8 @@ pub struct Registry {
 
     rejects: Rejects,
     dirty: BTreeSet<String>,
+    /// Those of them in which instances may have come or gone.
+    urgent: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -101,13 +105,20 @@ struct KeyState {
     mod_revision: i64,
     /// The last list when the key was last put.
     list: u64,
-    /// Since when, without a break, a status key's batches name instances that
-    /// do not exist.
-    strangers_since_ms: Option<u64>,
+    strangers: Option<Strangers>,
 }
 
-/// An instance's silence may last so many of the exporter's intervals.
-const SILENT_INTERVALS: u64 = 3;
+/// A status key's batches name instances that do not exist.
+#[derive(Debug, Clone, Copy)]
+struct Strangers {
+    since_ms: u64,
+    /// Named after this, they are new ones.
+    until_ms: u64,
+}
+
+/// For so many of the exporter's intervals a batch may name instances that are
+/// yet to register, or have left.
+const STRANGER_INTERVALS: u64 = 3;
 
 /// Where the registry's clock begins, so that the time of receipt less the age
 /// of a status does not go below 0.
@@ -120,19 +131,18 @@ const MAX_PRINTED_BYTES: usize = 512;
 const MAX_PRINTED_STRANGERS: usize = 3;
 
 const UNKNOWN_INSTANCE: &str = "unknown_instance";
+const NOT_ALLOWED: &str = "not_allowed";
 
 impl Registry {
     /// The services and instances of the configuration file.
     pub fn new(config: &Config, now: Instant) -> Self {
         let interval_ms = to_ms(config.exporter.interval);
-        let limit_ms = SILENT_INTERVALS * interval_ms;
-        let window_ms = to_ms(config.window.bucket) * u64::from(config.window.buckets);
         let mut registry = Self {
             prefix: config.etcd.prefix.clone(),
             discover: config.discover.clone(),
             window: config.window.clone(),
-            silence: Rule { interval_ms, limit_ms },
-            settled_after_ms: limit_ms.max(window_ms),
+            allow: config.allow.clone(),
+            interval_ms,
             started: now,
             services: BTreeMap::new(),
             keys: HashMap::new(),
@@ -144,11 +154,13 @@ impl Registry {
             watch_state: WatchState::Connecting,
             rejects: Rejects::default(),
             dirty: config.services.keys().cloned().collect(),
+            urgent: BTreeSet::new(),
         };
-        for (name, service) in &config.services {
-            registry.services.insert(name.clone(), Service::configured(service.clone()));
-            for instance in &service.instances {
-                registry.register(name, instance.clone(), Layer::File, CLOCK_START_MS);
+        for (name, config) in &config.services {
+            let service = Service::configured(config.clone(), interval_ms);
+            registry.services.insert(name.clone(), service);
+            for instance in &config.instances {
+                registry.register(name, instance.clone(), Layer::File);
             }
         }
         registry
@@ -164,20 +176,20 @@ impl Registry {
                 self.list += 1;
             }
             Event::Put { key, value, mod_revision } => self.put(key, value, *mod_revision, now_ms),
-            Event::Delete { key, mod_revision } => self.delete(key, *mod_revision, now_ms),
-            Event::InitDone { revision } => self.finish_list(*revision, now_ms),
+            Event::Delete { key, mod_revision } => self.delete(key, *mod_revision),
+            Event::InitDone { revision } => self.finish_list(*revision),
             Event::Progress { revision } => self.revision = self.revision.max(*revision),
         }
     }
 
-    /// Lets time pass: judges silence, and marks the services whose readings
-    /// change by time alone. To be called about once a second.
+    /// Lets time pass: marks the services whose readings change by time alone. To
+    /// be called about once a second.
     pub fn tick(&mut self, now: Instant) {
         let now_ms = self.clock_ms(now);
         let is_watching = self.watch_state == WatchState::Watching;
         for (name, service) in &mut self.services {
-            let was_judged = service.judge(self.silence, is_watching, now_ms);
-            if service.has_moved(self.settled_after_ms, now_ms) || was_judged {
+            let was_judged = service.judge(is_watching, now_ms);
+            if service.has_moved(now_ms) || was_judged {
                 self.dirty.insert(name.clone());
             }
         }
@@ -189,13 +201,23 @@ impl Registry {
         std::mem::take(&mut self.dirty).into_iter().collect()
     }
 
+    /// Those among the dirty ones that ought not to wait, since instances may have
+    /// come or left, and that were not returned before. None while a list is
+    /// under way: it changes what is there once it is complete.
+    pub fn take_urgent(&mut self) -> Vec<String> {
+        match self.is_listing {
+            true => Vec::new(),
+            false => std::mem::take(&mut self.urgent).into_iter().collect(),
+        }
+    }
+
     /// A service as of `now`; `None` if there is none of this name.
     pub fn service(&mut self, name: &str, now: Instant) -> Option<Reading<'_>> {
         let now_ms = self.clock_ms(now);
         let is_watching = self.watch_state == WatchState::Watching;
         let service = self.services.get_mut(name)?;
-        service.judge(self.silence, is_watching, now_ms);
-        Some(service.reading(self.silence, now_ms))
+        service.judge(is_watching, now_ms);
+        Some(service.reading(now_ms))
     }
 
     /// All services in order, configured ones without instances included.
@@ -226,9 +248,9 @@ impl Registry {
     }
 
     fn put(&mut self, key: &[u8], value: &[u8], mod_revision: i64, now_ms: u64) {
+        let known = self.keys.get(key).map(|key| key.mod_revision);
         if !self.is_listing {
-            let known = self.keys.get(key).map_or(self.absent_at, |key| key.mod_revision);
-            if mod_revision <= known {
+            if mod_revision <= known.unwrap_or(self.absent_at) {
                 return;
             }
             self.revision = self.revision.max(mod_revision);
@@ -236,12 +258,14 @@ impl Registry {
         match wire::parse_key(&self.prefix, key) {
             Ok(Key::Instance { service, id }) => {
                 if self.note_key(key, &service, mod_revision) {
-                    self.put_instance(key, &service, &id, value, mod_revision, now_ms);
+                    self.put_instance(key, &service, &id, value, mod_revision);
                 }
             }
-            Ok(Key::Status { service, .. }) => {
-                if self.note_key(key, &service, mod_revision) {
-                    self.put_batch(key, &service, value, now_ms);
+            Ok(Key::Status { exporter, service, .. }) => {
+                // What a list repeats is not a second time true.
+                let is_known = known == Some(mod_revision);
+                if self.note_key(key, &service, mod_revision) && !is_known {
+                    self.put_batch(key, &exporter, &service, value, now_ms);
                 }
             }
             // Well-formed, and none of them says what exists.
@@ -271,53 +295,70 @@ impl Registry {
         id: &str,
         value: &[u8],
         mod_revision: i64,
-        now_ms: u64,
     ) {
+        // Whatever is refused, the last good registration stays, as long as the
+        // key does.
         match wire::decode_instance(id, value) {
+            Ok(Instance { addr, .. }) if !self.allow.contains(addr.ip()) => {
+                let error = format_args!("{addr} is outside of allow: {}", self.allow);
+                self.rejects.reject(&printable(key), NOT_ALLOWED, error);
+            }
             Ok(instance) => {
                 self.rejects.forget_except(&printable(key), &[]);
-                self.register(service, instance, Layer::Etcd(mod_revision), now_ms);
+                self.register(service, instance, Layer::Etcd(mod_revision));
             }
-            // The last good registration stays, as long as the key does.
             Err(error) => self.rejects.reject(&printable(key), error.reason(), error),
         }
     }
 
-    fn register(&mut self, service: &str, instance: Instance, layer: Layer, now_ms: u64) {
-        let eclipsed = self
+    fn register(&mut self, service: &str, instance: Instance, layer: Layer) {
+        let change = self
             .services
             .entry(service.to_owned())
-            .or_insert_with(Service::discovered)
-            .register(instance, layer, &self.window, now_ms);
-        self.after_change(service, eclipsed);
+            .or_insert_with(|| Service::discovered(self.interval_ms))
+            .register(instance, layer, &self.window);
+        self.after_change(service, change);
     }
 
-    fn after_change(&mut self, service: &str, eclipsed: Option<String>) {
+    fn after_change(&mut self, service: &str, change: Change) {
+        if change.is_repetition {
+            return;
+        }
         self.dirty.insert(service.to_owned());
-        if let Some(id) = eclipsed {
+        self.urgent.insert(service.to_owned());
+        if let Some(id) = change.eclipsed {
             let key = Key::Instance { service: service.to_owned(), id }.to_path(&self.prefix);
             let error = "a newer registration has the same address and is offered in its place";
             self.rejects.reject(&key, "duplicate_addr", error);
         }
     }
 
-    fn put_batch(&mut self, key: &[u8], service_name: &str, value: &[u8], now_ms: u64) {
+    fn put_batch(
+        &mut self,
+        key: &[u8],
+        exporter: &str,
+        service_name: &str,
+        value: &[u8],
+        now_ms: u64,
+    ) {
         let batch = match wire::decode_batch(value) {
             Ok(batch) => batch,
             Err(error) => return self.rejects.reject(&printable(key), error.reason(), error),
         };
-        let mut has_news = false;
-        let mut strangers = Vec::new();
+        let mut news = News::None;
+        let mut strangers: Vec<&InstanceReport> = Vec::new();
         let mut service = self.services.get_mut(service_name);
-        for InstanceReport { id, report, .. } in &batch.reports {
-            let Report::Status(status) = report else { continue };
-            match service.as_mut().and_then(|service| service.record(id, status, now_ms)) {
-                Some(is_news) => has_news |= is_news,
-                None => strangers.push(id),
+        for entry in &batch.reports {
+            match service.as_mut().and_then(|service| service.record(entry, exporter, now_ms)) {
+                Some(of_this_one) => news = news.max(of_this_one),
+                None => strangers.push(entry),
             }
         }
-        if has_news {
+        if news >= News::Figures {
             self.dirty.insert(service_name.to_owned());
+        }
+        if news >= News::Members {
+            self.urgent.insert(service_name.to_owned());
         }
 
         let are_unknown = self.are_unknown(key, &strangers, now_ms);
@@ -328,28 +369,37 @@ impl Registry {
         for bad in &batch.bad {
             self.rejects.reject(&subject, bad.reason(), bad);
         }
-        if are_unknown {
+        if are_unknown && !strangers.is_empty() {
             let count = strangers.len() as u64;
-            let some = &strangers[..strangers.len().min(MAX_PRINTED_STRANGERS)];
+            let some: Vec<_> =
+                strangers.iter().take(MAX_PRINTED_STRANGERS).map(|entry| &entry.id).collect();
             let error =
                 format_args!("{count} not registered in {service_name:?}, such as {some:?}");
             self.rejects.reject_many(&subject, UNKNOWN_INSTANCE, count, error);
         }
     }
 
-    /// Whether a batch's strangers are unknown for good. A batch may overtake the
+    /// Whether a key's strangers are unknown for good. A batch may overtake the
     /// registration of an instance, or be on its way when one leaves; so they are
-    /// when the batches of this key have been naming some for longer than an
-    /// instance may be silent. Their statuses are not kept for them: the next
-    /// batch brings newer ones.
-    fn are_unknown(&mut self, key: &[u8], strangers: &[&String], now_ms: u64) -> bool {
+    /// when the batches of this key have been naming some for a while, and none
+    /// was overdue for longer than that. What is said of them is not kept for
+    /// them: the next report is newer.
+    fn are_unknown(&mut self, key: &[u8], strangers: &[&InstanceReport], now_ms: u64) -> bool {
         let Some(state) = self.keys.get_mut(key) else { return false };
-        let since_ms = state.strangers_since_ms.unwrap_or(now_ms);
-        state.strangers_since_ms = (!strangers.is_empty()).then_some(since_ms);
-        !strangers.is_empty() && now_ms.saturating_sub(since_ms) > self.silence.limit_ms
+        let limit_ms = STRANGER_INTERVALS * self.interval_ms;
+        let known = state.strangers.filter(|known| now_ms <= known.until_ms);
+        let longest_ms = strangers.iter().map(|entry| to_ms(entry.interval)).max();
+        state.strangers = match longest_ms {
+            None => known,
+            Some(longest_ms) => Some(Strangers {
+                since_ms: known.map_or(now_ms, |known| known.since_ms),
+                until_ms: now_ms + longest_ms.max(self.interval_ms) + limit_ms,
+            }),
+        };
+        state.strangers.is_some_and(|known| now_ms - known.since_ms > limit_ms)
     }
 
-    fn delete(&mut self, key: &[u8], mod_revision: i64, now_ms: u64) {
+    fn delete(&mut self, key: &[u8], mod_revision: i64) {
         if self.keys.get(key).is_some_and(|known| known.mod_revision > mod_revision) {
             return;
         }
@@ -357,14 +407,14 @@ impl Registry {
         // Not `mod_revision` itself: a transaction may delete one key and put
         // another.
         self.absent_at = self.absent_at.max(mod_revision - 1);
-        self.remove_key(key, now_ms);
+        self.remove_key(key);
     }
 
-    fn finish_list(&mut self, revision: i64, now_ms: u64) {
+    fn finish_list(&mut self, revision: i64) {
         let is_gone = |(_, state): &(&Vec<u8>, &KeyState)| state.list != self.list;
         let gone: Vec<_> = self.keys.iter().filter(is_gone).map(|(key, _)| key.clone()).collect();
         for key in gone {
-            self.remove_key(&key, now_ms);
+            self.remove_key(&key);
         }
         self.is_listing = false;
         self.has_synced = true;
@@ -373,17 +423,17 @@ impl Registry {
         self.absent_at = revision;
     }
 
-    fn remove_key(&mut self, key: &[u8], now_ms: u64) {
+    fn remove_key(&mut self, key: &[u8]) {
         self.keys.remove(key);
         self.rejects.forget_except(&printable(key), &[]);
         if let Ok(Key::Instance { service: name, id }) = wire::parse_key(&self.prefix, key)
             && let Some(service) = self.services.get_mut(&name)
         {
-            let eclipsed = service.deregister(&id, now_ms);
+            let change = service.deregister(&id);
             if service.is_gone() {
                 self.services.remove(&name);
             }
-            self.after_change(&name, eclipsed);
+            self.after_change(&name, change);
         }
     }
 

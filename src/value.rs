@@ -201,7 +201,8 @@ fn bytes<const N: usize>(from: &[u8], at: usize) -> [u8; N] {
 }
 
 /// Codes are append-only.
-const STATES: [State; 3] = [State::Reporting, State::Unknown, State::Unreported];
+const STATES: [State; 4] =
+    [State::Reporting, State::Unknown, State::Unreported, State::Unreachable];
 
 fn state_code(state: State) -> u32 {
     STATES.iter().position(|known| *known == state).map_or(u32::MAX, |code| code as u32)
@@ -283,6 +284,15 @@ mod tests {
         *unknown_state.last_mut().unwrap() = 1;
         assert!(RankingValue::decode(&unknown_state).is_err());
         assert!(RankingValue::decode(&ranking().encode()[..47]).is_err());
+    }
+
+    #[test]
+    fn the_codes_of_the_states_never_change() {
+        use State::*;
+        for (state, code) in [(Reporting, 0), (Unknown, 1), (Unreported, 2), (Unreachable, 3)] {
+            assert_eq!((state_code(state), state_of(code)), (code, Some(state)));
+        }
+        assert_eq!(state_of(4), None);
     }
 
     proptest! {

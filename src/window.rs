@@ -111,6 +111,16 @@ impl Window {
         }
     }
 
+    /// How much time the window covers.
+    pub fn span_ms(&self) -> u64 {
+        self.bucket_ms * self.ring.len() as u64
+    }
+
+    /// The boot of the last status; `None` before the first one.
+    pub fn boot_id(&self) -> Option<u64> {
+        self.baseline.map(|last| last.boot_id)
+    }
+
     /// Takes in a status received at `now_ms`, in milliseconds of a monotonic
     /// clock; a time before the last one counts as the last one. Returns whether
     /// the status was news: a duplicate, or one that was overtaken, is not.

@@ -382,3 +382,33 @@ ready('chat', 'a b c d');
 routed();
 --- response_body
 routed: a b c d
+
+
+
+=== TEST 16: an instance outside of `allow` is dropped, and the last good one of its key stays
+--- ipconfig
+{ "allow": ["127.0.0.1/32", "fd00::/8"], "services": { "chat": {} } }
+--- script
+offend('instances/chat/a' => '{"addr":"127.0.0.2:80"}', 'instances/chat/c' => '{"addr":"[::1]:80"}');
+routed();
+my $port = IpconfigTest::Parts::expand('$BACKEND_C') =~ s/.*://r;
+put('instances/chat/c', qq({"addr":"[::ffff:127.0.0.1]:$port"}));
+ready('chat', 'a b c');
+del('instances/chat/a');
+ready('chat', 'b c');
+--- response_body
+instances/chat/a: not_allowed
+instances/chat/c: not_allowed
+counted: not_allowed:4
+routed: a b
+--- error_log
+127.0.0.2:80 is outside of allow: 127.0.0.1/32, fd00::/8
+
+
+
+=== TEST 17: an instance of the file outside of `allow` is refused, and nothing is started
+--- ipconfig
+{ "allow": ["10.0.0.0/8"], "services": { "chat": { "instances": [ { "id": "a", "addr": "127.0.0.1:80" } ] } } }
+--- must_die
+--- error_log
+services.chat.instances[0].addr: 127.0.0.1:80 is outside of allow: 10.0.0.0/8

@@ -217,7 +217,7 @@ fn an_unknown_missing_or_repeated_key_is_refused() {
         (
             r#"{"services": {}, "service": {}}"#,
             "service: unknown field `service`, expected one of `etcd`, `window`, `snapshot`, \
-             `discover`, `fallback`, `services`, `exporter`",
+             `allow`, `discover`, `fallback`, `services`, `exporter`",
         ),
         (
             r#"{"services": {}, "etcd": {"tls": {"crt": ""}}}"#,
@@ -260,10 +260,12 @@ fn a_section_that_is_no_object_is_refused() {
         "snapshot",
         "fallback",
         "exporter",
+        "exporter.tls",
         "services",
         "services.chat",
         "services.chat.balance",
         "services.chat.score",
+        "services.chat.status",
         "services.chat.instances[]",
         "services.chat.instances[].labels",
     ] {
@@ -308,6 +310,20 @@ fn a_number_of_a_wrong_type_or_out_of_its_range_is_refused() {
             ("-1", "invalid value: integer `-1`"),
             ("5.5", "invalid type: floating point `5.5`"),
             (r#""5""#, r#"invalid type: string "5""#),
+        ],
+    );
+    assert_refused_at(
+        "services.s.status.missed",
+        "an integer from 1 to 100",
+        &[("0", "invalid value: integer `0`"), ("101", "invalid value: integer `101`")],
+    );
+    assert_refused_at(
+        "exporter.deadband",
+        "a number from 0 to 1",
+        &[
+            ("-0.01", "invalid value: floating point `-0.01`"),
+            ("1.01", "invalid value: floating point `1.01`"),
+            (r#""5%""#, r#"invalid type: string "5%""#),
         ],
     );
     assert_refused_at(
@@ -428,15 +444,82 @@ fn an_address_that_is_no_ip_address_with_a_port_is_refused() {
 
 #[test]
 fn a_status_url_of_another_scheme_or_without_a_port_is_refused() {
-    for url in ["127.0.0.1:9101", "http://127.0.0.1:9101", "grpc://127.0.0.1", "grpc://[::1]:0", ""]
-    {
+    for url in [
+        "127.0.0.1:9101",
+        "http://127.0.0.1:9101",
+        "https://127.0.0.1:9101",
+        "GRPC://127.0.0.1:9101",
+        "grpc://127.0.0.1",
+        "grpc://[::1]:0",
+        "grpc://127.0.0.1:9101/path",
+        "healths://user@127.0.0.1:9101",
+        "",
+    ] {
         let text = file_with("services.s.instances[].status", &format!("{url:?}"));
         let message = format!(
             "services.s.instances[0].status: {url:?} is not a status URL: \
-             expected grpc://HOST:PORT, orca://HOST:PORT or health://HOST:PORT"
+             expected grpc://HOST:PORT, orca://HOST:PORT or health://HOST:PORT, \
+             or with TLS grpcs://, orcas:// or healths://"
         );
         assert_refused(&[(&text, &message)]);
     }
+}
+
+#[test]
+fn each_scheme_says_how_to_ask_and_whether_over_tls() {
+    for (scheme, protocol, tls) in [
+        ("grpc", StatusProtocol::Grpc, false),
+        ("orca", StatusProtocol::Orca, false),
+        ("health", StatusProtocol::Health, false),
+        ("grpcs", StatusProtocol::Grpc, true),
+        ("orcas", StatusProtocol::Orca, true),
+        ("healths", StatusProtocol::Health, true),
+    ] {
+        let text = format!("{scheme}://chat.example:9101");
+        let url: StatusUrl = text.parse().unwrap();
+        assert_eq!((url.protocol, url.tls, &*url.authority), (protocol, tls, "chat.example:9101"));
+        assert_eq!((url.scheme(), url.to_string()), (scheme, text));
+    }
+}
+
+#[test]
+fn allow_is_a_list_of_networks_without_bits_behind_the_prefix() {
+    assert_strings_refused_at(
+        "allow[]",
+        "a network in CIDR notation, such as 10.0.0.0/8 or fd00::/8, \
+         with no bit set after the prefix",
+        &["", "10.0.0.0", "10.0.0.0/33", "10.0.0.1/8", "fd00::1/8", "10.0.0.0/8 ", "chat.example"],
+    );
+    assert_refused_at(
+        "allow",
+        "a list",
+        &[(r#""10.0.0.0/8""#, r#"invalid type: string "10.0.0.0/8""#)],
+    );
+}
+
+#[test]
+fn an_instance_of_the_file_outside_of_allow_is_refused() {
+    let file = |allow: Value, addr: &str| {
+        let instances = json!([{"id": "a", "addr": "10.1.2.3:80"}, {"id": "b", "addr": addr}]);
+        json!({"allow": allow, "services": {"chat": {"instances": instances}}}).to_string()
+    };
+    assert_refused(&[(
+        &file(json!(["10.0.0.0/8", "fd00::/8"]), "192.168.0.1:80"),
+        "services.chat.instances[1].addr: 192.168.0.1:80 is outside of allow: 10.0.0.0/8, fd00::/8",
+    )]);
+    for addr in ["10.9.9.9:80", "[fd00::1]:80", "[::ffff:10.9.9.9]:80"] {
+        assert!(Config::parse(&file(json!(["10.0.0.0/8", "fd00::/8"]), addr)).is_ok(), "{addr}");
+    }
+    assert!(Config::parse(&file(json!([]), "192.168.0.1:80")).is_ok(), "no network: any");
+}
+
+#[test]
+fn an_ipv4_address_written_as_an_ipv6_one_counts_as_itself() {
+    let allow = |net: &str| Allow(vec![net.parse().unwrap()]);
+    let mapped = "::ffff:10.0.0.5".parse().unwrap();
+    assert!(allow("10.0.0.0/8").contains(mapped));
+    assert!(!allow("192.168.0.0/16").contains(mapped));
+    assert!(!allow("fd00::/8").contains(mapped));
 }
 
 #[test]
@@ -470,6 +553,19 @@ fn keys_that_contradict_each_other_are_refused() {
             r#"{"services": {}, "exporter": {"interval": "3s"}}"#,
             "window: buckets x bucket is 5s, expected at least 6s: twice exporter.interval",
         ),
+        (
+            r#"{"services": {}, "exporter": {"refresh": "4001ms"}}"#,
+            "exporter.refresh: 4s 1ms and exporter.interval are longer than the window, \
+             expected at most 4s",
+        ),
+        (
+            r#"{"services": {}, "exporter": {"tls": {"cert": "/c"}}}"#,
+            "exporter.tls.key: empty while exporter.tls.cert is set, expected both or neither",
+        ),
+        (
+            r#"{"services": {}, "exporter": {"tls": {"key": "/k"}}}"#,
+            "exporter.tls.cert: empty while exporter.tls.key is set, expected both or neither",
+        ),
     ]);
 }
 
@@ -481,6 +577,28 @@ fn the_default_timeout_is_never_longer_than_the_interval() {
     };
     assert_eq!(timeout(r#"{"interval": "200ms"}"#), Duration::from_millis(200));
     assert_eq!(timeout(r#"{"interval": "2s"}"#), Duration::from_millis(500));
+}
+
+#[test]
+fn the_default_refresh_fits_into_the_window() {
+    let refresh = |text: &str| Config::parse(text).unwrap().exporter.refresh;
+    assert_eq!(refresh(r#"{"services": {}}"#), Duration::from_secs(3));
+    let short = r#"{"services": {}, "window": {"buckets": 3}}"#;
+    assert_eq!(refresh(short), Duration::from_secs(2));
+    let slow = r#"{"services": {}, "exporter": {"interval": "2500ms"}}"#;
+    assert_eq!(refresh(slow), Duration::from_millis(2500));
+}
+
+#[test]
+fn what_becomes_of_unreachable_instances_is_out_or_keep() {
+    assert_strings_refused_at(
+        "services.s.status.unreachable",
+        "one of out, keep",
+        &["in", "Out", ""],
+    );
+    let text = r#"{"services": {"s": {"status": {"unreachable": "keep"}}}}"#;
+    let status = &Config::parse(text).unwrap().services["s"].status;
+    assert_eq!(*status, StatusConfig { missed: 3, unreachable: Unreachable::Keep });
 }
 
 #[test]
@@ -630,7 +748,7 @@ fn the_reference_s_ranges_are_those_of_the_code() {
         assert!(!in_range(path, &above), "{path}: {above}");
         ranges += 1;
     }
-    assert_eq!(ranges, 15, "a range is not written as `low` to `high`");
+    assert_eq!(ranges, 18, "a range is not written as `low` to `high`");
 }
 
 /// The integer, or the duration in milliseconds, that is `steps` away.

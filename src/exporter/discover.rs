@@ -12,7 +12,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::config::Config;
 use crate::model::{Allow, Instance, StatusUrl};
-use crate::registry::rejects::Rejects;
+use crate::rejects::Rejects;
 use crate::watcher::{Event, WatchState};
 use crate::wire::{self, Key};
 

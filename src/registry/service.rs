@@ -4,23 +4,25 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 
-use super::silence::{self, Rule, Silence};
-use super::{Member, Reading, State};
+use super::reach::{self, Reach, Rule, Source};
+use super::{Member, Reading, State, to_ms};
 use crate::config::{ServiceConfig, WindowConfig};
-use crate::model::{Instance, Status, StatusUrl};
+use crate::model::{Instance, InstanceReport, Report, StatusUrl};
 use crate::window::Window;
 
 /// What is known of one service.
 #[derive(Debug)]
 pub struct Service {
     config: ServiceConfig,
+    rule: Rule,
     /// A configured service stays when it has no instances.
     is_configured: bool,
     /// By id, which is also the order of scoring.
     instances: BTreeMap<String, Record>,
     claims: Claims,
-    /// When a status last brought news, until the effect of that has passed.
-    moved_ms: Option<u64>,
+    /// Until when the reading changes by time alone: windows move on, and what
+    /// was reported is no longer fresh. `None` once that was seen.
+    moves_until_ms: Option<u64>,
 }
 
 /// Where an instance is registered.
@@ -31,13 +33,34 @@ pub enum Layer {
     Etcd(i64),
 }
 
+/// What a registration changed.
+#[derive(Debug)]
+pub struct Change {
+    /// The instance that is no longer offered because of it, this one or another,
+    /// if two have one address.
+    pub eclipsed: Option<String>,
+    /// Whether nothing but the revision changed.
+    pub is_repetition: bool,
+}
+
+/// What a report changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum News {
+    /// Nothing that shows.
+    None,
+    /// How the instance is.
+    Figures,
+    /// Who may be offered.
+    Members,
+}
+
 #[derive(Debug)]
 struct Record {
     file: Option<Instance>,
     /// With the revision at which it was registered.
     etcd: Option<(Instance, i64)>,
     window: Window,
-    silence: Silence,
+    reach: Reach,
 }
 
 /// An instance's claim to be offered at its address.
@@ -61,24 +84,25 @@ const FILE_REVISION: i64 = 0;
 
 impl Service {
     /// A service that the configuration names; its instances are yet to be
-    /// registered.
-    pub fn configured(config: ServiceConfig) -> Self {
-        Self::new(config, true)
+    /// registered. `interval_ms` is the exporter's.
+    pub fn configured(config: ServiceConfig, interval_ms: u64) -> Self {
+        Self::new(config, interval_ms, true)
     }
 
     /// A service that etcd alone knows, and that exists as long as it has
     /// instances.
-    pub fn discovered() -> Self {
-        Self::new(ServiceConfig::default(), false)
+    pub fn discovered(interval_ms: u64) -> Self {
+        Self::new(ServiceConfig::default(), interval_ms, false)
     }
 
-    fn new(config: ServiceConfig, is_configured: bool) -> Self {
+    fn new(config: ServiceConfig, interval_ms: u64, is_configured: bool) -> Self {
         Self {
+            rule: Rule::new(&config.status, interval_ms),
             config,
             is_configured,
             instances: BTreeMap::new(),
             claims: Claims::default(),
-            moved_ms: None,
+            moves_until_ms: None,
         }
     }
 
@@ -87,48 +111,42 @@ impl Service {
         !self.is_configured && self.instances.is_empty()
     }
 
-    /// Takes in a registration; the one in etcd wins while there is one. Returns
-    /// the instance that is no longer offered because of it, this one or
-    /// another, if two have one address.
-    pub fn register(
-        &mut self,
-        instance: Instance,
-        layer: Layer,
-        window: &WindowConfig,
-        now_ms: u64,
-    ) -> Option<String> {
+    /// Takes in a registration; the one in etcd wins while there is one.
+    pub fn register(&mut self, instance: Instance, layer: Layer, window: &WindowConfig) -> Change {
         let id = instance.id.clone();
-        self.instances.entry(id.clone()).or_insert_with(|| Record {
+        let record = self.instances.entry(id.clone()).or_insert_with(|| Record {
             file: None,
             etcd: None,
             window: Window::new(window),
-            silence: Silence::new(now_ms),
+            reach: Reach::default(),
         });
-        self.change(&id, now_ms, |record| match layer {
+        let known = match layer {
+            Layer::File => record.file.as_ref(),
+            Layer::Etcd(_) => record.etcd.as_ref().map(|(known, _)| known),
+        };
+        let is_known = known == Some(&instance);
+        let eclipsed = self.change(&id, |record| match layer {
             Layer::File => record.file = Some(instance),
             Layer::Etcd(revision) => record.etcd = Some((instance, revision)),
-        })
+        });
+        Change { is_repetition: is_known && eclipsed.is_none(), eclipsed }
     }
 
     /// Takes away the registration in etcd; the file's comes back, if there is
-    /// one. Returns what [`register`](Self::register) does.
-    pub fn deregister(&mut self, id: &str, now_ms: u64) -> Option<String> {
-        self.change(id, now_ms, |record| record.etcd = None)
+    /// one.
+    pub fn deregister(&mut self, id: &str) -> Change {
+        let eclipsed = self.change(id, |record| record.etcd = None);
+        Change { eclipsed, is_repetition: false }
     }
 
-    fn change(
-        &mut self,
-        id: &str,
-        now_ms: u64,
-        change: impl FnOnce(&mut Record),
-    ) -> Option<String> {
+    fn change(&mut self, id: &str, change: impl FnOnce(&mut Record)) -> Option<String> {
         let record = self.instances.get_mut(id)?;
         let (old_claim, old_status) = (record.claim(), record.status_url().cloned());
         change(record);
         let new_claim = record.claim();
         if record.status_url() != old_status.as_ref() {
             // It is asked elsewhere from now on, and has yet to answer there.
-            record.silence = Silence::new(now_ms);
+            record.reach = Reach::default();
         }
         if record.current().is_none() {
             self.instances.remove(id);
@@ -136,44 +154,42 @@ impl Service {
         self.claims.replace(old_claim, new_claim)
     }
 
-    /// Hands a status to its instance's window; whether it was news, or `None`
-    /// without such an instance.
-    pub fn record(&mut self, id: &str, status: &Status, now_ms: u64) -> Option<bool> {
-        let record = self.instances.get_mut(id)?;
-        let is_news = record.window.record(status, now_ms);
-        if is_news {
-            let age_ms = u64::try_from(status.age.as_millis()).unwrap_or(u64::MAX);
-            record.silence.report(now_ms.saturating_sub(age_ms));
-            self.moved_ms = Some(now_ms);
-        }
-        Some(is_news)
+    /// Takes in what an exporter reports of an instance; `None` without such an
+    /// instance.
+    pub fn record(&mut self, entry: &InstanceReport, exporter: &str, now_ms: u64) -> Option<News> {
+        let rule = self.rule;
+        let record = self.instances.get_mut(&entry.id)?;
+        let source = Source { exporter, interval_ms: to_ms(entry.interval) };
+        let news = record.report(&entry.report, source, rule, now_ms);
+        let moves_for_ms = record.window.span_ms().max(rule.fresh_for_ms(source));
+        self.moves_until_ms = self.moves_until_ms.max(Some(now_ms + moves_for_ms));
+        Some(news)
     }
 
-    /// Applies the rule of silence to those that could be offered; returns
-    /// whether it put out or brought back any.
-    pub fn judge(&mut self, rule: Rule, is_watching: bool, now_ms: u64) -> bool {
+    /// Applies the rule to those that could be offered; returns whether it put
+    /// out or brought back any.
+    pub fn judge(&mut self, is_watching: bool, now_ms: u64) -> bool {
         let claims = &self.claims;
-        let mut judged: Vec<&mut Silence> = self
+        let mut judged: Vec<&mut Reach> = self
             .instances
             .values_mut()
             .filter(|record| record.status_url().is_some() && record.is_granted(claims))
-            .map(|record| &mut record.silence)
+            .map(|record| &mut record.reach)
             .collect();
-        silence::judge(rule, is_watching, now_ms, &mut judged)
+        reach::judge(self.rule, is_watching, now_ms, &mut judged)
     }
 
-    /// Whether time alone may have changed the reading since this was last asked:
-    /// a window moves on until `settled_after_ms` after the last status.
-    pub fn has_moved(&mut self, settled_after_ms: u64, now_ms: u64) -> bool {
-        // Once more after it has settled, for the time between the two.
-        let moved_ms = self.moved_ms;
-        self.moved_ms = moved_ms.filter(|at_ms| now_ms.saturating_sub(*at_ms) <= settled_after_ms);
-        moved_ms.is_some()
+    /// Whether time alone may have changed the reading since this was last asked.
+    pub fn has_moved(&mut self, now_ms: u64) -> bool {
+        // Once more after the last change, for the time between the two.
+        let until_ms = self.moves_until_ms;
+        self.moves_until_ms = until_ms.filter(|until_ms| now_ms <= *until_ms);
+        until_ms.is_some()
     }
 
     /// What the service has to offer.
-    pub fn reading(&mut self, rule: Rule, now_ms: u64) -> Reading<'_> {
-        let claims = &self.claims;
+    pub fn reading(&mut self, now_ms: u64) -> Reading<'_> {
+        let (rule, claims) = (self.rule, &self.claims);
         let members: Vec<Member<'_>> = self
             .instances
             .values_mut()
@@ -214,13 +230,45 @@ impl Record {
         Some(Member { instance: self.current()?, state, load })
     }
 
-    /// `None` if the instance was put out for its silence.
+    /// `None` if the instance was put out.
     fn state(&self, rule: Rule, now_ms: u64) -> Option<State> {
         match self.status_url() {
-            _ if self.silence.is_fresh(rule, now_ms) => Some(State::Reporting),
+            _ if self.reach.is_fresh(rule, now_ms) => Some(State::Reporting),
             None => Some(State::Unreported),
-            Some(_) => (!self.silence.is_out()).then_some(State::Unknown),
+            Some(_) if self.reach.is_out() => None,
+            Some(_) if self.reach.is_unreachable() => Some(State::Unreachable),
+            Some(_) => Some(State::Unknown),
         }
+    }
+
+    fn report(&mut self, report: &Report, source: Source<'_>, rule: Rule, now_ms: u64) -> News {
+        let before = self.state(rule, now_ms);
+        let mut has_news = false;
+        match report {
+            Report::Status(status) => {
+                let is_new_boot = self.window.boot_id() != Some(status.boot_id);
+                if is_new_boot && self.reach.is_held_from(source.exporter, now_ms) {
+                    return News::None;
+                }
+                // A status that was seen before is no news, and still a sign of
+                // life as of the time that its age says.
+                has_news = self.window.record(status, now_ms);
+                self.reach.good(rule, source, now_ms.saturating_sub(to_ms(status.age)), now_ms);
+            }
+            Report::Serving => self.reach.good(rule, source, now_ms, now_ms),
+            Report::NotServing => {
+                let is_known = self.reach.is_not_serving();
+                self.reach.not_serving();
+                return if is_known { News::None } else { News::Members };
+            }
+            Report::Unreachable { silent_for } => {
+                self.reach.unreachable(rule, source, to_ms(*silent_for), now_ms);
+                // Whether that puts it out is for the rule to say.
+                has_news = !self.reach.is_out();
+            }
+        }
+        let has_changed = has_news || self.state(rule, now_ms) != before;
+        if has_changed { News::Figures } else { News::None }
     }
 }
 

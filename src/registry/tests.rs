@@ -2,7 +2,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::model::Status;
+use crate::config::{StatusConfig, Unreachable};
+use crate::model::{Report, Status};
 
 const PREFIX: &str = "/ipconfig/v1";
 
@@ -56,11 +57,28 @@ impl Fixture {
     }
 
     fn report(&mut self, statuses: &[(&str, Status)]) {
-        let statuses: Vec<_> = statuses
-            .iter()
-            .map(|(id, status)| InstanceReport::new(*id, status.clone().into()))
-            .collect();
-        self.put(&batch_key("chat"), wire::encode_batch(&statuses));
+        let reports: Vec<_> =
+            statuses.iter().map(|(id, status)| (*id, status.clone().into())).collect();
+        self.tell("exporter-1", &reports);
+    }
+
+    fn tell(&mut self, exporter: &str, reports: &[(&str, Report)]) {
+        let entry = |(id, report): &(&str, Report)| InstanceReport::new(*id, report.clone());
+        self.tell_entries(exporter, &reports.iter().map(entry).collect::<Vec<_>>());
+    }
+
+    fn tell_entries(&mut self, exporter: &str, entries: &[InstanceReport]) {
+        let (exporter, service) = (exporter.into(), "chat".into());
+        let key = Key::Status { exporter, service, shard: 0 };
+        self.put(&key, wire::encode_batch(entries));
+    }
+
+    /// The same for each of the seconds that it has lasted by now.
+    fn lose(&mut self, id: &str, seconds: u64) {
+        for second in 1..=seconds {
+            self.pass(1000);
+            self.tell("exporter-1", &[(id, unreachable(1000 * second + 20))]);
+        }
     }
 
     /// One batch with a new status of each of these, then time until the next.
@@ -95,6 +113,15 @@ impl Fixture {
         self.offered().into_iter().map(|(id, _)| id).collect()
     }
 
+    fn state(&mut self, id: &str) -> Option<State> {
+        self.offered().into_iter().find(|(it, _)| it == id).map(|(_, state)| state)
+    }
+
+    fn load(&mut self, id: &str) -> Option<Load> {
+        let members = self.registry.service("chat", self.now).unwrap().members;
+        members.iter().find(|member| member.instance.id == id)?.load
+    }
+
     fn bad(&self, reason: &str) -> u64 {
         self.registry.bad_records().get(reason).copied().unwrap_or(0)
     }
@@ -127,8 +154,16 @@ fn reporting(id: &str, port: u16) -> Instance {
     Instance { status, ..instance(id, port) }
 }
 
+fn status_1() -> Status {
+    status(1)
+}
+
 fn status(seq: u64) -> Status {
     Status { boot_id: 1, seq, requests: 100 * seq, in_flight: Some(2), ..Status::default() }
+}
+
+fn unreachable(silent_ms: u64) -> Report {
+    Report::Unreachable { silent_for: Duration::from_millis(silent_ms) }
 }
 
 // Instances.
@@ -199,6 +234,30 @@ fn bad_records_do_not_touch_their_neighbours() {
     fixture.put_instance(&instance("a", 1));
     assert_eq!(fixture.ids(), ["a"]);
     assert_eq!((fixture.bad("json"), fixture.bad("key"), fixture.bad("protobuf")), (1, 1, 1));
+}
+
+#[test]
+fn a_registration_outside_of_allow_is_dropped_and_the_last_good_one_stays() {
+    let allow = Allow(vec!["127.0.0.0/8".parse().unwrap()]);
+    let services = BTreeMap::from([("chat".to_owned(), ServiceConfig::default())]);
+    let outside = |id| Instance { addr: "10.0.0.1:1".parse().unwrap(), ..instance(id, 1) };
+    let log = logged(|| {
+        let mut fixture = Fixture::with(Config { allow, services, ..Config::default() });
+        fixture.put_instance(&instance("a", 1));
+        let mapped = "[::ffff:127.0.0.1]:2".parse().unwrap();
+        fixture.put_instance(&Instance { addr: mapped, ..instance("b", 2) });
+        for id in ["a", "a", "c"] {
+            fixture.put_instance(&outside(id));
+        }
+        assert_eq!(fixture.ids(), ["a", "b"]);
+        let members = fixture.registry.service("chat", fixture.now).unwrap().members;
+        assert_eq!(members[0].instance.addr.to_string(), "127.0.0.1:1");
+        assert_eq!(fixture.bad("not_allowed"), 3);
+        fixture.delete_instance("a");
+        assert_eq!(fixture.ids(), ["b"]);
+    });
+    assert_eq!(log.lines().count(), 2, "once for each key: {log}");
+    assert!(log.contains("10.0.0.1:1 is outside of allow: 127.0.0.0/8"), "{log}");
 }
 
 #[test]
@@ -546,16 +605,49 @@ fn an_instance_that_batches_go_on_naming_without_its_being_there_is_counted() {
 }
 
 #[test]
-fn a_status_that_is_no_news_keeps_nobody_alive() {
-    let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2), reporting("c", 3)]);
-    let mut seq = 0;
-    (0..10).for_each(|_| {
-        seq += 1;
-        let statuses = [("a", status(seq)), ("b", status(seq)), ("c", status(1))];
-        fixture.report(&statuses);
-        fixture.pass(1000);
+fn a_stranger_is_counted_though_batches_between_its_own_leave_it_out() {
+    let log = logged(|| {
+        let mut fixture = Fixture::new(&[reporting("a", 1)]);
+        for seq in 0..12 {
+            let entry = |id: &str| InstanceReport {
+                interval: Duration::from_secs(3),
+                ..InstanceReport::new(id, status(seq).into())
+            };
+            let ghost = seq.is_multiple_of(3).then(|| entry("ghost"));
+            let entries: Vec<_> = ghost.into_iter().chain([entry("a")]).collect();
+            fixture.tell_entries("exporter-1", &entries);
+            fixture.pass(1000);
+        }
+        assert_eq!(fixture.bad("unknown_instance"), 2, "of seconds 6 and 9");
     });
-    assert_eq!(fixture.ids(), ["a", "b"]);
+    assert_eq!(log.lines().count(), 1, "{log}");
+    assert!(log.contains("1 not registered in"), "{log}");
+}
+
+#[test]
+fn a_repeated_status_is_a_sign_of_life_as_of_the_time_that_its_age_says() {
+    let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2)]);
+    for seconds in 0..6 {
+        let old = Status { age: Duration::from_secs(seconds), ..status(1) };
+        fixture.report(&[("a", status(1)), ("b", old)]);
+        fixture.pass(1000);
+    }
+    assert_eq!(fixture.state("a"), Some(State::Reporting));
+    assert_eq!(fixture.load("a").unwrap().rate, None, "and no news for the window");
+    assert_eq!(fixture.state("b"), Some(State::Unknown));
+}
+
+#[test]
+fn what_a_list_repeats_is_no_sign_of_life() {
+    let mut fixture = Fixture::new(&[reporting("a", 1)]);
+    let batch = wire::encode_batch(&[InstanceReport::new("a", status(1).into())]);
+    let key = batch_key("chat");
+    fixture.put_at(20, &key, batch.clone());
+    fixture.pass(4000);
+    fixture.list(30, &[(&key, batch.clone(), 20)]);
+    assert_eq!(fixture.state("a"), Some(State::Unknown));
+    fixture.list(40, &[(&key, batch, 35)]);
+    assert_eq!(fixture.state("a"), Some(State::Reporting));
 }
 
 #[test]
@@ -565,55 +657,189 @@ fn an_aged_status_counts_from_when_its_figures_were_taken() {
     fixture.report(&[("a", status(1)), ("b", status(1)), ("c", aged(1, 4))]);
     let states: Vec<State> = fixture.offered().iter().map(|(_, state)| *state).collect();
     assert_eq!(states, [State::Reporting, State::Reporting, State::Unknown]);
-    for seq in 2..10 {
-        fixture.report(&[("a", status(seq)), ("b", status(seq)), ("c", aged(seq, 4))]);
+    fixture.report(&[("c", aged(2, 1))]);
+    assert_eq!(fixture.state("c"), Some(State::Reporting));
+    fixture.pass(2250);
+    assert_eq!(fixture.state("c"), Some(State::Unknown));
+}
+
+#[test]
+fn a_report_is_fresh_for_as_long_as_its_interval_allows() {
+    let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2)]);
+    let entry = |id, seconds| InstanceReport {
+        interval: Duration::from_secs(seconds),
+        ..InstanceReport::new(id, status(1).into())
+    };
+    fixture.tell_entries("exporter-1", &[entry("a", 0), entry("b", 3)]);
+    fixture.pass(9000);
+    assert_eq!(fixture.state("a"), Some(State::Unknown));
+    assert_eq!(fixture.state("b"), Some(State::Reporting));
+    assert_eq!(fixture.load("b"), Some(Load::default()), "its window has passed");
+    fixture.pass(250);
+    assert_eq!(fixture.state("b"), Some(State::Unknown));
+}
+
+#[test]
+fn an_instance_that_serves_and_has_no_figures_reports_and_has_an_empty_load() {
+    let mut fixture = Fixture::new(&[reporting("a", 1)]);
+    fixture.tell("exporter-1", &[("a", Report::Serving)]);
+    assert_eq!(fixture.state("a"), Some(State::Reporting));
+    assert_eq!(fixture.load("a"), Some(Load::default()));
+}
+
+// Several exporters.
+
+#[test]
+fn two_exporters_that_make_up_their_counters_do_not_disturb_each_other() {
+    let mut fixture = Fixture::new(&[reporting("a", 1)]);
+    let of_other = |seq| Status { boot_id: 2, ..status(seq) };
+    for seq in 1..10 {
+        fixture.tell("exporter-1", &[("a", status(seq).into())]);
+        fixture.pass(500);
+        fixture.tell("exporter-2", &[("a", of_other(seq).into())]);
+        fixture.pass(500);
+    }
+    assert_eq!(fixture.load("a").unwrap().rate, Some(100.0));
+    // The first one dies, and is not waited for.
+    for seq in 10..20 {
+        fixture.tell("exporter-2", &[("a", of_other(3 * seq).into())]);
         fixture.pass(1000);
     }
-    assert_eq!(fixture.ids(), ["a", "b"]);
-    fixture.report(&[("c", aged(10, 1))]);
-    assert_eq!(fixture.ids(), ["a", "b", "c"]);
+    assert_eq!(fixture.load("a").unwrap().rate, Some(300.0));
+    assert!(fixture.registry.bad_records().is_empty());
 }
 
-// Silence, end to end; the rule has tests of its own.
+#[test]
+fn what_the_instance_counts_itself_is_taken_from_either_exporter() {
+    let mut fixture = Fixture::new(&[reporting("a", 1)]);
+    for seq in 1..10 {
+        for exporter in ["exporter-1", "exporter-2"] {
+            fixture.tell(exporter, &[("a", status(seq).into())]);
+        }
+        fixture.pass(1000);
+    }
+    assert_eq!(fixture.load("a").unwrap().rate, Some(100.0));
+}
 
 #[test]
-fn an_instance_silent_for_three_intervals_leaves_until_it_reports_again() {
+fn a_restart_is_seen_at_once_by_its_own_exporter() {
+    let mut fixture = Fixture::new(&[reporting("a", 1)]);
+    (0..3).for_each(|_| fixture.second(&["a"]));
+    let restarted = |seq| Status { boot_id: 9, ..status(seq) };
+    fixture.report(&[("a", restarted(1))]);
+    assert_eq!(fixture.load("a").unwrap().rate, None, "a baseline and no more");
+    fixture.pass(1000);
+    fixture.report(&[("a", restarted(2))]);
+    assert_eq!(fixture.load("a").unwrap().rate, Some(100.0));
+}
+
+#[test]
+fn an_instance_that_one_exporter_reaches_stays_though_another_one_does_not() {
     let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2), reporting("c", 3)]);
     fixture.second(&["a", "b", "c"]);
-    (0..2).for_each(|_| fixture.second(&["a", "b"]));
-    assert_eq!(fixture.ids(), ["a", "b", "c"]);
-    fixture.second(&["a", "b"]);
-    assert_eq!(fixture.ids(), ["a", "b"]);
-    fixture.report(&[("c", status(999))]);
-    assert_eq!(fixture.ids(), ["a", "b", "c"]);
+    for second in 1..20 {
+        fixture.tell("exporter-2", &[("c", unreachable(second * 1000))]);
+        fixture.second(&["a", "b", "c"]);
+        assert_eq!(fixture.state("c"), Some(State::Reporting));
+    }
+}
+
+// Who is out, end to end; the rule has tests of its own.
+
+#[test]
+fn an_instance_unreachable_for_three_intervals_leaves_until_its_next_good_report() {
+    for good in [status(999).into(), Report::Serving] {
+        let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2), reporting("c", 3)]);
+        fixture.report(&[("a", status(1)), ("b", status(1)), ("c", status(1))]);
+        fixture.lose("c", 2);
+        assert_eq!(fixture.ids(), ["a", "b", "c"]);
+        fixture.lose("c", 3);
+        assert_eq!(fixture.ids(), ["a", "b"]);
+        fixture.tell("exporter-1", &[("c", good)]);
+        assert_eq!(fixture.state("c"), Some(State::Reporting));
+    }
 }
 
 #[test]
-fn when_all_fall_silent_together_all_stay_as_unknown() {
-    let mut fixture = Fixture::new(&[reporting("a", 1)]);
-    fixture.put_instance(&reporting("b", 2));
-    (0..3).for_each(|_| fixture.second(&["a", "b"]));
+fn silence_alone_makes_an_instance_unknown_and_puts_nobody_out() {
+    let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2), reporting("c", 3)]);
+    fixture.second(&["a", "b", "c"]);
+    for _ in 0..60 {
+        fixture.second(&["a", "b"]);
+        assert_eq!(fixture.ids(), ["a", "b", "c"]);
+    }
+    assert_eq!(fixture.state("c"), Some(State::Unknown));
     fixture.pass(60_000);
     let unknown = |id: &str| (id.to_owned(), State::Unknown);
-    assert_eq!(fixture.offered(), [unknown("a"), unknown("b")]);
+    assert_eq!(fixture.offered(), [unknown("a"), unknown("b"), unknown("c")]);
 }
 
 #[test]
-fn an_instance_without_declared_status_never_leaves_for_silence() {
+fn an_instance_that_wants_no_requests_leaves_at_once_and_comes_back_as_soon() {
+    let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2)]);
+    fixture.report(&[("a", status(1)), ("b", status(1))]);
+    fixture.tell("exporter-1", &[("b", Report::NotServing)]);
+    assert_eq!(fixture.ids(), ["a"]);
+    fixture.tell("exporter-1", &[("b", unreachable(20))]);
+    assert_eq!(fixture.ids(), ["a"], "its process has ended");
+    fixture.tell("exporter-1", &[("b", Report::Serving)]);
+    assert_eq!(fixture.ids(), ["a", "b"]);
+}
+
+#[test]
+fn when_most_are_unreachable_all_stay_and_show_it() {
+    let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2), reporting("c", 3)]);
+    fixture.second(&["a", "b", "c"]);
+    for second in 1..60 {
+        let lost = unreachable(second * 1000);
+        fixture.tell("exporter-1", &[("b", lost.clone()), ("c", lost)]);
+        fixture.second(&["a"]);
+        assert_eq!(fixture.ids(), ["a", "b", "c"]);
+    }
+    let states: Vec<State> = fixture.offered().iter().map(|(_, state)| *state).collect();
+    assert_eq!(states, [State::Reporting, State::Unreachable, State::Unreachable]);
+    assert_eq!(fixture.load("b"), None);
+}
+
+#[test]
+fn a_service_says_after_how_many_intervals_and_whether_at_all() {
+    let fixture = |status| {
+        let instances = vec![reporting("a", 1), reporting("b", 2), reporting("c", 3)];
+        let chat = ServiceConfig { instances, status, ..ServiceConfig::default() };
+        let services = BTreeMap::from([("chat".to_owned(), chat)]);
+        let mut fixture = Fixture::with(Config { services, ..Config::default() });
+        fixture.report(&[("a", status_1()), ("b", status_1()), ("c", status_1())]);
+        fixture
+    };
+    let mut patient = fixture(StatusConfig { missed: 5, ..StatusConfig::default() });
+    patient.lose("c", 4);
+    assert_eq!(patient.state("c"), Some(State::Reporting));
+    patient.lose("c", 5);
+    assert_eq!(patient.ids(), ["a", "b"]);
+
+    let keep = StatusConfig { unreachable: Unreachable::Keep, ..StatusConfig::default() };
+    let mut keeping = fixture(keep);
+    keeping.lose("c", 10);
+    assert_eq!(keeping.state("c"), Some(State::Unreachable));
+}
+
+#[test]
+fn an_instance_without_declared_status_is_never_put_out() {
     let mut fixture = Fixture::new(&[instance("plain", 1), reporting("a", 2), reporting("b", 3)]);
-    fixture.second(&["plain", "a", "b"]);
-    (0..9).for_each(|_| fixture.second(&["a", "b"]));
-    assert_eq!(fixture.ids(), ["a", "b", "plain"]);
+    fixture.second(&["a", "b"]);
+    fixture.lose("plain", 9);
+    fixture.tell("exporter-1", &[("plain", Report::NotServing)]);
+    assert_eq!(fixture.state("plain"), Some(State::Unreported));
 }
 
 #[test]
 fn a_new_status_address_is_given_time_to_answer() {
     let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2)]);
     fixture.put_instance(&reporting("c", 3));
-    (0..9).for_each(|_| fixture.second(&["a", "b"]));
+    fixture.lose("c", 4);
     assert_eq!(fixture.ids(), ["a", "b"]);
     fixture.put_instance(&reporting("c", 4));
-    assert_eq!(fixture.ids(), ["a", "b", "c"]);
+    assert_eq!(fixture.state("c"), Some(State::Unknown));
 }
 
 #[test]
@@ -622,8 +848,9 @@ fn draining_instances_do_not_vote_the_last_one_out() {
     for (id, port) in [("b", 2), ("c", 3)] {
         fixture.put_instance(&Instance { drain: true, ..reporting(id, port) });
     }
-    (0..9).for_each(|_| fixture.second(&["b", "c"]));
-    assert_eq!(fixture.offered(), [("a".to_owned(), State::Unknown)]);
+    fixture.second(&["b", "c"]);
+    fixture.lose("a", 9);
+    assert_eq!(fixture.offered(), [("a".to_owned(), State::Unreachable)]);
 }
 
 // What the next stage goes by.
@@ -662,21 +889,73 @@ fn time_alone_shows_every_change_of_state_as_dirty() {
             before = after;
         }
     }
-    assert_eq!(before.len(), 2);
+    let states: Vec<State> = before.iter().map(|(_, state)| *state).collect();
+    assert_eq!(states, [State::Unknown, State::Unknown, State::Unreported]);
 }
 
 #[test]
-fn an_instance_that_leaves_for_silence_shows_as_dirty_without_any_report() {
+fn a_report_that_is_fresh_for_long_shows_as_dirty_when_it_no_longer_is() {
     let mut fixture = Fixture::new(&[reporting("a", 1)]);
-    fixture.pass(2000);
-    fixture.put_instance(&reporting("b", 2));
-    fixture.put_instance(&reporting("c", 3));
+    let interval = Duration::from_secs(20);
+    let entry = InstanceReport { interval, ..InstanceReport::new("a", Report::Serving) };
+    fixture.tell_entries("exporter-1", &[entry]);
+    fixture.pass(60_000);
+    assert_eq!(fixture.state("a"), Some(State::Reporting));
     fixture.registry.take_dirty();
+    fixture.pass(250);
+    assert_eq!(fixture.state("a"), Some(State::Unknown));
+    assert_eq!(fixture.registry.take_dirty(), ["chat"]);
     fixture.pass(1000);
     assert!(fixture.registry.take_dirty().is_empty());
-    fixture.pass(250);
-    assert_eq!(fixture.ids(), ["b", "c"]);
-    assert_eq!(fixture.registry.take_dirty(), ["chat"]);
+}
+
+#[test]
+fn a_repetition_that_wins_an_address_back_is_urgent() {
+    let mut fixture = Fixture::new(&[]);
+    fixture.put_instance(&instance("a", 1));
+    fixture.put_instance(&instance("b", 1));
+    fixture.registry.take_urgent();
+    fixture.put_instance(&instance("a", 1));
+    assert_eq!(
+        (fixture.ids(), fixture.registry.take_urgent()),
+        (vec!["a".into()], vec!["chat".into()])
+    );
+}
+
+#[test]
+fn only_those_who_come_or_leave_are_urgent() {
+    let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2)]);
+    let urgent = |fixture: &mut Fixture| !fixture.registry.take_urgent().is_empty();
+    assert!(urgent(&mut fixture) && !urgent(&mut fixture));
+    fixture.report(&[("a", status(1)), ("b", status(1))]);
+    fixture.tell("exporter-1", &[("b", unreachable(9000))]);
+    assert!(!urgent(&mut fixture));
+    fixture.tell("exporter-1", &[("b", Report::NotServing)]);
+    assert!(urgent(&mut fixture));
+    fixture.tell("exporter-1", &[("b", Report::NotServing)]);
+    assert!(!urgent(&mut fixture));
+
+    fixture.put_instance(&instance("c", 3));
+    assert!(urgent(&mut fixture));
+    fixture.registry.take_dirty();
+    fixture.put_instance(&instance("c", 3));
+    assert!(!urgent(&mut fixture) && fixture.registry.take_dirty().is_empty(), "a repetition");
+    fixture.put_instance(&Instance { drain: true, ..instance("c", 3) });
+    assert!(urgent(&mut fixture));
+    assert_eq!(fixture.registry.take_dirty(), ["chat"], "what is urgent is dirty, too");
+    fixture.delete_instance("c");
+    assert!(urgent(&mut fixture));
+}
+
+#[test]
+fn a_list_is_urgent_when_it_is_complete() {
+    let mut fixture = Fixture::new(&[]);
+    fixture.registry.take_urgent();
+    fixture.apply(Event::Init);
+    fixture.put_instance(&instance("a", 1));
+    assert!(fixture.registry.take_urgent().is_empty());
+    fixture.apply(Event::InitDone { revision: 20 });
+    assert_eq!(fixture.registry.take_urgent(), ["chat"]);
 }
 
 #[test]
@@ -688,11 +967,12 @@ fn the_watch_state_is_what_the_watcher_said_last() {
 }
 
 #[test]
-fn without_a_watch_nobody_leaves_for_silence() {
+fn without_a_watch_nobody_leaves() {
     let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2), reporting("c", 3)]);
     fixture.second(&["a", "b", "c"]);
-    fixture.second(&["a", "b"]);
     fixture.apply(Event::State(WatchState::Backoff));
+    fixture.lose("c", 5);
+    fixture.tell("exporter-1", &[("b", Report::NotServing)]);
     fixture.pass(60_000);
     assert_eq!(fixture.ids(), ["a", "b", "c"]);
 }

@@ -281,31 +281,145 @@ fn an_absent_gauge_is_unknown_and_zero_is_zero() {
     assert_eq!(status.age, Duration::ZERO);
 }
 
-/// Readers and writers of different versions meet in etcd.
-#[test]
-fn field_numbers_never_change() {
-    let expected: &[&[u8]] = &[
-        b"\x08\x87\xe0\x02",             //  1 boot_id
-        b"\x10\x02",                     //  2 seq
-        b"\x1a\x04\x08\x03\x10\x04",     //  3 age { 1 seconds, 2 nanos }
-        b"\x50\x0a",                     // 10 requests
-        b"\x58\x0b",                     // 11 errors
-        b"\x60\x0c",                     // 12 busy_ns
-        b"\x68\x0d",                     // 13 latency_sum_ns
-        b"\xa1\x01\0\0\0\0\0\0\xf8\x3f", // 20 cpu_used_cores
-        b"\xa9\x01\0\0\0\0\0\0\x00\x40", // 21 cpu_limit_cores
-        b"\xb0\x01\x16",                 // 22 memory_used_bytes
-        b"\xb8\x01\x17",                 // 23 memory_limit_bytes
-        b"\xc0\x01\x18",                 // 24 in_flight
-        b"\xc8\x01\x19",                 // 25 queue
-        b"\xd1\x01\0\0\0\0\0\0\xe0\x3f", // 26 application_utilization
-    ];
-    let status = expected.concat();
-    assert_eq!(proto::Status::from(&full_status()).encode_to_vec(), status);
+// Readers and writers of different versions meet in etcd, and services were built
+// with other versions than the exporter that asks them: what is pinned below may
+// be added to, and not changed. A number that was used is never used again.
 
-    let entry = [b"\x0a\x06chat-1\x12".as_slice(), &[status.len() as u8], &status].concat();
-    let batch = [b"\x0a".as_slice(), &[entry.len() as u8], &entry].concat();
-    assert_eq!(encode_batch(&[InstanceReport::new("chat-1", full_status().into())]), batch);
+/// The message is these bytes, and these bytes are the message.
+fn assert_bytes<M: Message + Default + PartialEq + std::fmt::Debug>(message: &M, parts: &[&[u8]]) {
+    let bytes = parts.concat();
+    assert_eq!(message.encode_to_vec(), bytes);
+    assert_eq!(M::decode(&*bytes).as_ref(), Ok(message));
+}
+
+/// A field that holds a message, or text: its tag, the length and the content.
+fn field(tag: u8, content: &[u8]) -> Vec<u8> {
+    [&[tag, content.len() as u8], content].concat()
+}
+
+/// [`full_status`].
+const STATUS: &[&[u8]] = &[
+    b"\x08\x87\xe0\x02",             //  1 boot_id
+    b"\x10\x02",                     //  2 seq
+    b"\x1a\x04\x08\x03\x10\x04",     //  3 age { 1 seconds, 2 nanos }
+    b"\x50\x0a",                     // 10 requests
+    b"\x58\x0b",                     // 11 errors
+    b"\x60\x0c",                     // 12 busy_ns
+    b"\x68\x0d",                     // 13 latency_sum_ns
+    b"\xa1\x01\0\0\0\0\0\0\xf8\x3f", // 20 cpu_used_cores
+    b"\xa9\x01\0\0\0\0\0\0\x00\x40", // 21 cpu_limit_cores
+    b"\xb0\x01\x16",                 // 22 memory_used_bytes
+    b"\xb8\x01\x17",                 // 23 memory_limit_bytes
+    b"\xc0\x01\x18",                 // 24 in_flight
+    b"\xc8\x01\x19",                 // 25 queue
+    b"\xd1\x01\0\0\0\0\0\0\xe0\x3f", // 26 application_utilization
+];
+
+#[test]
+fn the_bytes_of_the_status_service_never_change() {
+    let status = || Some(proto::Status::from(&full_status()));
+    assert_bytes(&status().unwrap(), STATUS);
+    let field_1 = field(b'\x0a', &STATUS.concat());
+    assert_bytes(&proto::GetStatusRequest {}, &[]);
+    assert_bytes(&proto::GetStatusResponse { status: status() }, &[&field_1]);
+    let interval = Some(prost_types::Duration { seconds: 1, nanos: 500 });
+    assert_bytes(&proto::WatchStatusRequest { interval }, &[b"\x0a\x05\x08\x01\x10\xf4\x03"]);
+    assert_bytes(&proto::WatchStatusResponse { status: status() }, &[&field_1]);
+}
+
+#[test]
+fn the_bytes_of_a_batch_never_change() {
+    let batch = |report, interval| {
+        encode_batch(&[InstanceReport { id: "chat-1".into(), report, interval }])
+    };
+    let expected = |parts: &[&[u8]]| {
+        let entry = [b"\x0a\x06chat-1".as_slice(), &parts.concat()].concat(); // 1 id
+        field(b'\x0a', &entry) // 1 instances
+    };
+    let status = field(b'\x12', &STATUS.concat()); // 2 status
+    assert_eq!(batch(full_status().into(), Duration::ZERO), expected(&[&status]));
+    assert_eq!(batch(Report::Serving, Duration::ZERO), expected(&[b"\x1a\0"])); // 3 serving
+    assert_eq!(batch(Report::NotServing, Duration::ZERO), expected(&[b"\x22\0"])); // 4 not_serving
+    let silent_for = Duration::new(3, 4);
+    assert_eq!(
+        batch(Report::Unreachable { silent_for }, Duration::from_secs(5)),
+        expected(&[
+            b"\x2a\x06\x0a\x04\x08\x03\x10\x04", // 5 unreachable { 1 silent_for }
+            b"\x32\x02\x08\x05",                 // 6 interval
+        ])
+    );
+}
+
+#[test]
+#[expect(deprecated, reason = "the number of `rps` is taken all the same")]
+fn the_bytes_of_orca_are_those_of_its_other_speakers() {
+    let one = |name: &str, value| [(name.to_owned(), value)].into();
+    let report = xds::data::orca::v3::OrcaLoadReport {
+        cpu_utilization: 0.5,
+        mem_utilization: 1.0,
+        rps: 7,
+        request_cost: one("c", 1.5),
+        utilization: one("u", 2.0),
+        rps_fractional: 0.5,
+        eps: 1.0,
+        named_metrics: one("n", 1.5),
+        application_utilization: 2.0,
+    };
+    let expected: &[&[u8]] = &[
+        b"\x09\0\0\0\0\0\0\xe0\x3f",                  // 1 cpu_utilization
+        b"\x11\0\0\0\0\0\0\xf0\x3f",                  // 2 mem_utilization
+        b"\x18\x07",                                  // 3 rps
+        b"\x22\x0c\x0a\x01c\x11\0\0\0\0\0\0\xf8\x3f", // 4 request_cost
+        b"\x2a\x0c\x0a\x01u\x11\0\0\0\0\0\0\x00\x40", // 5 utilization
+        b"\x31\0\0\0\0\0\0\xe0\x3f",                  // 6 rps_fractional
+        b"\x39\0\0\0\0\0\0\xf0\x3f",                  // 7 eps
+        b"\x42\x0c\x0a\x01n\x11\0\0\0\0\0\0\xf8\x3f", // 8 named_metrics
+        b"\x49\0\0\0\0\0\0\x00\x40",                  // 9 application_utilization
+    ];
+    assert_bytes(&report, expected);
+
+    let request = xds::service::orca::v3::OrcaLoadReportRequest {
+        report_interval: Some(prost_types::Duration { seconds: 30, nanos: 0 }),
+        request_cost_names: vec!["a".into(), "b".into()],
+    };
+    // 1 report_interval { 1 seconds }, 2 request_cost_names
+    assert_bytes(&request, &[b"\x0a\x02\x08\x1e", b"\x12\x01a\x12\x01b"]);
+}
+
+#[test]
+fn a_field_from_a_newer_version_is_passed_over() {
+    let newer = [&STATUS.concat(), b"\xa2\x06\x01x".as_slice()].concat(); // 100
+    assert_eq!(proto::Status::decode(&*newer), Ok((&full_status()).into()));
+}
+
+/// 64 KiB is what a key is meant to hold at the most; a shard has 100 instances.
+#[test]
+fn a_batch_of_100_instances_is_smaller_than_64_kib_whatever_their_figures() {
+    let status = Status {
+        boot_id: u64::MAX,
+        seq: u64::MAX,
+        age: MAX_STATUS_AGE - Duration::from_nanos(1),
+        requests: u64::MAX,
+        errors: u64::MAX,
+        busy_ns: u64::MAX,
+        latency_sum_ns: u64::MAX,
+        cpu_used_cores: Some(f64::MAX),
+        cpu_limit_cores: Some(f64::MAX),
+        memory_used_bytes: Some(u64::MAX),
+        memory_limit_bytes: Some(u64::MAX),
+        in_flight: Some(u64::MAX),
+        queue: Some(u64::MAX),
+        application_utilization: Some(f64::MAX),
+    };
+    let entry = |n| InstanceReport {
+        id: format!("{n:0>width$}", width = MAX_NAME_BYTES),
+        report: status.clone().into(),
+        interval: MAX_STATUS_AGE - Duration::from_nanos(1),
+    };
+    let entries: Vec<_> = (0..100).map(entry).collect();
+    let batch = encode_batch(&entries);
+    assert!(batch.len() < 65_536, "{} bytes", batch.len());
+    assert_eq!(decode_batch(&batch).unwrap().reports, entries);
 }
 
 #[test]

@@ -230,7 +230,7 @@ impl<F: Feed> Heard<F> {
         let is_known = std::mem::take(&mut self.is_news) || self.is_open;
         let result = match (self.feed.tell(now), &self.error) {
             (Some(report), _) if is_known => {
-                let spacing = self.spacing.unwrap_or_default().max(manner.schedule.interval);
+                let spacing = self.spacing.unwrap_or(FIRST_SPACING).max(manner.schedule.interval);
                 let interval = if F::IS_REGULAR { spacing } else { Duration::ZERO };
                 Ok(Some(News { report, interval }))
             }

@@ -173,15 +173,25 @@ sub del { IpconfigTest::Parts::delete_key(shift); return }
 *start_etcd = \&IpconfigTest::Parts::start_etcd;
 *kill_etcd = \&IpconfigTest::Parts::kill_etcd;
 
-# Puts a StatusBatch: id -> fields of ipconfig.v1.Status, of those in %FIELD.
+# Puts a StatusBatch: id -> fields of ipconfig.v1.Status, of those in %FIELD, or
+# what one of the three below returns.
 sub put_status {
-    my ($exporter, $service, %statuses) = @_;
+    my ($exporter, $service, %reports) = @_;
     my $batch = join '', map {
-        bytes_field(1, bytes_field(1, $_) . bytes_field(2, status($statuses{$_})))
-    } sort keys %statuses;
+        my $report = $reports{$_};
+        $report = bytes_field(2, status($report)) if ref $report;
+        bytes_field(1, bytes_field(1, $_) . $report)
+    } sort keys %reports;
     IpconfigTest::Parts::put_key("status/$exporter/$service/0", $batch);
     return;
 }
+
+sub serving { bytes_field(3, '') }
+
+sub not_serving { bytes_field(4, '') }
+
+# It has not been read for so many whole seconds.
+sub unreachable { my $seconds = shift; bytes_field(5, bytes_field(1, "\x08" . varint($seconds))) }
 
 # Reports so many times, 10 a second, on instances that answer 100 requests in
 # between, in `latency_ms` each (10 by default), `failing` of them (0 to 1).

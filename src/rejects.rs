@@ -1,4 +1,4 @@
-//! Records that were dropped: counted each time, logged once.
+//! Records of etcd that were dropped: counted each time, logged once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
@@ -10,7 +10,7 @@ use tracing::warn;
 /// counted and no longer logged.
 const MAX_LOGGED_SUBJECTS: usize = 1024;
 
-/// The dropped records of one registry.
+/// The dropped records of one reader.
 #[derive(Debug, Default)]
 pub struct Rejects {
     counts: BTreeMap<&'static str, u64>,
