@@ -6,6 +6,7 @@
 //!                  metrics  health -> serve
 //! ```
 
+mod check;
 mod collect;
 mod discover;
 mod put;
@@ -21,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+pub use self::check::{CheckError, Summary, check_file};
 use self::collect::Collector;
 use self::discover::{Target, UnsupportedProtocol};
 use self::put::{WriteHealth, Writer};

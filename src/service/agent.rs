@@ -20,12 +20,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use thiserror::Error;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use xxhash_rust::xxh64::xxh64;
 
 use self::socket::{Listener, listeners, owner};
 use super::ServiceError;
-use super::rpc::{Bound, MIN_ORCA_INTERVAL, Source, StatusRpc};
+use super::rpc::{MIN_ORCA_INTERVAL, Source, StatusRpc};
 use super::sampler::{Process, Resources, Sampler, Stat};
 use crate::model::Status;
 
@@ -69,8 +70,9 @@ pub async fn run(
     listen: SocketAddr,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServiceError> {
-    let bound = Bound::to(listen)?;
-    tracing::info!("serves the status of {target} on {}", bound.address());
+    let listening = |source| ServiceError::Listen { listen, source };
+    let listener = TcpListener::bind(listen).await.map_err(listening)?;
+    tracing::info!("serves the status of {target} on {listen}");
     let ended = watch::Sender::new(false);
     let agent = Arc::new(Agent::new(target));
     let rpc = StatusRpc::new(agent, MIN_ORCA_INTERVAL, ended.subscribe());
@@ -78,7 +80,7 @@ pub async fn run(
         shutdown.await;
         ended.send_replace(true);
     };
-    rpc.serve(bound, shutdown).await
+    rpc.serve(listener, shutdown).await
 }
 
 impl std::fmt::Display for Target {

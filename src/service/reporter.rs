@@ -7,11 +7,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rand::TryRng;
 use rand::rngs::SysRng;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::ServiceError;
 use super::layer::TrafficLayer;
-use super::rpc::{Bound, MIN_ORCA_INTERVAL, Source, StatusRpc};
+use super::rpc::{MIN_ORCA_INTERVAL, Source, StatusRpc};
 use super::sampler::{Process, Resources, Sampler};
 use super::traffic::Traffic;
 use crate::model::Status;
@@ -114,29 +115,35 @@ impl Reporter {
         &self,
         listen: SocketAddr,
     ) -> Result<impl Future<Output = Result<(), ServiceError>> + Send + use<>, ServiceError> {
-        self.serve_with_shutdown(listen, std::future::pending())
+        let listening = move |source| ServiceError::Listen { listen, source };
+        let listener = std::net::TcpListener::bind(listen).map_err(listening)?;
+        listener.set_nonblocking(true).map_err(listening)?;
+        let reporter = self.clone();
+        Ok(async move {
+            let listener = TcpListener::from_std(listener).map_err(listening)?;
+            reporter.serve_with_shutdown(listener, std::future::pending()).await
+        })
     }
 
-    /// As [`serve`](Self::serve), until `shutdown` is over: then the streams of
-    /// this reporter end, and what is asked already is answered.
+    /// Serves both services, without TLS, until `shutdown` is over: then the
+    /// streams of this reporter end, and what has been asked is answered.
     ///
     /// # Errors
-    /// As [`serve`](Self::serve).
+    /// [`ServiceError::Serve`] if it ends before.
     pub fn serve_with_shutdown<F>(
         &self,
-        listen: SocketAddr,
+        listener: TcpListener,
         shutdown: F,
-    ) -> Result<impl Future<Output = Result<(), ServiceError>> + Send + use<F>, ServiceError>
+    ) -> impl Future<Output = Result<(), ServiceError>> + Send + use<F>
     where
         F: Future<Output = ()> + Send,
     {
-        let bound = Bound::to(listen)?;
         let reporter = self.clone();
         let shutdown = async move {
             shutdown.await;
             reporter.end_streams();
         };
-        Ok(self.rpc().serve(bound, shutdown))
+        self.rpc().serve(listener, shutdown)
     }
 }
 

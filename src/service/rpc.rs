@@ -1,11 +1,11 @@
 //! `StatusService` and ORCA's `OpenRcaService`, over whatever knows a status.
 
-use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_stream::Stream;
@@ -67,11 +67,9 @@ impl StatusRpc {
     /// then, since the server waits for them.
     pub(super) async fn serve(
         self,
-        Bound { listen, listener }: Bound,
+        listener: TcpListener,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), ServiceError> {
-        let listener = tokio::net::TcpListener::from_std(listener)
-            .map_err(|source| ServiceError::Listen { listen, source })?;
         Server::builder()
             .http2_keepalive_interval(Some(PING_INTERVAL))
             .add_service(StatusServiceServer::new(self.clone()))
@@ -87,31 +85,6 @@ impl StatusRpc {
         next: impl FnMut() -> Result<T, tonic::Status> + Send + 'static,
     ) -> Response<Reports<T>> {
         Response::new(Reports::new(interval, self.ended.clone(), next))
-    }
-}
-
-/// An address that is listened on, whether or not anybody serves there yet.
-pub(super) struct Bound {
-    listen: SocketAddr,
-    listener: TcpListener,
-}
-
-impl Bound {
-    /// Listens, outside of a runtime too.
-    pub fn to(listen: SocketAddr) -> Result<Self, ServiceError> {
-        let bind = || {
-            let listener = TcpListener::bind(listen)?;
-            listener.set_nonblocking(true)?;
-            Ok((listener.local_addr()?, listener))
-        };
-        let (listen, listener) =
-            bind().map_err(|source| ServiceError::Listen { listen, source })?;
-        Ok(Self { listen, listener })
-    }
-
-    /// The address, with the port that was chosen if none was asked for.
-    pub fn address(&self) -> SocketAddr {
-        self.listen
     }
 }
 
