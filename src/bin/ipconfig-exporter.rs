@@ -54,8 +54,18 @@ enum Command {
 }
 
 #[derive(clap::Args)]
-#[group(id = "target", required = true, multiple = false, args = ["pid", "pid_file", "port"])]
 struct Agent {
+    #[command(flatten)]
+    process: ProcessArgs,
+    /// Where the status is asked for, over gRPC without TLS.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9101")]
+    listen: SocketAddr,
+}
+
+/// Exactly one of them.
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct ProcessArgs {
     /// The process by its id; when it ends there is no other.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pid: Option<u32>,
@@ -65,19 +75,14 @@ struct Agent {
     /// The process that listens on this TCP port, also after a restart.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
-    /// Where the status is asked for, over gRPC without TLS.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9101")]
-    listen: SocketAddr,
 }
 
-impl Agent {
-    fn target(&self) -> Target {
-        match (self.pid, &self.pid_file, self.port) {
-            (Some(pid), _, _) => Target::Pid(pid),
-            (_, Some(file), _) => Target::PidFile(file.clone()),
-            (_, _, Some(port)) => Target::Port(port),
-            (None, None, None) => unreachable!("one of the three is required"),
-        }
+impl From<ProcessArgs> for Target {
+    fn from(args: ProcessArgs) -> Self {
+        let pid = args.pid.map(Self::Pid);
+        let pid_file = args.pid_file.map(Self::PidFile);
+        let port = args.port.map(Self::Port);
+        pid.or(pid_file).or(port).expect("one of the three is required")
     }
 }
 
@@ -112,7 +117,7 @@ async fn main() -> ExitCode {
     };
     match args.command {
         Some(Command::Agent(agent)) => {
-            match agent::run(agent.target(), agent.listen, shutdown).await {
+            match agent::run(agent.process.into(), agent.listen, shutdown).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(err) => fail(&err, 1),
             }
