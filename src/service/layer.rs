@@ -252,3 +252,60 @@ impl<B: Body> Body for CountedBody<B> {
         self.inner.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderName;
+    use std::convert::Infallible;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::task::Waker;
+
+    #[test]
+    fn a_panic_is_an_error_also_for_who_catches_it() {
+        let traffic = Arc::new(Traffic::default());
+        let serve = tower::service_fn(|_: http::Request<()>| async {
+            panic!("on purpose") as Result<http::Response<String>, Infallible>
+        });
+        let mut counted = TrafficLayer::new(Arc::clone(&traffic)).layer(serve);
+        let mut answer = Box::pin(counted.call(http::Request::new(())));
+        let mut cx = Context::from_waker(Waker::noop());
+        catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(&mut cx).is_ready())).unwrap_err();
+        let counts = traffic.snapshot();
+        assert_eq!((counts.requests, counts.errors, counts.in_flight), (1, 1, 0));
+    }
+
+    #[test]
+    fn an_error_of_the_inner_service_is_an_error() {
+        let traffic = Arc::new(Traffic::default());
+        let serve = tower::service_fn(|_: http::Request<()>| async {
+            Err::<http::Response<String>, _>("on purpose")
+        });
+        let mut counted = TrafficLayer::new(Arc::clone(&traffic)).layer(serve);
+        let mut answer = Box::pin(counted.call(http::Request::new(())));
+        assert!(answer.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        let counts = traffic.snapshot();
+        assert_eq!((counts.requests, counts.errors, counts.in_flight), (1, 1, 0));
+    }
+
+    #[test]
+    fn grpc_is_told_from_grpc_web_and_from_the_rest() {
+        let is =
+            |found: &str| is_grpc(&[(CONTENT_TYPE, found.parse().unwrap())].into_iter().collect());
+        assert!(is("application/grpc") && is("application/grpc+proto") && is("application/grpc;x"));
+        assert!(!is("application/grpc-web+proto") && !is("application/json"));
+        assert!(!is_grpc(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_grpc_status_is_the_services_failure_or_the_clients_doing() {
+        let failed = |code: i32| {
+            let headers =
+                HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), code.into())]);
+            grpc_outcome(&headers) == Some(Outcome::Failed)
+        };
+        let failures: Vec<i32> = (0..=16).filter(|code| failed(*code)).collect();
+        assert_eq!(failures, [2, 4, 8, 12, 13, 14, 15]);
+        assert!(failed(99), "the client takes it for UNKNOWN");
+    }
+}
