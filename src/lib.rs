@@ -3,6 +3,7 @@
 //! Two programs share this crate. The cdylib runs inside nginx: a thread of
 //! worker 0 turns what etcd holds into rankings, and every worker picks by them.
 //! The exporter asks the business services how they are and puts that into etcd.
+//! A service written in Rust takes [`service`] to say so.
 //!
 //! ```text
 //!         the plugin's thread, in worker 0                              every worker
@@ -10,6 +11,8 @@
 //!   ^                                                            |          |
 //!   |                                                       shared dict, board (in-flight)
 //!   +-- exporter: discover -> collect (gRPC) -> put
+//!                                ^
+//!                                +-- service: layer, sampler -> reporter; or an agent beside it
 //! ```
 //!
 //! Data flows one way, and each module knows the output of its left neighbour
@@ -44,4 +47,6 @@ pub mod plugin;
 pub mod metrics;
 
 pub mod exporter;
+pub mod service;
+
 pub mod ffi;

@@ -6,6 +6,7 @@
 //!                         metrics, health -> serve    put ---+ (leases, registrations)
 //! ```
 
+mod check;
 pub mod collect;
 mod deadband;
 mod discover;
@@ -27,6 +28,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+pub use self::check::{CheckError, Summary, check_file};
 use self::collect::CollectError;
 use self::discover::Fleet;
 use self::put::{Registrar, WriteHealth};
