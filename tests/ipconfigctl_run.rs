@@ -5,8 +5,8 @@ mod support;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
 
 use ipconfig::config::EtcdConfig;
@@ -43,15 +43,18 @@ struct Run {
 impl Run {
     fn start(endpoint: &str, addr: SocketAddr, options: &[&str], script: &str) -> Self {
         let dir = TempDir::with_prefix("ipconfig-run-").expect("a temporary directory");
+        let waits = options.contains(&"--drain-wait");
+        let no_wait: &[_] = if waits { &[] } else { &["--drain-wait", "0s"] };
         let child = Command::new(env!("CARGO_BIN_EXE_ipconfigctl"))
             .current_dir(dir.path())
             .env_remove("IPCONFIG_CONFIG")
             .args(["run", "--endpoints", endpoint, "--service", "chat", "--id", "chat-1"])
-            .args(["--addr", &addr.to_string(), "--ttl", "2s", "--drain-wait", "0s"])
+            .args(["--addr", &addr.to_string(), "--ttl", "2s"])
+            .args(no_wait)
             .args(options)
             .args(["--", "sh", "-c", script])
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(fs::File::create(dir.path().join("log")).expect("a file in the directory"))
             .spawn()
             .expect("ipconfigctl is built beside its tests");
         Self { child, dir }
@@ -84,15 +87,21 @@ impl Run {
         send(name, &self.child.id().expect("it runs").to_string());
     }
 
-    async fn end(self) -> Output {
-        let Self { child, dir } = self;
-        let ended = timeout(PATIENCE, child.wait_with_output()).await;
-        drop(dir);
-        ended.expect("it ends").expect("it can be waited for")
+    /// What ipconfigctl logged, and what the command printed as an error.
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).expect("a log")
+    }
+
+    /// Waits for the end; returns the exit code and the log.
+    async fn end(mut self) -> (i32, String) {
+        let ended = timeout(PATIENCE, self.child.wait()).await;
+        let status = ended.unwrap_or_else(|_| panic!("it does not end; its log:\n{}", self.log()));
+        let code = status.expect("it can be waited for").code();
+        (code.expect("it exits"), self.log())
     }
 
     async fn exit_code(self) -> i32 {
-        self.end().await.status.code().expect("it exits")
+        self.end().await.0
     }
 }
 
@@ -269,9 +278,8 @@ async fn a_command_that_never_accepts_is_stopped_and_is_a_failure() {
     run.touch("go");
     let pid = run.command_pid().await;
     run.wait_for("terminated").await;
-    let output = run.end().await;
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1));
+    let (code, error) = run.end().await;
+    assert_eq!(code, 1);
     assert!(error.contains(&format!("nothing accepts connections at {addr}")), "{error}");
     assert!(!is_running(&pid));
     assert_eq!(instance(&connect(&etcd).await).await, None);
@@ -340,9 +348,8 @@ async fn an_address_outside_of_allow_starts_nothing() {
     let (_listener, addr) = listener().await;
     let options = ["--config", config.to_str().unwrap()];
     let run = Run::start("http://127.0.0.1:1", addr, &options, COMMAND);
-    let output = run.end().await;
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(64));
+    let (code, error) = run.end().await;
+    assert_eq!(code, 64);
     assert!(error.contains(&format!("{addr} is outside of allow: 10.0.0.0/8")), "{error}");
 }
 
@@ -358,9 +365,8 @@ async fn a_lease_that_was_revoked_is_granted_anew() {
     let first = registered(&client, addr).await;
 
     client.revoke_lease(first.lease.unwrap()).await.unwrap();
-    assert_eq!(instance(&client).await, None);
-    let second = registered(&client, addr).await;
-    assert_ne!(first.lease, second.lease);
+    let anew = async || entry(&client).await.is_some_and(|second| second.lease != first.lease);
+    wait_until("it is registered under another lease", PATIENCE, anew).await;
     assert!(is_running(&pid));
     run.touch("end");
     assert_eq!(run.exit_code().await, 5);
@@ -380,14 +386,12 @@ async fn etcd_killed_restarted_and_wiped_has_the_registration_again_and_the_comm
     etcd.wipe();
     etcd.restart().await;
     let client = connect(&etcd).await;
-    assert_eq!(instance(&client).await, None);
     registered(&client, addr).await;
 
     assert!(is_running(&pid) && !run.has("terminated"));
     run.touch("end");
-    let output = run.end().await;
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(5), "{log}");
+    let (code, log) = run.end().await;
+    assert_eq!(code, 5, "{log}");
     assert_eq!(instance(&client).await, None);
 }
 
@@ -426,10 +430,9 @@ async fn an_etcd_that_hangs_does_not_hold_up_the_end() {
     etcd.pause();
     run.touch("go");
     run.signal("TERM");
-    let output = run.end().await;
+    let (code, log) = run.end().await;
     etcd.resume();
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(7), "{log}");
+    assert_eq!(code, 7, "{log}");
     assert!(log.contains("goes when its lease ends"), "{log}");
     wait_until("it goes", PATIENCE, async || instance(&client).await.is_none()).await;
 }
@@ -453,7 +456,7 @@ async fn the_end_of_a_predecessor_leaves_its_successor_registered() {
     assert_eq!(old.exit_code().await, 7);
     assert_eq!(entry(&client).await, Some(before));
     new.touch("end");
-    let log = String::from_utf8(new.end().await.stderr).unwrap();
+    let (_, log) = new.end().await;
     assert!(log.contains(&format!("takes the place of {old_addr}")), "{log}");
     assert_eq!(instance(&client).await, None);
 }
@@ -471,8 +474,8 @@ async fn a_predecessor_that_lost_its_lease_does_not_push_its_successor_out() {
     let before = registered(&client, new_addr).await;
 
     client.revoke_lease(lease).await.unwrap();
-    let mut log = support::lines(&old.path("log"));
-    let _ = &mut log;
+    let waits = async || old.log().contains("waits until it has gone");
+    wait_until("the predecessor waits", PATIENCE, waits).await;
     assert_eq!(entry(&client).await, Some(before));
 
     // When the successor has gone, the predecessor is all there is.
@@ -500,7 +503,3 @@ async fn the_registration_of_a_killed_ipconfigctl_goes_with_its_lease() {
     run.touch("end");
     wait_until("the command ends", PATIENCE, async || !is_running(&pid)).await;
 }
-
-/// Files of a test are in its own directory.
-#[allow(dead_code)]
-fn unused(_: &Path) {}
