@@ -46,6 +46,7 @@ pub mod plugin;
 
 pub mod metrics;
 
+pub mod ctl;
 pub mod exporter;
 pub mod service;
 
