@@ -19,14 +19,19 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 use crate::model::Status;
 
 pub use gateway::{Fallback, gateway_page};
 
-/// The content type of a page of metrics.
+/// The content type of a page of metrics: OpenMetrics, whatever is asked for.
+/// Prometheus prefers it since 2.5, and to those who read only the older text
+/// format it differs in metadata alone, which they take for comments.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What both pages show as `build_info`.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The figures of an exporter.
 #[derive(Debug)]
@@ -94,6 +99,12 @@ pub struct ServiceLabel {
     pub service: String,
 }
 
+/// What is running.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VersionLabel {
+    version: &'static str,
+}
+
 /// Why something was counted as failed: one of a few words.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabel {
@@ -122,7 +133,10 @@ impl ExporterMetrics {
         let etcd_put_seconds = Histogram::new(exponential_buckets(0.001, 2.0, 13));
         let fleet = FleetGauges::default();
         let instances = Arc::new(Instances::default());
+        let build = Family::<VersionLabel, Gauge>::default();
+        build.get_or_create(&VersionLabel { version: VERSION }).set(1);
 
+        registry.register("build_info", "1, with the version of the exporter", build);
         for (name, help, family) in [
             ("collect_tries", "Times that an instance was asked for its status", &collect_tries),
             ("collect_failures", "Tries that brought no status", &collect_failures),
@@ -136,7 +150,6 @@ impl ExporterMetrics {
         );
         for (name, help, counter) in [
             ("etcd_puts", "Puts that etcd confirmed", &etcd_puts),
-            ("etcd_put_bytes", "Bytes of the values that etcd confirmed", &etcd_put_bytes),
             ("etcd_put_failures", "Puts that failed", &etcd_put_failures),
             ("ticks_skipped", "Shards not put as etcd was too slow or away", &ticks_skipped),
             ("unchanged", "Statuses not put as their instances are as they were", &unchanged),
@@ -145,9 +158,16 @@ impl ExporterMetrics {
         ] {
             registry.register(name, help, counter.clone());
         }
-        registry.register(
-            "etcd_put_seconds",
+        registry.register_with_unit(
+            "etcd_put",
+            "Bytes of the values that etcd confirmed",
+            Unit::Bytes,
+            etcd_put_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "etcd_put",
             "Time of the puts that etcd confirmed",
+            Unit::Seconds,
             etcd_put_seconds.clone(),
         );
         for (name, help, gauge) in [
@@ -266,45 +286,50 @@ struct LastStatus {
     status: Option<Status>,
 }
 
-/// Name, help, and how the gauge is read; one that an instance does not tell is
-/// left out of the page.
-type InstanceGauge = (&'static str, &'static str, fn(&Status) -> Option<f64>);
+/// Name, unit, help, and how the gauge is read; one that an instance does not
+/// tell is left out of the page.
+type InstanceGauge = (&'static str, Option<Unit>, &'static str, fn(&Status) -> Option<f64>);
 
 const NS_PER_SECOND: f64 = 1e9;
 
+const BYTES: Option<Unit> = Some(Unit::Bytes);
+const SECONDS: Option<Unit> = Some(Unit::Seconds);
+
+/// What an instance counts is a gauge here: the figure is the instance's, and
+/// this page repeats what it said last.
 const INSTANCE_GAUGES: [InstanceGauge; 12] = [
-    ("requests", "Requests answered since its start", |s| Some(s.requests as f64)),
-    ("errors", "Requests answered with a failure since its start", |s| Some(s.errors as f64)),
-    ("busy_seconds", "Time with a request in flight since its start", |s| {
+    ("requests", None, "Requests answered since its start", |s| Some(s.requests as f64)),
+    ("errors", None, "Requests answered with a failure since its start", |s| Some(s.errors as f64)),
+    ("busy", SECONDS, "Time with a request in flight since its start", |s| {
         Some(s.busy_ns as f64 / NS_PER_SECOND)
     }),
-    ("latency_sum_seconds", "Sum of the latencies of its answered requests", |s| {
+    ("latency_sum", SECONDS, "Sum of the latencies of its answered requests", |s| {
         Some(s.latency_sum_ns as f64 / NS_PER_SECOND)
     }),
-    ("cpu_used_cores", "CPU in use", |s| s.cpu_used_cores),
-    ("cpu_limit_cores", "CPU that it may use", |s| s.cpu_limit_cores),
-    ("memory_used_bytes", "Memory in use", |s| s.memory_used_bytes.map(|bytes| bytes as f64)),
-    ("memory_limit_bytes", "Memory that it may use", |s| {
+    ("cpu_used_cores", None, "CPU in use", |s| s.cpu_used_cores),
+    ("cpu_limit_cores", None, "CPU that it may use", |s| s.cpu_limit_cores),
+    ("memory_used", BYTES, "Memory in use", |s| s.memory_used_bytes.map(|bytes| bytes as f64)),
+    ("memory_limit", BYTES, "Memory that it may use", |s| {
         s.memory_limit_bytes.map(|bytes| bytes as f64)
     }),
-    ("in_flight", "Requests being served", |s| s.in_flight.map(|requests| requests as f64)),
-    ("queue", "Requests waiting", |s| s.queue.map(|requests| requests as f64)),
-    ("application_utilization_ratio", "Its own measure of how busy it is", |s| {
+    ("in_flight", None, "Requests being served", |s| s.in_flight.map(|requests| requests as f64)),
+    ("queue", None, "Requests waiting", |s| s.queue.map(|requests| requests as f64)),
+    ("application_utilization_ratio", None, "Its own measure of how busy it is", |s| {
         s.application_utilization
     }),
-    ("age_seconds", "How old the figures were", |s| Some(s.age.as_secs_f64())),
+    ("age", SECONDS, "How old the figures were", |s| Some(s.age.as_secs_f64())),
 ];
 
 impl Collector for Instances {
     fn encode(&self, mut page: DescriptorEncoder) -> fmt::Result {
         let instances = self.0.lock();
         let up = instances.iter().map(|(labels, last)| (labels, f64::from(last.up)));
-        encode_gauge(&mut page, "up", "Whether it answered when last asked", up)?;
-        for (name, help, read) in INSTANCE_GAUGES {
+        encode_gauge(&mut page, "up", None, "Whether it answered when last asked", up)?;
+        for (name, unit, help, read) in &INSTANCE_GAUGES {
             let told = instances
                 .iter()
                 .filter_map(|(labels, last)| Some((labels, read(last.status.as_ref()?)?)));
-            encode_gauge(&mut page, name, help, told)?;
+            encode_gauge(&mut page, name, unit.as_ref(), help, told)?;
         }
         Ok(())
     }
@@ -313,12 +338,13 @@ impl Collector for Instances {
 fn encode_gauge<'a>(
     page: &mut DescriptorEncoder,
     name: &str,
+    unit: Option<&Unit>,
     help: &str,
     values: impl Iterator<Item = (&'a InstanceLabels, f64)>,
 ) -> fmt::Result {
     let name = format!("instance_{name}");
     let help = format!("{help}.");
-    let mut gauge = page.encode_descriptor(&name, &help, None, MetricType::Gauge)?;
+    let mut gauge = page.encode_descriptor(&name, &help, unit, MetricType::Gauge)?;
     for (labels, value) in values {
         ConstGauge::new(value).encode(gauge.encode_family(labels)?)?;
     }
@@ -358,6 +384,77 @@ mod tests {
         let page = metrics.to_text();
         assert!(page.contains(r#"instance_up{service="chat",instance="chat-1"} 0.0"#), "{page}");
         assert!(page.contains(r#"instance_requests{service="chat",instance="chat-1"} 7.0"#));
+    }
+
+    #[test]
+    fn an_instance_that_is_not_asked_any_more_leaves_no_series() {
+        let metrics = ExporterMetrics::new();
+        let status = Status { queue: Some(1), ..Status::default() };
+        metrics.set_up(chat_1(), Some(status));
+        let chat_2 = InstanceLabels { instance: "chat-2".into(), ..chat_1() };
+        metrics.set_down(chat_2.clone());
+        metrics.count_asks("chat", 3, 1, Some("timeout"));
+        metrics.forget(&chat_1());
+        let page = metrics.to_text();
+        assert!(!page.contains("chat-1"), "{page}");
+        assert!(page.contains(r#"instance_up{service="chat",instance="chat-2"} 0.0"#), "{page}");
+
+        metrics.forget(&chat_2);
+        metrics.forget_service(&ServiceLabel { service: "chat".into() });
+        let page = metrics.to_text();
+        assert!(!page.contains("chat"), "{page}");
+    }
+
+    #[test]
+    fn bad_records_are_a_counter_by_reason() {
+        let metrics = ExporterMetrics::new();
+        let bad_records = BTreeMap::from([("addr", 1), ("json", 7)]);
+        metrics.show_fleet(FleetFigures {
+            exporters: 2,
+            targets: 5,
+            asked: 3,
+            is_watching: true,
+            bad_records: &bad_records,
+        });
+        let page = metrics.to_text();
+        for line in [
+            "# TYPE ipconfig_exporter_bad_records counter\n",
+            "ipconfig_exporter_bad_records_total{reason=\"addr\"} 1\n",
+            "ipconfig_exporter_bad_records_total{reason=\"json\"} 7\n",
+            "ipconfig_exporter_exporters 2\n",
+            "ipconfig_exporter_targets 5\n",
+            "ipconfig_exporter_targets_asked 3\n",
+            "ipconfig_exporter_watching 1\n",
+        ] {
+            assert!(page.contains(line), "{line} is not in\n{page}");
+        }
+    }
+
+    #[test]
+    fn no_name_is_taken_twice_and_each_unit_ends_its_name() {
+        let page = ExporterMetrics::new().to_text();
+        let mut names = std::collections::BTreeSet::new();
+        let mut units = 0;
+        for line in page.lines() {
+            let words: Vec<_> = line.split(' ').collect();
+            match words[..] {
+                ["#", "TYPE", name, _] => assert!(names.insert(name), "{name} twice in\n{page}"),
+                ["#", "UNIT", name, unit] => {
+                    assert!(name.ends_with(&format!("_{unit}")), "{line}");
+                    units += 1;
+                }
+                _ => {}
+            }
+        }
+        assert!(names.contains("ipconfig_exporter_etcd_put_seconds"), "{page}");
+        assert!(units >= 7, "{page}");
+    }
+
+    #[test]
+    fn the_version_is_a_label_of_a_one() {
+        let line = format!("ipconfig_exporter_build_info{{version=\"{VERSION}\"}} 1\n");
+        let page = ExporterMetrics::new().to_text();
+        assert!(page.contains(&line), "{line} is not in\n{page}");
     }
 
     #[test]

@@ -23,6 +23,8 @@ sub faults {
             push @faults, 'something follows # EOF' if \$line != \$lines[-1];
         } elsif ($line =~ /^# HELP ($NAME) \S/) {
             push @faults, "help twice: $line" if $seen{"help $1"}++;
+        } elsif ($line =~ /^# UNIT ($NAME) (\w+)$/) {
+            push @faults, "no unit of this name: $line" if $1 !~ /_\Q$2\E$/;
         } elsif ($line =~ /^# TYPE ($NAME) (\w+)$/) {
             push @faults, "type twice: $line" if $type{$1};
             push @faults, "no such type: $line" if !defined $SUFFIX{$2};
@@ -103,6 +105,7 @@ say "$_->[0]: ", join '; ', faults($_->[1]) for
     ['no suffix', $good =~ s/^x_total/x/mr],
     ['a series twice', $good =~ s/"2"/"1"/r],
     ['a type twice', $good =~ s/(# TYPE.*\n)/$1$1/r],
+    ['another unit', $good =~ s/(# TYPE)/# UNIT x bytes\n$1/r],
     ['no number', $good =~ s/ 1$/ NaN/mr],
     ['an open label', $good =~ s/"1"/"1/r],
     ['an empty line', "\n$good"];
@@ -114,6 +117,7 @@ another name: no type before: y_total{a="1"} 1
 no suffix: no type before: x{a="1"} 1
 a series twice: series twice: x_total{a="1"} 1
 a type twice: type twice: # TYPE x counter
+another unit: no unit of this name: # UNIT x bytes
 no number: no line of the format: x_total{a="1"} NaN
 an open label: no line of the format: x_total{a="1} 1
 an empty line: no line of the format: 

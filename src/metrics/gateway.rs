@@ -9,8 +9,9 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
+use super::VERSION;
 use crate::board::Board;
 use crate::plugin::Status;
 use crate::watcher::WatchState;
@@ -31,6 +32,7 @@ pub fn gateway_page(
     now_ms: u64,
 ) -> Result<String, fmt::Error> {
     let mut page = Page(Vec::new());
+    page.library();
     page.instances(worker);
     page.rankings(worker, now_ms);
     page.state(worker, status, fallback, now_ms);
@@ -56,6 +58,7 @@ pub struct Fallback {
 #[derive(Debug)]
 struct Metric {
     name: &'static str,
+    unit: Option<Unit>,
     help: &'static str,
     kind: MetricType,
     samples: Vec<(Vec<(&'static str, String)>, f64)>,
@@ -77,7 +80,37 @@ impl Page {
             (labels.collect(), value)
         };
         let samples = samples.into_iter().map(owned).collect();
-        self.0.push(Metric { name, help, kind, samples });
+        self.0.push(Metric { name, unit: None, help, kind, samples });
+    }
+
+    /// A gauge in seconds, which its name then ends in.
+    fn add_seconds<'a>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        samples: impl IntoIterator<Item = Sample<'a>>,
+    ) {
+        self.add(MetricType::Gauge, name, help, samples);
+        if let Some(metric) = self.0.last_mut() {
+            metric.unit = Some(Unit::Seconds);
+        }
+    }
+
+    /// Without the library Lua serves a page of its own, which says 0.
+    fn library(&mut self) {
+        self.add(
+            MetricType::Gauge,
+            "library_loaded",
+            "1 while the library is in use",
+            [(vec![], 1.0)],
+        );
+        let version = vec![("version", VERSION)];
+        self.add(
+            MetricType::Gauge,
+            "build_info",
+            "1, with the version of the library",
+            [(version, 1.0)],
+        );
     }
 
     fn instances(&mut self, worker: &Worker) {
@@ -115,12 +148,7 @@ impl Page {
         let ages = all.iter().map(|(service, _, published_ms)| {
             (label(*service), now_ms.saturating_sub(*published_ms) as f64 / 1e3)
         });
-        self.add(
-            MetricType::Gauge,
-            "ranking_age_seconds",
-            "Time since the ranking last changed",
-            ages,
-        );
+        self.add_seconds("ranking_age", "Time since the ranking last changed", ages);
     }
 
     fn state(&mut self, worker: &Worker, status: Option<&Status>, fallback: Fallback, now_ms: u64) {
@@ -147,9 +175,8 @@ impl Page {
         );
         let confirmed = source.confirmed_ms;
         let age = (confirmed != 0).then(|| now_ms.saturating_sub(confirmed) as f64 / 1e3);
-        self.add(
-            MetricType::Gauge,
-            "source_age_seconds",
+        self.add_seconds(
+            "source_age",
             "Time since etcd was last known to be watched",
             age.map(|age| (vec![], age)),
         );
@@ -190,8 +217,12 @@ fn one_if(yes: bool) -> f64 {
 impl Collector for Page {
     fn encode(&self, mut page: DescriptorEncoder) -> fmt::Result {
         for metric in &self.0 {
-            let mut encoder =
-                page.encode_descriptor(metric.name, metric.help, None, metric.kind)?;
+            let mut encoder = page.encode_descriptor(
+                metric.name,
+                metric.help,
+                metric.unit.as_ref(),
+                metric.kind,
+            )?;
             for (labels, value) in &metric.samples {
                 if labels.is_empty() {
                     encode_value(metric.kind, *value, encoder)?;
