@@ -1,0 +1,222 @@
+//! A gateway for tests: a real nginx with the library of this build, and what
+//! asks it.
+#![allow(dead_code, reason = "whoever includes this file uses a part of it")]
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{self, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper::{Response, Uri};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use parking_lot::Mutex;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+use crate::support::{free_port, wait_until};
+
+/// A request that takes longer has failed.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+
+/// Longer than anything here takes, even on a machine that has other things to do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub type Client = legacy::Client<HttpConnector, Empty<Bytes>>;
+
+pub fn client() -> Client {
+    legacy::Client::builder(TokioExecutor::new()).build_http()
+}
+
+pub async fn get(client: &Client, uri: Uri) -> Result<Response<Bytes>, String> {
+    let reading = async {
+        let answer = client.get(uri).await.map_err(|error| format!("{error:?}"))?;
+        let (head, body) = answer.into_parts();
+        let body = body.collect().await.map_err(|error| format!("{error:?}"))?;
+        Ok(Response::from_parts(head, body.to_bytes()))
+    };
+    let answer = timeout(REQUEST_LIMIT, reading).await;
+    answer.unwrap_or_else(|_| Err(format!("no answer within {REQUEST_LIMIT:?}")))
+}
+
+/// nginx with two workers that follow etcd.
+pub struct Gateway {
+    child: process::Child,
+    dir: TempDir,
+    port: u16,
+    client: Client,
+    /// What its API said last of the service.
+    view: Mutex<Value>,
+}
+
+impl Gateway {
+    /// Starts one with this configuration file.
+    pub async fn start(services: &Value) -> Self {
+        let dir = TempDir::with_prefix("ipconfig-nginx-").expect("a temporary directory");
+        let port = free_port();
+        let config = dir.path().join("ipconfig.json");
+        fs::write(&config, services.to_string()).expect("a file in the directory");
+        let nginx = nginx();
+        let conf = dir.path().join("nginx.conf");
+        fs::write(&conf, nginx_conf(&nginx, port)).expect("a file in the directory");
+        let child = process::Command::new(&nginx)
+            .args(["-e", "error.log", "-p"])
+            .arg(dir.path())
+            .arg("-c")
+            .arg(&conf)
+            .env("IPCONFIG_CONFIG", &config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let child =
+            child.unwrap_or_else(|error| panic!("cannot start {}: {error}", nginx.display()));
+        Self { child, dir, port, client: client(), view: Mutex::default() }
+    }
+
+    /// Of one of its pages.
+    pub fn uri(&self, path: &str) -> Uri {
+        format!("http://127.0.0.1:{}{path}", self.port).parse().expect("a URI")
+    }
+
+    /// Waits until the instances of the ranking are these.
+    pub async fn wait_until_ranked(&mut self, ids: &[&str]) {
+        let is_so = async || {
+            let ended = self.child.try_wait().expect("a child of this process").is_some();
+            assert!(!ended, "nginx ended; its log:\n{}", self.log());
+            self.ranked().await == ids
+        };
+        wait_until(&format!("{ids:?} are ranked"), PATIENCE, is_so).await;
+    }
+
+    /// The ids of the ranking, in order of their names; none while it does not
+    /// follow etcd.
+    pub async fn ranked(&self) -> Vec<String> {
+        let id = |instance: &Value| instance["id"].as_str().expect("an id").to_owned();
+        let mut ids: Vec<_> = self.ranking().await.iter().map(id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// The ranking of the service `chat`, as its API tells it; empty while it
+    /// does not follow etcd.
+    pub async fn ranking(&self) -> Vec<Value> {
+        let answer = get(&self.client, self.uri("/ipconfig/v1/services/chat")).await;
+        let body = answer.map(Response::into_body).unwrap_or_default();
+        let view: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let instances = view["instances"].as_array().filter(|_| view["mode"] == "live");
+        let ranking = instances.cloned().unwrap_or_default();
+        *self.view.lock() = view;
+        ranking
+    }
+
+    /// What nginx logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("error.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("nginx:\n{}{}", self.log(), self.view.lock());
+        }
+        // Killed, the master would leave its workers behind.
+        terminate(&self.child.id().to_string());
+        let _ = self.child.wait();
+    }
+}
+
+fn nginx() -> PathBuf {
+    let chosen = env::var_os("NGINX_BIN").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let folders = env::var_os("PATH").unwrap_or_default();
+    let in_path = |program: &str| {
+        env::split_paths(&folders).map(|folder| folder.join(program)).find(|path| path.is_file())
+    };
+    let found = chosen.or_else(|| in_path("openresty")).or_else(|| in_path("nginx"));
+    found.expect("nginx is not there: install nginx and libnginx-mod-http-lua, or set NGINX_BIN")
+}
+
+/// The Lua module where it is not built in, as in Debian's nginx.
+fn lua_modules(nginx: &Path) -> String {
+    let asked = process::Command::new(nginx).arg("-V").output().expect("nginx can be run");
+    let answer = String::from_utf8_lossy(&asked.stderr);
+    let folder = answer.split_whitespace().find_map(|word| word.strip_prefix("--modules-path="));
+    let modules = folder.into_iter().flat_map(|folder| {
+        ["ndk_http_module.so", "ngx_http_lua_module.so"].map(|name| Path::new(folder).join(name))
+    });
+    let load = |path: PathBuf| format!("load_module {};\n", path.display());
+    modules.filter(|path| path.is_file()).map(load).collect()
+}
+
+fn nginx_conf(nginx: &Path, port: u16) -> String {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let library = built(&["libipconfig.so"]);
+    // The workers read the checkout, which their own user may not be let into.
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    let is_root = uids.split_whitespace().nth(1) == Some("0");
+    format!(
+        r#"
+{modules}
+{user}
+daemon off;
+pid nginx.pid;
+error_log error.log notice;
+worker_processes 2;
+env IPCONFIG_CONFIG;
+events {{ worker_connections 4096; }}
+http {{
+    lua_package_path "{lua}/?.lua;;";
+    lua_package_cpath "{library}/?.so;;";
+    include {includes}/ipconfig.conf;
+    access_log off;
+    client_body_temp_path client_body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        keepalive_requests 1000000;
+        location /chat/ {{
+            set $ipconfig_service chat;
+            proxy_pass http://ipconfig;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            # A failed request stays one: another instance would hide it.
+            proxy_next_upstream off;
+        }}
+        include {includes}/ipconfig_api.conf;
+    }}
+}}
+"#,
+        modules = lua_modules(nginx),
+        user = if is_root { "user root;" } else { "" },
+        lua = repository.join("lua").display(),
+        library = library.parent().expect("a folder").display(),
+        includes = repository.join("nginx").display(),
+    )
+}
+
+/// A file that cargo builds; the path begins beside the executable of this test.
+pub fn built(path: &[&str]) -> PathBuf {
+    let test = env::current_exe().expect("a test has a path");
+    let path = test.parent().expect("a folder").join(path.iter().collect::<PathBuf>());
+    assert!(path.exists(), "{} is not there: `cargo test` builds it", path.display());
+    path
+}
+
+/// Sends SIGTERM.
+pub fn terminate(pid: &str) {
+    // A command, since the system call would need unsafe code.
+    let status =
+        process::Command::new("sh").args(["-c", "kill -s TERM \"$1\"", "sh", pid]).status();
+    assert!(status.expect("a shell").success(), "SIGTERM to process {pid}");
+}
