@@ -262,7 +262,7 @@ impl Registry {
                 }
             }
             Ok(Key::Status { exporter, service, .. }) => {
-                // What a list repeats is not a second time true.
+                // What a list repeats is no sign of life.
                 let is_known = known == Some(mod_revision);
                 if self.note_key(key, &service, mod_revision) && !is_known {
                     self.put_batch(key, &exporter, &service, value, now_ms);

@@ -45,7 +45,7 @@ pub struct Rule {
     unreachable: Unreachable,
 }
 
-/// Who tells of an instance, and until when that holds.
+/// Who tells of an instance, and how often.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
     /// The exporter's id.
