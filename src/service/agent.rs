@@ -1,5 +1,5 @@
-//! Tells of a process that cannot be changed: its CPU and memory, read from
-//! outside, and nothing of its requests.
+//! Tells of a process that cannot be changed: its CPU and memory and that of all
+//! that it started, read from outside, and nothing of its requests.
 //!
 //! The agent runs in the process's namespaces of processes and of networks, on
 //! the same host or in the same pod, as the same user or as root. A process is
@@ -198,7 +198,7 @@ impl Agent {
 impl Found {
     fn new(root: &Path, life: Life, inode: Option<u64>) -> Self {
         let Life { pid, started_ticks } = life;
-        let sampler = Sampler::under(root, Process::Id(pid));
+        let sampler = Sampler::under(root, Process::Tree(pid));
         let host = fs::read_to_string(root.join("proc/sys/kernel/random/boot_id"));
         let host = host.unwrap_or_default();
         let text = format!("{pid} {started_ticks} {}", host.trim());

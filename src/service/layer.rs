@@ -149,10 +149,12 @@ struct Open {
 
 impl Open {
     fn new(request: Request, head: &response::Parts, body: &impl Body) -> Self {
-        let outcome = match () {
-            () if head.status.is_server_error() => Some(Outcome::Failed),
-            () if is_grpc(&head.headers) => grpc_outcome(&head.headers),
-            () => Some(Outcome::Served),
+        let outcome = if head.status.is_server_error() {
+            Some(Outcome::Failed)
+        } else if is_grpc(&head.headers) {
+            grpc_outcome(&head.headers)
+        } else {
+            Some(Outcome::Served)
         };
         let told = head.headers.get(CONTENT_LENGTH);
         let told = told.and_then(|length| length.to_str().ok()?.parse().ok());

@@ -2,10 +2,10 @@
 //!
 //! What it *may* use is the smallest limit of its cgroup and of that cgroup's
 //! ancestors, or the host where none is smaller. CPU in use is the process's own,
-//! all of its threads and none of its children. Memory in use is what counts
-//! against the limit it is told with: for a cgroup's limit the memory of that
-//! very cgroup without the file cache that the kernel would drop first, as the
-//! kubelet reckons it (the "working set" of
+//! all of its threads, or also that of all that it started, see [`Process`].
+//! Memory in use is what counts against the limit it is told with: for a cgroup's
+//! limit the memory of that very cgroup without the file cache that the kernel
+//! would drop first, as the kubelet reckons it (the "working set" of
 //! <https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/>);
 //! for the host's memory the resident set of the process.
 
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::cgroup::{Mounts, memory_limit, quota_cores};
+use self::cgroup::{Cgroup, Mounts, memory_limit, quota_cores};
 
 /// CPU and memory; what cannot be read is not there.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -39,6 +39,9 @@ pub enum Process {
     Own,
     /// Another one of the same host, by its id as the asking one sees it.
     Id(u32),
+    /// That one and all that it started, and what they started: a server may leave
+    /// the work to its children. Pages that they share count for each of them.
+    Tree(u32),
 }
 
 impl Process {
@@ -46,7 +49,7 @@ impl Process {
     pub(super) fn dir(self, root: &Path) -> PathBuf {
         match self {
             Self::Own => root.join("proc/self"),
-            Self::Id(pid) => root.join(format!("proc/{pid}")),
+            Self::Id(pid) | Self::Tree(pid) => root.join(format!("proc/{pid}")),
         }
     }
 }
@@ -56,6 +59,7 @@ impl Process {
 #[derive(Debug)]
 pub struct Sampler {
     root: PathBuf,
+    process: Process,
     /// The process's directory in `/proc`.
     dir: PathBuf,
     mounts: Mounts,
@@ -72,18 +76,19 @@ impl Sampler {
     /// for instance.
     pub fn under(root: &Path, process: Process) -> Self {
         let dir = process.dir(root);
-        let cpu = CpuMeter::new(Stat::read(&dir).map(|stat| stat.cpu));
-        Self { root: root.to_owned(), mounts: Mounts::read(root), dir, cpu }
+        let cpu = CpuMeter::new(cpu_time(process, &members(root, process)));
+        Self { root: root.to_owned(), process, dir, mounts: Mounts::read(root), cpu }
     }
 
     /// CPU and memory as of now. CPU in use is known half a second after the
     /// sampler was made.
     pub fn sample(&mut self) -> Resources {
         let cgroups = self.mounts.cgroups(&self.dir);
+        let members = members(&self.root, self.process);
         let cores = self.cores().into_iter().chain(quota_cores(&cgroups));
-        let (memory_used_bytes, memory_limit_bytes) = self.memory(&cgroups);
+        let (memory_used_bytes, memory_limit_bytes) = self.memory(&cgroups, &members);
         Resources {
-            cpu_used_cores: self.cpu.used_cores(|| Some(Stat::read(&self.dir)?.cpu)),
+            cpu_used_cores: self.cpu.used_cores(|| cpu_time(self.process, &members)),
             cpu_limit_cores: cores.min_by(f64::total_cmp),
             memory_used_bytes,
             memory_limit_bytes,
@@ -91,13 +96,16 @@ impl Sampler {
     }
 
     /// Memory in use and the limit that it counts against.
-    fn memory(&self, cgroups: &[cgroup::Cgroup]) -> (Option<u64>, Option<u64>) {
+    fn memory(&self, cgroups: &[Cgroup], members: &[PathBuf]) -> (Option<u64>, Option<u64>) {
         let host_bytes = kib_line(&self.root.join("proc/meminfo"), "MemTotal:");
         match memory_limit(cgroups) {
             Some(limit) if host_bytes.is_none_or(|host| limit.bytes < host) => {
                 (limit.used_bytes, Some(limit.bytes))
             }
-            _ => (kib_line(&self.dir.join("status"), "VmRSS:"), host_bytes),
+            _ => {
+                let resident = |dir: &PathBuf| kib_line(&dir.join("status"), "VmRSS:");
+                (members.iter().filter_map(resident).reduce(u64::saturating_add), host_bytes)
+            }
         }
     }
 
@@ -116,6 +124,36 @@ impl Sampler {
         };
         (count > 0).then_some(count as f64)
     }
+}
+
+/// The directories in `/proc` of those who are measured.
+fn members(root: &Path, process: Process) -> Vec<PathBuf> {
+    let Process::Tree(pid) = process else {
+        return vec![process.dir(root)];
+    };
+    let entries = fs::read_dir(root.join("proc")).into_iter().flatten();
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let parent = |pid| Some((pid, Stat::read(&Process::Id(pid).dir(root))?.parent));
+    let parents: Vec<(u32, u32)> = pids.filter_map(parent).collect();
+    let mut tree = vec![pid];
+    let mut seen = 0;
+    while let Some(parent) = tree.get(seen).copied() {
+        let is_new = |(pid, its): &&(u32, u32)| *its == parent && !tree.contains(pid);
+        let children: Vec<u32> = parents.iter().filter(is_new).map(|(pid, _)| *pid).collect();
+        tree.extend(children);
+        seen += 1;
+    }
+    tree.into_iter().map(|pid| Process::Id(pid).dir(root)).collect()
+}
+
+/// What they have used. In a tree a child that ends leaves its time with its
+/// parent, so that the sum goes on growing.
+fn cpu_time(process: Process, members: &[PathBuf]) -> Option<Duration> {
+    let time = |stat: Stat| match process {
+        Process::Tree(_) => stat.cpu + stat.ended_children_cpu,
+        Process::Own | Process::Id(_) => stat.cpu,
+    };
+    members.iter().filter_map(|dir| Stat::read(dir)).map(time).reduce(|sum, more| sum + more)
 }
 
 /// Turns growing CPU time into a use of CPU.
@@ -154,31 +192,40 @@ impl CpuMeter {
 pub(super) struct Stat {
     /// It has ended, and its parent has not asked how.
     pub is_dead: bool,
+    /// The process that started it, or that has it since that one ended.
+    pub parent: u32,
     /// User and system time.
     pub cpu: Duration,
+    /// Of its children that ended, and theirs.
+    pub ended_children_cpu: Duration,
     /// When it started, in ticks since the host did.
     pub started_ticks: u64,
 }
 
 impl Stat {
     /// Linux has 100 ticks a second in what it tells, on every platform of today.
-    const TICK: Duration = Duration::from_millis(10);
+    const TICK_MS: u64 = 10;
 
     /// Reads it from a process's directory; `None` if there is no such process.
     pub fn read(dir: &Path) -> Option<Self> {
         Self::parse(&fs::read_to_string(dir.join("stat")).ok()?)
     }
 
-    /// By the numbers of proc(5): field 3 is the state, 14 and 15 the CPU time,
-    /// 22 the start.
+    /// By the numbers of proc(5): field 3 is the state, 4 the parent, 14 and 15 the
+    /// CPU time, 16 and 17 that of ended children, 22 the start.
     fn parse(text: &str) -> Option<Self> {
         // The name in field 2 may hold spaces; its parenthesis closes before field 3.
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
         let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-        let ticks = u32::try_from(number(14)?.checked_add(number(15)?)?);
+        let time = |user, system| {
+            let ticks = number(user)?.checked_add(number(system)?)?;
+            ticks.checked_mul(Self::TICK_MS).map(Duration::from_millis)
+        };
         Some(Self {
-            is_dead: matches!(fields[0], "Z" | "X" | "x"),
-            cpu: Self::TICK * ticks.ok()?,
+            is_dead: matches!(*fields.first()?, "Z" | "X" | "x"),
+            parent: number(4)?.try_into().ok()?,
+            cpu: time(14, 15)?,
+            ended_children_cpu: time(16, 17)?,
             started_ticks: number(22)?,
         })
     }

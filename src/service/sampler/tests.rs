@@ -224,11 +224,51 @@ async fn cpu_in_use_is_the_mean_over_the_last_period() {
     assert_eq!(used_at(100), Some(0.0), "never below 0");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_tree_uses_what_all_of_it_use_and_loses_nothing_when_a_child_ends() {
+    let host = Host::new("", "");
+    let start = |pid: u32, parent: u32, ticks: u64, ended_children_ticks: u64| {
+        let times = format!("{ticks} 0 {ended_children_ticks} 0");
+        let stat = format!("{pid} (x) S {parent} 0 0 0 0 0 0 0 0 0 {times} 20 0 1 0 9\n");
+        host.write(&format!("proc/{pid}/stat"), &stat);
+        host.write(&format!("proc/{pid}/status"), "VmRSS:\t 1024 kB\n");
+    };
+    // 7 started 8, which started 9; 10 is a stranger.
+    start(7, 1, 0, 0);
+    start(9, 8, 100, 0);
+    start(8, 7, 100, 0);
+    start(10, 1, 0, 0);
+    let mut sampler = Sampler::under(host.root.path(), Process::Tree(7));
+    assert_eq!(sampler.sample().memory_used_bytes, Some(3 * MIB));
+
+    advance(Duration::from_secs(1)).await;
+    start(10, 1, 1000, 0);
+    start(8, 7, 150, 0);
+    start(9, 8, 200, 0);
+    assert_eq!(sampler.sample().cpu_used_cores, Some(1.5));
+
+    advance(Duration::from_secs(1)).await;
+    fs::remove_dir_all(host.root.path().join("proc/9")).unwrap();
+    start(8, 7, 200, 200);
+    let after = sampler.sample();
+    assert_eq!(after.cpu_used_cores, Some(0.5));
+    assert_eq!(after.memory_used_bytes, Some(2 * MIB));
+}
+
 #[test]
 fn stat_is_read_past_a_name_with_spaces_and_parentheses() {
-    let expected = Stat { is_dead: false, cpu: Duration::from_millis(1050), started_ticks: 4242 };
+    let expected = Stat {
+        is_dead: false,
+        parent: 1,
+        cpu: Duration::from_millis(1050),
+        ended_children_cpu: Duration::from_millis(70),
+        started_ticks: 4242,
+    };
     assert_eq!(Stat::parse(&stat(100)), Some(expected));
     assert!(Stat::parse("7 (x) Z 1 7 7 0 -1 0 0 0 0 0 1 2 0 0 20 0 1 0 9").unwrap().is_dead);
+    // 64 cores for three months.
+    let busy = Stat::parse(&stat(50_000_000_000)).unwrap().cpu;
+    assert_eq!(busy.as_secs(), 500_000_000);
     for garbage in ["", "7 (x", "7 (x) S 1 2", "7 (x)"] {
         assert_eq!(Stat::parse(garbage), None, "{garbage:?}");
     }
