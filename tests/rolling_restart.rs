@@ -16,7 +16,6 @@ use std::thread;
 use std::time::Duration;
 
 use gateway::{Gateway, built, client, get, terminate};
-use http_body_util::BodyExt;
 use hyper::body::Bytes;
 use hyper::{Response, StatusCode, Uri};
 use parking_lot::Mutex;
