@@ -944,7 +944,8 @@ async fn a_flood_of_reports_is_read_at_its_newest() {
         let sent = count(&SENT);
         let Ok(Some(news)) = answer.result else { panic!("{answer:?}") };
         let queue = status_of(news).queue.unwrap();
-        assert!(queue + 20_000 > sent, "{queue} is told when {sent} were sent");
+        // What waits in the windows alone would be more than that.
+        assert!(queue > sent / 2, "{queue} is told when {sent} were sent");
     }
 }
 
