@@ -888,10 +888,14 @@ async fn a_stream_that_breaks_after_each_word_is_believed_word_by_word() {
     let peer = Asked::new(&format!("orca://{}", server.addr));
     peer.status().await;
     let (asked, begun) = (count(&server.calls.orca), Instant::now());
+    let mut told = 0;
     for _ in 0..10 {
-        let answer = peer.tick().await;
-        assert!(answer.result.is_ok(), "{answer:?}");
+        match peer.tick().await.result {
+            Ok(news) => told += usize::from(news.is_some()),
+            Err(err) => panic!("given up: {err}"),
+        }
     }
+    assert!(told >= 8, "told {told} times in 10 ticks");
     let asked = count(&server.calls.orca) - asked;
     // Half of an interval's part for one try is the shortest pause.
     let most = begun.elapsed().as_millis() / (INTERVAL / (RETRIES + 1) / 2).as_millis();
@@ -936,12 +940,12 @@ async fn a_flood_of_reports_is_read_at_its_newest() {
     let peer = Asked::new(&format!("orca://{}", server.addr));
     peer.status().await;
     for _ in 0..10 {
-        let answer = peer.tick().await;
-        let sent = count(&SENT);
-        let Ok(Some(news)) = answer.result else { panic!("{answer:?}") };
-        let queue = status_of(news).queue.unwrap();
-        assert!(queue + 20_000 > sent, "{queue} is told when {sent} were sent");
+        peer.status().await;
     }
+    let sent = count(&SENT);
+    let queue = peer.status().await.queue.unwrap();
+    // What waits in the windows alone would be more than that.
+    assert!(queue > sent / 2, "{queue} is told when {sent} were sent");
 }
 
 #[tokio::test]

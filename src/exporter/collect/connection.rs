@@ -136,7 +136,6 @@ impl fmt::Display for Forbidden {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, addresses, allow } = self;
         match &addresses[..] {
-            [] => write!(f, "{host} has no address"),
             [only] if only.to_string() == *host => write!(f, "{host} is outside of allow: {allow}"),
             _ => write!(f, "{host} is at {addresses:?}, outside of allow: {allow}"),
         }
@@ -294,5 +293,37 @@ impl AsyncWrite for Watched {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.project().stream.poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_refused_holds_for_the_connection_that_stands() {
+        let manner = Manner::new(&crate::config::Config::default()).unwrap();
+        let url = "grpc://127.0.0.1:1".parse().unwrap();
+        let connection =
+            Connection::new(&url, &[Way::Poll, Way::Stream], &Arc::new(manner)).unwrap();
+        let begin = || Open::begin(Arc::clone(&connection.life));
+        let refused = |way| {
+            connection.refuse(way);
+            connection.way()
+        };
+        assert_eq!(refused(Way::Poll), Some(Way::Poll), "there is no connection");
+
+        let first = begin();
+        assert_eq!(refused(Way::Stream), Some(Way::Poll), "it was not its turn");
+        assert_eq!(refused(Way::Poll), Some(Way::Stream));
+        assert_eq!(refused(Way::Stream), None);
+        assert_eq!(refused(Way::Stream), None);
+        let second = begin();
+        assert_eq!(connection.way(), Some(Way::Poll));
+        assert_eq!(refused(Way::Poll), Some(Way::Stream));
+        drop(first);
+        assert_eq!(connection.way(), Some(Way::Stream), "that was an older one");
+        drop(second);
+        assert_eq!(connection.way(), Some(Way::Poll));
     }
 }

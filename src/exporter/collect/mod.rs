@@ -27,6 +27,7 @@ mod health;
 mod orca;
 mod schedule;
 mod stream;
+mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -36,13 +37,13 @@ use parking_lot::Mutex;
 use rand::rngs::{SmallRng, SysRng};
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep_until, timeout};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Channel, ClientTlsConfig};
 
 use self::connection::{Connection, Way};
 pub use self::error::{AskError, CollectError};
 use self::schedule::Schedule;
 use self::stream::{Listen, Stream};
-use crate::config::{Config, TlsConfig};
+use crate::config::Config;
 use crate::model::{Allow, Report, StatusProtocol, StatusUrl};
 
 /// How instances are asked: the same for all of them.
@@ -71,7 +72,7 @@ impl Manner {
                 retries: exporter.retries,
             },
             allow: config.allow.clone(),
-            tls: tls(&exporter.tls)?.timeout(exporter.timeout),
+            tls: tls::read(&exporter.tls)?.timeout(exporter.timeout),
             // Without the system's chance, another one for each process will do.
             rng: Mutex::new(
                 rng.unwrap_or_else(|_| SmallRng::seed_from_u64(std::process::id().into())),
@@ -88,45 +89,6 @@ impl Manner {
     fn boot_id(&self) -> u64 {
         self.rng.lock().random_range(1..=u64::MAX)
     }
-}
-
-fn tls(config: &TlsConfig) -> Result<ClientTlsConfig, CollectError> {
-    let TlsConfig { ca, cert, key } = config;
-    let mut tls = ClientTlsConfig::new();
-    if ca.is_empty() {
-        tls = tls.with_enabled_roots();
-    } else {
-        let pem = read_pem("exporter.tls.ca", ca, "CERTIFICATE")?;
-        tls = tls.ca_certificate(Certificate::from_pem(pem));
-        check_tls(&tls, "exporter.tls.ca", ca)?;
-    }
-    if !cert.is_empty() {
-        let pem = read_pem("exporter.tls.cert", cert, "CERTIFICATE")?;
-        let identity = Identity::from_pem(pem, read_pem("exporter.tls.key", key, "PRIVATE KEY")?);
-        // By itself: which of the system's authorities there are is of no account.
-        let own = ClientTlsConfig::new().identity(identity.clone());
-        check_tls(&own, "exporter.tls.cert and exporter.tls.key", &format!("{cert} and {key}"))?;
-        tls = tls.identity(identity);
-    }
-    Ok(tls)
-}
-
-/// A file that holds a `kind` at least by its looks: one without any would count
-/// as an empty list.
-fn read_pem(key: &'static str, path: &str, kind: &'static str) -> Result<Vec<u8>, CollectError> {
-    let named = |source| CollectError::Read { key, path: path.to_owned(), source };
-    let pem = std::fs::read(path).map_err(named)?;
-    let end = format!("{kind}-----");
-    match pem.windows(end.len()).any(|part| part == end.as_bytes()) {
-        true => Ok(pem),
-        false => Err(CollectError::NotPem { key, path: path.to_owned(), kind }),
-    }
-}
-
-fn check_tls(tls: &ClientTlsConfig, key: &'static str, path: &str) -> Result<(), CollectError> {
-    let refused = |source| CollectError::Tls { key, path: path.to_owned(), source };
-    Endpoint::from_static("https://localhost").tls_config(tls.clone()).map_err(refused)?;
-    Ok(())
 }
 
 /// One instance that is asked, over one connection that is kept.
