@@ -432,24 +432,16 @@ fn default_id(addr: SocketAddr) -> Option<String> {
 }
 
 fn check(file: &Path) -> ExitCode {
-    let config = match Config::load(file) {
-        Ok(config) => config,
-        Err(error) => return refused(&error.to_string()),
-    };
-    if let Err(error) = exporter::check(&config) {
-        return refused(&format!("{}: {error}", file.display()));
+    match exporter::check_file(file) {
+        Ok(summary) => {
+            println!("{summary}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => refused(&error.to_string()),
     }
-    let services = counted(config.services.len(), "service");
-    let instances = config.services.values().map(|service| service.instances.len()).sum();
-    println!("{}: ok: {services}, {}", file.display(), counted(instances, "instance"));
-    ExitCode::SUCCESS
 }
 
 fn refused(why: &str) -> ExitCode {
     eprintln!("{why}");
     ExitCode::from(BAD_CONFIG)
-}
-
-fn counted(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
