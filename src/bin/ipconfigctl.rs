@@ -24,7 +24,6 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
-use ipconfig::config::Config;
 use ipconfig::ctl::{self, CtlError, Keeper, Overrides, Run, Settings, Wish, hand, print, view};
 use ipconfig::exporter;
 use ipconfig::model::{Instance, MAX_WEIGHT, StatusUrl, is_name, parse_addr};
