@@ -12,18 +12,19 @@ use std::time::Duration;
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KvClient,
     LeaseClient, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions, TlsOptions, Txn,
-    TxnOp, WatchClient, WatchOptions, WatchStream,
+    TxnOp, WatchClient,
 };
 use tokio::time::timeout;
 use tonic::Code;
 
 use crate::config::{EtcdConfig, TlsConfig};
-use crate::watcher::{Change, Message, Page, PageRequest, Record, Source, Watch};
 
 mod error;
+mod source;
 
 use error::Cause;
 pub use error::EtcdError;
+pub use source::{EtcdSource, EtcdWatch};
 
 /// Time for a TCP connection and the TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -484,183 +485,11 @@ impl LeaseKeepAlive {
     }
 }
 
-/// A range of keys, for the watcher.
-pub struct EtcdSource {
-    connector: Connector,
-    connection: Option<Connection>,
-    /// First of the range: the prefix and a slash.
-    first: Vec<u8>,
-    /// End of the range, which does not belong to it.
-    end: Vec<u8>,
-    page_keys: i64,
-}
-
-impl EtcdSource {
-    /// All keys under `config.prefix`. Reaches nothing yet.
-    pub fn new(config: &EtcdConfig) -> Self {
-        // '0' is the character after '/', so that the range is all that begins
-        // with the prefix and a slash.
-        Self::range(config, "/", "0")
-    }
-
-    /// The exporters and the instances under `config.prefix`, and nothing of what
-    /// exporters write each second: `exporters/` and `instances/` are neighbours
-    /// among the kinds of keys, which a test holds fast.
-    pub fn of_exporters_and_instances(config: &EtcdConfig) -> Self {
-        Self::range(config, "/exporters/", "/instances0")
-    }
-
-    fn range(config: &EtcdConfig, first: &str, end: &str) -> Self {
-        let bound = |rest: &str| format!("{}{rest}", config.prefix).into_bytes();
-        Self {
-            connector: Connector::new(config),
-            connection: None,
-            first: bound(first),
-            end: bound(end),
-            page_keys: PAGE_KEYS,
-        }
-    }
-
-    fn action(&self, verb: &str) -> String {
-        format!("{verb} {}", String::from_utf8_lossy(&self.first))
-    }
-
-    fn connection(&self, verb: &str) -> Result<Connection, EtcdError> {
-        let missing = || EtcdError::new(self.action(verb), "no endpoint", Cause::NotConnected);
-        self.connection.clone().ok_or_else(missing)
-    }
-}
-
-impl Source for EtcdSource {
-    type Error = EtcdError;
-    type Watch = EtcdWatch;
-
-    async fn connect(&mut self) -> Result<(), EtcdError> {
-        self.connection = None;
-        self.connection = Some(self.connector.connect().await?);
-        Ok(())
-    }
-
-    async fn list(&mut self, page: PageRequest) -> Result<Page, EtcdError> {
-        let Connection { mut kv, endpoint, .. } = self.connection("list")?;
-        let from = match page.after {
-            None => self.first.clone(),
-            // The smallest key that is larger.
-            Some(mut key) => {
-                key.push(0);
-                key
-            }
-        };
-        let options = GetOptions::new().with_range(self.end.clone());
-        let options = options.with_revision(page.revision.unwrap_or(0));
-        loop {
-            let options = options.clone().with_limit(self.page_keys);
-            let answer = kv.get(from.clone(), Some(options));
-            let mut answer = match call(self.action("list"), &endpoint, PAGE_TIMEOUT, answer).await
-            {
-                Ok(answer) => answer,
-                Err(error) if error.is_too_large() && self.page_keys > 1 => {
-                    self.page_keys /= 2;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let Some(header) = answer.take_header() else {
-                return Err(EtcdError::new(self.action("list"), &endpoint, Cause::NoHeader));
-            };
-            return Ok(Page {
-                cluster_id: header.cluster_id(),
-                revision: header.revision(),
-                more: answer.more(),
-                records: answer.take_kvs().into_iter().map(record).collect(),
-            });
-        }
-    }
-
-    /// One stream for the whole range. Without fragments: the client does not
-    /// tell which one is the last, and a cursor that moved between two of them
-    /// would step over the rest of a revision.
-    async fn watch(&mut self, from_revision: i64) -> Result<EtcdWatch, EtcdError> {
-        let Connection { mut watch, endpoint, .. } = self.connection("watch")?;
-        let options =
-            WatchOptions::new().with_range(self.end.clone()).with_start_revision(from_revision);
-        let opened = watch.watch(self.first.clone(), Some(options));
-        let action = self.action("watch");
-        let stream = call(action.clone(), &endpoint, REQUEST_TIMEOUT, opened).await?;
-        Ok(EtcdWatch { stream, action, endpoint })
-    }
-
-    fn progress_is_exact(&self) -> bool {
-        let version = self.connection.as_ref().and_then(Connection::version);
-        version.is_some_and(Version::progress_is_exact)
-    }
-
-    /// Compacted, or more than one answer may hold.
-    fn history_is_lost(error: &EtcdError) -> bool {
-        error.code() == Some(Code::OutOfRange)
-    }
-}
-
 fn entry(kv: etcd_client::KeyValue) -> Entry {
     let (mod_revision, lease) = (kv.mod_revision(), kv.lease());
     let (key, value) = kv.into_key_value();
     let key = String::from_utf8_lossy(&key).into_owned();
     Entry { key, value, mod_revision, lease: (lease != 0).then_some(LeaseId(lease)) }
-}
-
-fn record(kv: etcd_client::KeyValue) -> Record {
-    let mod_revision = kv.mod_revision();
-    let (key, value) = kv.into_key_value();
-    Record { key, value, mod_revision }
-}
-
-/// A stream of changes under a prefix.
-pub struct EtcdWatch {
-    stream: WatchStream,
-    action: String,
-    endpoint: String,
-}
-
-impl EtcdWatch {
-    fn failed(&self, cause: impl Into<Cause>) -> EtcdError {
-        EtcdError::new(&self.action, &self.endpoint, cause.into())
-    }
-}
-
-impl Watch for EtcdWatch {
-    type Error = EtcdError;
-
-    async fn next(&mut self) -> Result<Message, EtcdError> {
-        let answer = match self.stream.message().await {
-            Ok(Some(answer)) => answer,
-            Ok(None) => return Err(self.failed(Cause::StreamEnded)),
-            Err(error) => return Err(self.failed(error)),
-        };
-        let Some(header) = answer.header() else { return Err(self.failed(Cause::NoHeader)) };
-        Ok(Message {
-            cluster_id: header.cluster_id(),
-            revision: header.revision(),
-            compact_revision: answer.compact_revision(),
-            canceled: answer.canceled().then(|| answer.cancel_reason().to_owned()),
-            created: answer.created(),
-            changes: answer.events().iter().filter_map(|event| event.kv()).map(change).collect(),
-        })
-    }
-
-    async fn request_progress(&mut self) -> Result<(), EtcdError> {
-        self.stream.request_progress().await.map_err(|error| self.failed(error))
-    }
-}
-
-/// Reads the kind of an event from the key as it is after the event: one that
-/// was never created does not exist. That is how etcd itself tells the two
-/// kinds apart, and `event_type()` panics on a kind that it does not know.
-fn change(kv: &etcd_client::KeyValue) -> Change {
-    Change {
-        key: kv.key().to_vec(),
-        value: (kv.create_revision() != 0).then(|| kv.value().to_vec()),
-        mod_revision: kv.mod_revision(),
-    }
 }
 
 #[cfg(test)]
@@ -678,30 +507,6 @@ mod tests {
         }
         for text in ["3.4.23", "3.4.30", "3.5.23", "3.6.5", "3.6.0-rc.1", "3.3.99", "2.9.40"] {
             assert!(!version(text).progress_is_exact(), "{text}");
-        }
-    }
-
-    #[test]
-    fn the_exporter_s_range_holds_exporters_and_instances_and_nothing_else() {
-        use crate::wire::Key;
-
-        let config = EtcdConfig::default();
-        let source = EtcdSource::of_exporters_and_instances(&config);
-        let (service, id, exporter) = ("~".to_owned(), "-".to_owned(), "e".to_owned());
-        for (key, is_in) in [
-            (Key::Exporter { id: id.clone() }, true),
-            (Key::Instance { service: service.clone(), id: id.clone() }, true),
-            (Key::Instance { service: "0".to_owned(), id }, true),
-            (Key::Status { exporter, service: service.clone(), shard: 0 }, false),
-            (Key::Control { service: service.clone() }, false),
-            (Key::Policy { service }, false),
-        ] {
-            let path = key.to_path(&config.prefix).into_bytes();
-            assert_eq!(
-                (source.first.clone()..source.end.clone()).contains(&path),
-                is_in,
-                "{key:?}"
-            );
         }
     }
 
