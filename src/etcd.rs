@@ -265,6 +265,18 @@ impl Connection {
         Ok(answer.take_kvs().pop().map(entry))
     }
 
+    /// Reads a key as it was at `revision`; `None`: there was none, or etcd has
+    /// forgotten what was then.
+    pub async fn get_at(&self, key: &str, revision: i64) -> Result<Option<Entry>, EtcdError> {
+        let options = GetOptions::new().with_revision(revision);
+        let mut kv = self.kv.clone();
+        match self.call(format!("get {key}"), kv.get(key, Some(options))).await {
+            Ok(mut answer) => Ok(answer.take_kvs().pop().map(entry)),
+            Err(error) if error.code() == Some(Code::OutOfRange) => Ok(None), // compacted
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads every key that begins with `prefix`, in order. In pages: keys that
     /// are written meanwhile may be of different revisions.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Entry>, EtcdError> {

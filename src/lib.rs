@@ -42,5 +42,6 @@ pub mod plugin;
 
 pub mod metrics;
 
+pub mod ctl;
 pub mod exporter;
 pub mod ffi;
