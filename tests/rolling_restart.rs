@@ -144,6 +144,8 @@ struct Gateway {
     dir: TempDir,
     port: u16,
     client: Client,
+    /// What its API said last of the service.
+    view: Mutex<Value>,
 }
 
 impl Gateway {
@@ -168,7 +170,7 @@ impl Gateway {
             .spawn();
         let child =
             child.unwrap_or_else(|error| panic!("cannot start {}: {error}", nginx.display()));
-        Self { child, dir, port, client: client() }
+        Self { child, dir, port, client: client(), view: Mutex::default() }
     }
 
     fn uri(&self, path: &str) -> Uri {
@@ -195,6 +197,7 @@ impl Gateway {
         let id = |instance: &Value| instance["id"].as_str().expect("an id").to_owned();
         let mut ids: Vec<_> = instances.into_iter().flatten().map(id).collect();
         ids.sort_unstable();
+        *self.view.lock() = view;
         ids
     }
 
@@ -206,7 +209,7 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("nginx:\n{}", self.log());
+            eprintln!("nginx:\n{}{}", self.log(), self.view.lock());
         }
         // Killed, the master would leave its workers behind.
         terminate(&self.child.id().to_string());
@@ -252,7 +255,7 @@ pid nginx.pid;
 error_log error.log notice;
 worker_processes 2;
 env IPCONFIG_CONFIG;
-events {{}}
+events {{ worker_connections 4096; }}
 http {{
     lua_package_path "{lua}/?.lua;;";
     lua_package_cpath "{library}/?.so;;";
