@@ -43,14 +43,15 @@ struct Run {
 impl Run {
     fn start(endpoint: &str, addr: SocketAddr, options: &[&str], script: &str) -> Self {
         let dir = TempDir::with_prefix("ipconfig-run-").expect("a temporary directory");
-        let waits = options.contains(&"--drain-wait");
-        let no_wait: &[_] = if waits { &[] } else { &["--drain-wait", "0s"] };
+        // What the options do not say.
+        let defaults = [["--ttl", "2s"], ["--drain-wait", "0s"]];
+        let defaults = defaults.into_iter().filter(|[name, _]| !options.contains(name)).flatten();
         let child = Command::new(env!("CARGO_BIN_EXE_ipconfigctl"))
             .current_dir(dir.path())
             .env_remove("IPCONFIG_CONFIG")
             .args(["run", "--endpoints", endpoint, "--service", "chat", "--id", "chat-1"])
-            .args(["--addr", &addr.to_string(), "--ttl", "2s"])
-            .args(no_wait)
+            .args(["--addr", &addr.to_string()])
+            .args(defaults)
             .args(options)
             .args(["--", "sh", "-c", script])
             .stdout(Stdio::null())
@@ -417,6 +418,28 @@ async fn a_command_that_started_without_etcd_is_registered_when_etcd_is_there() 
     registered(&connect(&etcd).await, addr).await;
     run.touch("end");
     assert_eq!(run.exit_code().await, 5);
+}
+
+#[tokio::test]
+async fn a_drain_that_etcd_was_not_there_for_is_written_when_it_is_back() {
+    let mut etcd = Etcd::start().await;
+    let (_listener, addr) = listener().await;
+    let options = ["--ttl", "60s", "--drain-wait", "1h"];
+    let run = Run::start(&etcd.endpoint(), addr, &options, COMMAND);
+    run.command_pid().await;
+    registered(&connect(&etcd).await, addr).await;
+    etcd.kill();
+    run.signal("TERM");
+    let failed = async || run.log().contains("failed to drain");
+    wait_until("it is told", PATIENCE, failed).await;
+
+    etcd.restart().await;
+    let client = connect(&etcd).await;
+    let drains = async || instance(&client).await.is_some_and(|it| it.drain);
+    wait_until("the instance drains", PATIENCE, drains).await;
+    run.touch("end");
+    assert_eq!(run.exit_code().await, 5);
+    assert_eq!(instance(&client).await, None);
 }
 
 #[tokio::test]

@@ -58,9 +58,12 @@ enum State {
     Leased(LeaseId),
     /// The registration, confirmed. What is left to do is to renew the lease.
     Registered(LeaseId),
-    /// The registration, with the wish to leave. The lease is renewed, and
-    /// nothing is written when it is lost.
-    Leaving(LeaseId),
+    /// The registration, which is to say that it drains. The next step writes
+    /// that; it is all that is written any more.
+    Draining(LeaseId),
+    /// The registration, which says that it drains. The lease is renewed until the
+    /// command has ended.
+    Drained(LeaseId),
     /// Nothing, and that is how it stays.
     Left,
 }
@@ -98,7 +101,9 @@ impl Keeper {
                         tracing::warn!("the lease of {} was lost: registers anew", self.name());
                         continue;
                     }
-                    State::Leaving(_) | State::Left => self.state = State::Left,
+                    State::Draining(_) | State::Drained(_) | State::Left => {
+                        self.state = State::Left;
+                    }
                     State::Absent | State::Leased(_) => {}
                 }
             }
@@ -118,28 +123,39 @@ impl Keeper {
     pub async fn drain(&mut self) -> bool {
         let lease = match self.state {
             State::Leased(lease) | State::Registered(lease) => lease,
-            State::Absent | State::Leaving(_) | State::Left => return false,
+            State::Absent | State::Draining(_) | State::Drained(_) | State::Left => return false,
         };
-        self.state = State::Leaving(lease);
+        self.state = State::Draining(lease);
         let key = self.key.clone();
         match self.last_word(async |etcd| write_drain(&etcd, &key, lease).await).await {
-            Ok(true) => tracing::info!("{} drains", self.name()),
-            Ok(false) => {
-                tracing::info!("{} is not ours any more: leaves at once", self.name());
-                return false;
+            Ok(is_ours) => self.drained(lease, is_ours),
+            Err(why) => {
+                tracing::warn!("failed to drain {}: {why}", self.name());
+                // It may have been done all the same, or may be yet.
+                true
             }
-            Err(why) => tracing::warn!("failed to drain {}: {why}", self.name()),
         }
-        // Also where etcd did not answer: it may have done what it was asked.
-        true
+    }
+
+    /// Returns `is_ours`: whether there was a registration of ours to drain.
+    fn drained(&mut self, lease: LeaseId, is_ours: bool) -> bool {
+        match is_ours {
+            true => tracing::info!("{} drains", self.name()),
+            false => tracing::info!("{} is not ours any more", self.name()),
+        }
+        self.state = State::Drained(lease);
+        is_ours
     }
 
     /// Deregisters, which takes 2 s at most; if etcd cannot be reached, the
     /// registration goes when its lease ends.
     pub async fn leave(&mut self) {
         let lease = match std::mem::replace(&mut self.state, State::Left) {
-            State::Leased(lease) | State::Registered(lease) | State::Leaving(lease) => lease,
             State::Absent | State::Left => return,
+            State::Leased(lease)
+            | State::Registered(lease)
+            | State::Draining(lease)
+            | State::Drained(lease) => lease,
         };
         let revoke = async |etcd: Connection| match etcd.revoke_lease(lease).await {
             Err(error) if error.is_lease_gone() => Ok(()),
@@ -168,12 +184,17 @@ impl Keeper {
         }
     }
 
-    /// Makes sure of a lease, and of a registration under it.
+    /// Makes sure of a lease, and of what is to stand under it.
     async fn register(&mut self, etcd: &Connection) -> Result<LeaseId, EtcdError> {
         let mut told = false;
         loop {
             let lease = match self.state {
-                State::Registered(lease) | State::Leaving(lease) => return Ok(lease),
+                State::Registered(lease) | State::Drained(lease) => return Ok(lease),
+                State::Draining(lease) => {
+                    let is_ours = write_drain(etcd, &self.key, lease).await?;
+                    self.drained(lease, is_ours);
+                    continue;
+                }
                 State::Left => std::future::pending().await,
                 State::Leased(lease) => Some(lease),
                 State::Absent => None,
