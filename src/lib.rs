@@ -1,8 +1,10 @@
 //! resty.ipconfig: load-aware balancing for OpenResty.
 //!
-//! Two programs share this crate. The cdylib runs inside nginx: a thread of
+//! Three programs share this crate. The cdylib runs inside nginx: a thread of
 //! worker 0 turns what etcd holds into rankings, and every worker picks by them.
 //! The exporter asks the business services how they are and puts that into etcd.
+//! A third, `ipconfigctl`, registers services that do not talk to etcd themselves:
+//! [`ctl`].
 //!
 //! ```text
 //!         the plugin's thread, in worker 0                              every worker

@@ -106,6 +106,19 @@ impl Run {
     }
 }
 
+impl Drop for Run {
+    /// A test that failed leaves nothing behind.
+    fn drop(&mut self) {
+        let _ = self.child.start_kill();
+        let pid = fs::read_to_string(self.path("pid")).unwrap_or_default();
+        let works_in = fs::read_link(format!("/proc/{}/cwd", pid.trim()));
+        // It is still the command, and no other process of that number.
+        if works_in.is_ok_and(|dir| dir == self.dir.path()) {
+            send("KILL", pid.trim());
+        }
+    }
+}
+
 fn send(name: &str, pid: &str) {
     // A command, since the system call would need unsafe code.
     let script = r#"kill -s "$1" "$2""#;
