@@ -295,7 +295,9 @@ impl Board {
             if service.name_len.load(Acquire) == 0 && service.claim(name) {
                 return Some(id);
             }
-            // Somebody else may have claimed the entry for the same name.
+            // Somebody else may have claimed the entry for the same name, or be about
+            // to write it there: workers start together.
+            service.wait_for_name();
             if service.is_named(name) {
                 return Some(id);
             }
@@ -477,6 +479,10 @@ impl Service {
     /// `name_len` while its claimer writes the name.
     const CLAIMED: u8 = u8::MAX;
 
+    /// Turns given to whoever writes a name: some milliseconds at least on a core
+    /// that others want too.
+    const NAME_YIELDS: u32 = 10_000;
+
     fn name(&self) -> Option<String> {
         let len = self.name_len.load(Acquire);
         let bytes = self.name.get(..usize::from(len)).filter(|bytes| !bytes.is_empty())?;
@@ -486,6 +492,17 @@ impl Service {
     fn is_named(&self, name: &str) -> bool {
         usize::from(self.name_len.load(Acquire)) == name.len()
             && self.name.iter().zip(name.bytes()).all(|(a, b)| a.load(Relaxed) == b)
+    }
+
+    /// Waits while another process writes the name, which takes it less than a
+    /// microsecond unless it is interrupted. One that died over it is given up.
+    fn wait_for_name(&self) {
+        for _ in 0..Self::NAME_YIELDS {
+            if self.name_len.load(Acquire) != Self::CLAIMED {
+                return;
+            }
+            std::thread::yield_now();
+        }
     }
 
     fn claim(&self, name: &str) -> bool {
@@ -539,6 +556,25 @@ mod tests {
         let chatter = board.service("chatter").unwrap();
         assert_ne!(chat, chatter);
         assert_eq!(board.service("chat"), Some(chat));
+    }
+
+    #[test]
+    fn two_workers_that_ask_at_the_same_moment_get_the_same_entry() {
+        let board = Board::map().unwrap();
+        let together = std::sync::Barrier::new(2);
+        let ask_for_all = || -> Vec<_> {
+            let ask = |index| {
+                together.wait();
+                // Long, so that writing it takes a while.
+                board.service(&format!("{index:0>100}"))
+            };
+            (0..MAX_SERVICES).map(ask).collect()
+        };
+        let (one, other) = std::thread::scope(|scope| {
+            let other = scope.spawn(ask_for_all);
+            (ask_for_all(), other.join().unwrap())
+        });
+        assert_eq!(one, other);
     }
 
     #[test]
