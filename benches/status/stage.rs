@@ -90,7 +90,13 @@ impl Gateway {
         let [port] = free_ports();
         let nginx = Nginx::start(None, &gateway_http(port, config)).await;
         let worker = nginx.worker_pid();
-        let thread = usage::thread_named(worker, "ipconfig");
+        let mut thread = None;
+        let has_begun = async || {
+            thread = usage::thread_named(worker, "ipconfig");
+            thread.is_some()
+        };
+        wait_until("the plugin's thread runs", START, has_begun).await;
+        let thread = thread.expect("it has begun");
         Gateway { _nginx: nginx, port, worker, thread }
     }
 

@@ -14,18 +14,17 @@ pub fn raise_open_files() -> u64 {
     if raised.is_ok() { maximum } else { current }.unwrap_or(u64::MAX)
 }
 
-/// The thread of a process that has this name.
+/// The thread of a process that has this name; `None` while there is none.
 ///
 /// # Panics
-/// If there is none.
-pub fn thread_named(pid: u32, name: &str) -> u32 {
+/// If there is no such process.
+pub fn thread_named(pid: u32, name: &str) -> Option<u32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a running process");
     let is_named = |thread: &fs::DirEntry| {
         fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
     };
-    let thread = threads.flatten().find(is_named);
-    let thread = thread.unwrap_or_else(|| panic!("process {pid} has no thread {name:?}"));
-    thread.file_name().to_string_lossy().parse().expect("a thread is named by its number")
+    let thread = threads.flatten().find(is_named)?;
+    thread.file_name().to_string_lossy().parse().ok()
 }
 
 /// CPU time that one thread has used so far.
