@@ -78,7 +78,11 @@ async fn main() {
             continue;
         }
         eprintln!("{size} instances…");
-        let mut stage = Stage::start(size).await;
+        let Some(mut stage) = Stage::start(size).await else {
+            println!("\n{size} instances: not all of them were ranked by their own reports after");
+            println!("{:?}.", stage::START);
+            continue;
+        };
         work.push(work::measure(&stage, ALL, time).await);
         latencies.push((size, latency::measure(&stage, time * 4 / 3).await));
         if size == SIZES[SIZES.len() - 1] {

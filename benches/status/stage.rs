@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::nginx::{self, Nginx};
 use crate::servers::{self, Servers};
@@ -19,7 +19,7 @@ use crate::{http, usage};
 pub const SERVICE: &str = "fleet";
 
 /// How long it may take until every instance has reported.
-const START: Duration = Duration::from_secs(60);
+pub const START: Duration = Duration::from_secs(60);
 
 /// From then on until everything is in step: a window is 5 s, and each instance
 /// is written at least every 3 s.
@@ -47,8 +47,8 @@ pub struct Gateway {
 
 impl Stage {
     /// Returns when every instance is in the ranking by its own report, and has
-    /// been for a while.
-    pub async fn start(size: usize) -> Self {
+    /// been for a while; `None` if some are not after [`START`].
+    pub async fn start(size: usize) -> Option<Self> {
         let dir = TempDir::with_prefix("ipconfig-bench-").expect("a temporary directory");
         let [status_port, metrics_port] = free_ports();
         let etcd = Etcd::start().await;
@@ -60,22 +60,29 @@ impl Stage {
         let exporter = Process::start(&mut exporter_command(&config), &log);
         let gateway = Gateway::start(&config).await;
         let mut stage = Stage { exporter, gateway, servers, etcd, size, metrics_port, _dir: dir };
-        stage.wait_until_all_report(&log).await;
-        stage
+        if !stage.do_all_report(&log).await {
+            let log = fs::read_to_string(&log).unwrap_or_default();
+            eprintln!("the exporter's log begins with:");
+            log.lines().take(5).for_each(|line| eprintln!("{line}"));
+            return None;
+        }
+        sleep(SETTLE).await;
+        Some(stage)
     }
 
-    async fn wait_until_all_report(&mut self, log: &Path) {
-        let (port, exporter) = (self.gateway.port, &mut self.exporter);
-        let do_report = async || {
+    /// Waits for it.
+    async fn do_all_report(&mut self, log: &Path) -> bool {
+        let deadline = Instant::now() + START;
+        while reporting(self.gateway.port) != Some(self.size) {
             let log = || fs::read_to_string(log).unwrap_or_default();
-            assert!(exporter.is_running(), "the exporter ended; its log:\n{}", log());
+            assert!(self.exporter.is_running(), "the exporter ended; its log:\n{}", log());
+            if Instant::now() > deadline {
+                return false;
+            }
             // Little is asked of the gateway while it has much to do.
             sleep(Duration::from_millis(200)).await;
-            reporting(port).is_some_and(|count| count == self.size)
-        };
-        let what = format!("all of {} instances report", self.size);
-        wait_until(&what, START, do_report).await;
-        sleep(SETTLE).await;
+        }
+        true
     }
 
     /// Another part of the instances changes from now on.
