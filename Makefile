@@ -49,6 +49,7 @@ bench: ## Prints the performance tables, ours beside the peers'.
 	@.ci/setup bench
 	@cargo build --release --locked --lib --bins --examples
 	@cargo bench --locked --bench gateway
+	@cargo bench --locked --bench status
 
 .PHONY: deny
 deny: ## Checks licences, advisories and sources of the dependencies (needs cargo-deny).

@@ -20,28 +20,48 @@ impl Client {
         Ok(Client { stream: BufReader::new(connect(port)?), line: String::new() })
     }
 
-    /// The body of an answer with 200 and a `Content-Length`.
+    /// The body of an answer with 200, with a `Content-Length` or in chunks.
     pub fn get(&mut self, path: &str) -> io::Result<String> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n");
         self.stream.get_mut().write_all(request.as_bytes())?;
         let status = self.read_line()?.to_owned();
         let mut length = None;
+        let mut is_chunked = false;
         loop {
             let header = self.read_line()?;
             if header.is_empty() {
                 break;
             }
-            if let Some((name, value)) = header.split_once(':')
-                && name.eq_ignore_ascii_case("content-length")
-            {
+            let Some((name, value)) = header.split_once(':') else { continue };
+            if name.eq_ignore_ascii_case("content-length") {
                 length = value.trim().parse().ok();
+            } else if name.eq_ignore_ascii_case("transfer-encoding") {
+                is_chunked = true;
             }
         }
-        let length: usize = length.ok_or_else(|| unexpected(path, "no Content-Length"))?;
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body)?;
+        let mut body = Vec::new();
+        if is_chunked {
+            while self.read_chunk(&mut body)? > 0 {}
+        } else {
+            let length = length.ok_or_else(|| unexpected(path, "neither a length nor chunks"))?;
+            self.read_body(length, &mut body)?;
+        }
         check_status(path, &status)?;
         String::from_utf8(body).map_err(|_| unexpected(path, "a body that is no text"))
+    }
+
+    /// Appends the next chunk; returns its length, which is 0 after the last one.
+    fn read_chunk(&mut self, body: &mut Vec<u8>) -> io::Result<usize> {
+        let length = usize::from_str_radix(self.read_line()?, 16).map_err(io::Error::other)?;
+        self.read_body(length, body)?;
+        self.read_line()?;
+        Ok(length)
+    }
+
+    fn read_body(&mut self, length: usize, body: &mut Vec<u8>) -> io::Result<()> {
+        let begin = body.len();
+        body.resize(begin + length, 0);
+        self.stream.read_exact(&mut body[begin..])
     }
 
     fn read_line(&mut self) -> io::Result<&str> {

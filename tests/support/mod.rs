@@ -165,6 +165,14 @@ impl Etcd {
         self.dir.path()
     }
 
+    /// Its process id.
+    ///
+    /// # Panics
+    /// If it was killed.
+    pub fn id(&self) -> u32 {
+        self.running().id()
+    }
+
     /// Kills it at once, as `kill -9` does.
     pub fn kill(&mut self) {
         self.process = None;
