@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use ipconfig::config::Config;
 use ipconfig::exporter;
+use ipconfig::model::is_name;
 use ipconfig::service::agent::{self, Target};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -32,6 +33,9 @@ struct Args {
         default_value = "/etc/ipconfig/ipconfig.json"
     )]
     config: PathBuf,
+    /// This exporter's id, in place of the file's exporter.id.
+    #[arg(long, env = "IPCONFIG_EXPORTER_ID", hide_env_values = true, value_parser = exporter_id)]
+    id: Option<String>,
     /// Validate the configuration file, say so, and start nothing.
     #[arg(long)]
     check_config: bool,
@@ -122,15 +126,25 @@ async fn main() -> ExitCode {
                 Err(err) => fail(&err, 1),
             }
         }
-        None => export(&args.config, shutdown).await,
+        None => export(&args.config, args.id, shutdown).await,
     }
 }
 
-async fn export(file: &Path, shutdown: impl Future<Output = ()>) -> ExitCode {
-    let config = match Config::load(file) {
+fn exporter_id(text: &str) -> Result<String, &'static str> {
+    match is_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("expected 1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
+    }
+}
+
+async fn export(file: &Path, id: Option<String>, shutdown: impl Future<Output = ()>) -> ExitCode {
+    let mut config = match Config::load(file) {
         Ok(config) => config,
         Err(err) => return fail(&err, BAD_USAGE),
     };
+    if let Some(id) = id {
+        config.exporter.id = id;
+    }
     match exporter::run(&config, shutdown).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) if err.is_config() => fail(&err, BAD_USAGE),

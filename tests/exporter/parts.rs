@@ -179,6 +179,10 @@ pub struct Exporter {
 
 impl Exporter {
     pub fn start(config: &Value) -> Self {
+        Self::start_with(config, &[])
+    }
+
+    pub fn start_with(config: &Value, arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipconfig.json");
         std::fs::write(&path, config.to_string()).unwrap();
@@ -186,6 +190,7 @@ impl Exporter {
         let child = Command::new(env!("CARGO_BIN_EXE_ipconfig-exporter"))
             .arg("--config")
             .arg(&path)
+            .args(arguments)
             .env("RUST_LOG", "info")
             .stderr(std::fs::File::create(&log).unwrap())
             .kill_on_drop(true)

@@ -37,6 +37,7 @@ async fn wrong_arguments_and_refused_configurations_end_with_64_and_say_why() {
     });
     for (arguments, says) in [
         (vec!["--unheard-of"], "--unheard-of"),
+        (vec!["--id", "a/b"], "--id"),
         (vec!["--config", "/nowhere/ipconfig.json"], "/nowhere/ipconfig.json"),
         (vec!["--config", &broken], "JSON"),
         (vec!["--config", &long], "exporter.timeout"),

@@ -143,6 +143,15 @@ async fn exporters_of_different_files_each_keep_their_own_instances() {
 }
 
 #[tokio::test]
+async fn exporters_can_share_one_file_by_ids_of_the_command_line() {
+    let etcd = Etcd::start().await;
+    let config = config(&etcd.endpoint(), &services::<10>().await);
+    let _one = Exporter::start_with(&config, &["--id", "one"]);
+    let _two = Exporter::start_with(&another(&config, "not-this"), &["--id", "two"]);
+    shared_by(&connect(&etcd).await, &["one", "two"], 10).await;
+}
+
+#[tokio::test]
 async fn an_instance_that_registers_itself_is_asked_at_once_and_dropped_when_it_leaves() {
     let etcd = Etcd::start().await;
     let (first, addr) = Service::start(Manner::Answers).await;
