@@ -79,7 +79,7 @@ async fn main() {
         }
         eprintln!("{size} instances…");
         let Some(mut stage) = Stage::start(size).await else {
-            println!("\n{size} instances: not all of them were ranked by their own reports after");
+            println!("\n{size} instances: not all of them were registered and written after");
             println!("{:?}.", stage::START);
             continue;
         };

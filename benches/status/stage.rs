@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use ipconfig::config::EtcdConfig;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
@@ -17,6 +18,9 @@ use crate::support::{Etcd, Process, free_ports, wait_until};
 use crate::{http, usage};
 
 pub const SERVICE: &str = "fleet";
+
+/// As the exporter packs them.
+const INSTANCES_PER_SHARD: usize = 100;
 
 /// How long it may take until every instance has reported.
 pub const START: Duration = Duration::from_secs(60);
@@ -46,8 +50,8 @@ pub struct Gateway {
 }
 
 impl Stage {
-    /// Returns when every instance is in the ranking by its own report, and has
-    /// been for a while; `None` if some are not after [`START`].
+    /// Returns when every instance has reported for a while; `None` if some shard
+    /// of them has not after [`START`].
     pub async fn start(size: usize) -> Option<Self> {
         let dir = TempDir::with_prefix("ipconfig-bench-").expect("a temporary directory");
         let [status_port, metrics_port] = free_ports();
@@ -70,19 +74,35 @@ impl Stage {
         Some(stage)
     }
 
-    /// Waits for it.
+    /// Waits until every shard was written and the gateway has all instances. Not
+    /// for the gateway's whole list: what its worker needs to print one stays in
+    /// the memory that is to be measured.
     async fn do_all_report(&mut self, log: &Path) -> bool {
         let deadline = Instant::now() + START;
-        while reporting(self.gateway.port) != Some(self.size) {
+        while self.shards() < self.size.div_ceil(INSTANCES_PER_SHARD)
+            || count(self.gateway.port) != self.size
+        {
             let log = || fs::read_to_string(log).unwrap_or_default();
             assert!(self.exporter.is_running(), "the exporter ended; its log:\n{}", log());
             if Instant::now() > deadline {
                 return false;
             }
-            // Little is asked of the gateway while it has much to do.
             sleep(Duration::from_millis(200)).await;
         }
         true
+    }
+
+    /// How many shards there are in etcd.
+    fn shards(&self) -> usize {
+        let prefix = format!("{}/status/", EtcdConfig::default().prefix);
+        self.etcd.ctl(&["get", "--prefix", "--keys-only", &prefix]).split_whitespace().count()
+    }
+
+    /// How many instances the gateway ranks by their own reports.
+    pub fn reporting(&self) -> usize {
+        let view = view(self.gateway.port, "");
+        let instances = view["instances"].as_array().map_or(&[][..], Vec::as_slice);
+        instances.iter().filter(|it| it["state"] == "reporting").count()
     }
 
     /// Another part of the instances changes from now on.
@@ -126,12 +146,15 @@ pub async fn empty_gateway_mb() -> f64 {
     gateway.memory_mb()
 }
 
-/// How many instances the gateway ranks by their own reports.
-fn reporting(port: u16) -> Option<usize> {
-    let page = http::get(port, &format!("/ipconfig/v1/services/{SERVICE}")).ok()?;
-    let view: Value = serde_json::from_str(&page).ok()?;
-    let instances = view["instances"].as_array()?;
-    Some(instances.iter().filter(|it| it["state"] == "reporting").count())
+/// How many instances the gateway has of the service.
+fn count(port: u16) -> usize {
+    view(port, "?n=0")["count"].as_u64().and_then(|count| count.try_into().ok()).unwrap_or(0)
+}
+
+/// The service in the gateway's API; null if there is no answer.
+fn view(port: u16, query: &str) -> Value {
+    let page = http::get(port, &format!("/ipconfig/v1/services/{SERVICE}{query}"));
+    serde_json::from_str(&page.unwrap_or_default()).unwrap_or_default()
 }
 
 pub fn id(index: usize) -> String {

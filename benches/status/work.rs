@@ -22,6 +22,8 @@ pub struct Work {
     /// The part of the instances that are another one with each report.
     pub changing: f64,
     pub rates: Rates,
+    /// Instances that the gateway ranked by their own reports at the end.
+    ranked: usize,
     cores: Cores,
     exporter_mb: f64,
     etcd_mb: f64,
@@ -99,7 +101,18 @@ pub async fn measure(stage: &Stage, changing: f64, time: Duration) -> Work {
     );
     let gateway_mb = stage.gateway.memory_mb();
     let rates = Counters::read(stage.metrics_port).rates_since(&counted_before);
-    Work { size: stage.size, changing, rates, cores, exporter_mb, etcd_mb, gateway_mb, page }
+    let ranked = stage.reporting();
+    Work {
+        size: stage.size,
+        changing,
+        rates,
+        ranked,
+        cores,
+        exporter_mb,
+        etcd_mb,
+        gateway_mb,
+        page,
+    }
 }
 
 pub fn print(rows: &[Work], empty_mb: f64, time: Duration) {
@@ -112,6 +125,7 @@ pub fn print(rows: &[Work], empty_mb: f64, time: Duration) {
         "etcd",
         "plugin thread",
         "services",
+        "ranked",
         "read/s",
         "written/s",
         "failed",
@@ -121,7 +135,7 @@ pub fn print(rows: &[Work], empty_mb: f64, time: Duration) {
         "a put p50",
         "p99",
     ]);
-    for Work { size, changing, rates, cores, .. } in rows {
+    for Work { size, changing, rates, cores, ranked, .. } in rows {
         table.row(vec![
             size.to_string(),
             format!("{:.0} %", changing * 100.0),
@@ -129,6 +143,7 @@ pub fn print(rows: &[Work], empty_mb: f64, time: Duration) {
             format!("{:.3}", cores.etcd),
             format!("{:.3}", cores.thread),
             format!("{:.3}", cores.servers),
+            ranked.to_string(),
             format!("{:.0}", rates.read),
             format!("{:.0}", rates.read - rates.unchanged),
             format!("{:.0}", rates.failed),
@@ -141,26 +156,18 @@ pub fn print(rows: &[Work], empty_mb: f64, time: Duration) {
     }
     table.print();
     println!("  services are all that are asked, in one process of their own. Changing are those");
-    println!("  whose figures have moved by a quarter since the last report, the others' stay");
-    println!(
-        "  within 1 %. failed are questions without a status, skipped puts that were due while"
-    );
-    println!("  the shard's last one was under way, both in all of the time. A put's time is the");
+    println!("  whose figures have moved by a quarter since the last report; the others' stay");
+    println!("  within 1 %. ranked are those that the gateway ranks by their own reports, at the");
+    println!("  end; failed are questions without a status, skipped puts that were due while the");
+    println!("  shard's last one was under way, both in all of the time. A put's time is the");
     println!("  exporter's own, by the buckets of its histogram.");
 
-    let mut table = Table::new(&[
-        "instances",
-        "changing",
-        "exporter",
-        "etcd",
-        "gateway",
-        "page of metrics",
-        "takes",
-    ]);
-    for row in rows {
+    let mut table =
+        Table::new(&["instances", "exporter", "etcd", "gateway", "page of metrics", "takes"]);
+    // Beyond the first row of a gateway, memory is also of what was asked of it.
+    for row in rows.iter().filter(|row| row.changing == ALL) {
         table.row(vec![
             row.size.to_string(),
-            format!("{:.0} %", row.changing * 100.0),
             format!("{:.0} MB", row.exporter_mb),
             format!("{:.0} MB", row.etcd_mb),
             format!("{:.1} MB", row.gateway_mb - empty_mb),
@@ -168,7 +175,7 @@ pub fn print(rows: &[Work], empty_mb: f64, time: Duration) {
             format!("{:.0} ms", row.page.took.as_secs_f64() * 1e3),
         ]);
     }
-    println!("  Resident memory at the end of each row:");
+    println!("  Resident memory, all changing, the exporter's after one page of metrics:");
     table.print();
     println!(
         "  gateway is anonymous memory of the worker, less the {empty_mb:.1} MB of one without a"
@@ -183,12 +190,16 @@ fn judge(rows: &[Work], empty_mb: f64) {
     let Some(Work { cores, rates, gateway_mb, .. }) = rows.iter().find(is_judged) else { return };
     println!("  At {GOALS_SIZE} instances, all of them changing:");
     let goals = [
-        ("the exporter below", GOAL_EXPORTER_CORES, "core", cores.exporter),
-        ("the plugin's thread below", GOAL_THREAD_CORES, "core", cores.thread),
-        ("the gateway below", GOAL_GATEWAY_MB, "MB", gateway_mb - empty_mb),
-        ("at most", GOAL_PUTS_PER_S, "puts/s", rates.puts),
+        ("the exporter at most", GOAL_EXPORTER_CORES, "core", cores.exporter),
+        ("the plugin's thread at most", GOAL_THREAD_CORES, "core", cores.thread),
+        ("the gateway at most", GOAL_GATEWAY_MB, "MB", gateway_mb - empty_mb),
+        ("one exporter at most", GOAL_PUTS_PER_S, "puts/s", rates.puts),
     ];
     for (what, limit, unit, found) in goals {
-        print_goal(found < limit, &format!("{what} {limit} {unit}"), &format!("{found:.3}"));
+        print_goal(
+            found <= limit,
+            &format!("{what} {limit} {unit}"),
+            &format!("{found:.3} {unit}"),
+        );
     }
 }
