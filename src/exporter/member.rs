@@ -43,16 +43,6 @@ enum State {
     Down,
 }
 
-/// What a shard's put says of a member.
-pub enum Word {
-    /// Something to be written.
-    News(InstanceReport),
-    /// It is as it was.
-    AsBefore,
-    /// It has not answered, and still may.
-    None,
-}
-
 impl Member {
     /// One that is not asked yet.
     pub fn new(serial: u64, name: Name, url: StatusUrl, peer: Peer, shard: ShardName) -> Self {
@@ -115,18 +105,22 @@ impl Member {
         }
     }
 
-    /// What is to be written; what it said is taken for written then.
-    pub fn report(&mut self, exporter: &ExporterConfig, is_full: bool, now: Instant) -> Word {
+    /// What is to be written, if anything is; it is taken for written then.
+    pub fn report(
+        &mut self,
+        exporter: &ExporterConfig,
+        is_full: bool,
+        now: Instant,
+        metrics: &ExporterMetrics,
+    ) -> Option<InstanceReport> {
         let id = self.name.id.clone();
         if self.state == State::Down {
             self.written = None;
             let silent_for = now.saturating_duration_since(self.heard);
             let report = Report::Unreachable { silent_for };
-            return Word::News(InstanceReport { id, report, interval: exporter.interval });
+            return Some(InstanceReport { id, report, interval: exporter.interval });
         }
-        let Some((News { mut report, interval }, at)) = self.news.take() else {
-            return Word::None;
-        };
+        let (News { mut report, interval }, at) = self.news.take()?;
         let before = self.before.as_ref();
         let elapsed =
             before.map_or(Duration::ZERO, |(_, then)| at.saturating_duration_since(*then));
@@ -141,14 +135,15 @@ impl Member {
             _ => false,
         };
         if is_as_before && !is_full {
-            return Word::AsBefore;
+            metrics.unchanged.inc();
+            return None;
         }
         self.written = figures;
         let silence = match exporter.deadband > 0.0 {
             true => exporter.refresh.max(exporter.interval),
             false => exporter.interval,
         };
-        Word::News(InstanceReport { id, report, interval: interval.max(silence) })
+        Some(InstanceReport { id, report, interval: interval.max(silence) })
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::collect::{Answer, AskError, CollectError, Manner, Peer};
 use super::discover::{Change, Fleet, Name};
-use super::member::{Member, Word, labels};
+use super::member::{Member, labels};
 use super::put::{self, Notice, Session, WriteHealth};
 use super::shard::{Move, Packing, ShardName};
 use crate::config::{Config, ExporterConfig};
@@ -340,11 +340,7 @@ impl Rounds {
         let mut reports = Vec::new();
         for id in &shard.members {
             let Some(member) = self.members.get_mut(id) else { continue };
-            match member.report(&self.exporter, is_full, now) {
-                Word::News(report) => reports.push(report),
-                Word::AsBefore => _ = self.metrics.unchanged.inc(),
-                Word::None => {}
-            }
+            reports.extend(member.report(&self.exporter, is_full, now, &self.metrics));
         }
         if is_full {
             shard.full = Some(now);
