@@ -67,8 +67,7 @@ async fn main() {
 
     let empty_mb = stage::empty_gateway_mb().await;
     let (mut work, mut latencies) = (Vec::new(), Vec::new());
-    let only: Option<usize> = std::env::var("ONLY").ok().and_then(|it| it.parse().ok());
-    for size in SIZES.into_iter().filter(|it| only.is_none_or(|o| o == *it)) {
+    for size in SIZES {
         let needed = size as u64 + OTHER_FILES;
         if open_files < needed {
             println!(

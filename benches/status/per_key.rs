@@ -74,7 +74,7 @@ fn print(shards: &Work, puts_per_s: f64, cpu_of_put: Duration) {
         ms(shards.etcd_cores() / written * 1e3),
     ]);
     table.row(vec![
-        "one key each, at most".to_owned(),
+        "one key each, one lease, at most".to_owned(),
         format!("{puts_per_s:.0}"),
         format!("{puts_per_s:.0}"),
         ms(cpu_of_put.as_secs_f64() * 1e3),
