@@ -67,6 +67,11 @@ impl Member {
         self.peer.ask(now, self.state == State::Down)
     }
 
+    /// Whether it answered when it was last asked.
+    pub fn is_up(&self) -> bool {
+        self.state == State::Up
+    }
+
     /// Gives it another shard, where it has yet to be written; returns the last.
     pub fn move_to(&mut self, shard: ShardName) -> ShardName {
         self.written = None;

@@ -118,10 +118,17 @@ pub struct Registrar {
 /// How a session ended, other than by an error.
 struct Closed;
 
-/// The leases' streams.
+/// The leases' streams; none for the shared one before it was joined.
 struct Kept {
     own: LeaseKeepAlive,
     shared: Option<LeaseKeepAlive>,
+}
+
+/// How it went with keeping leases alive.
+#[derive(PartialEq, Eq)]
+enum Renewal {
+    Done,
+    SharedIsGone,
 }
 
 /// The instances of the configuration file, as etcd is to hold them.
@@ -208,23 +215,24 @@ impl Registrar {
             warn_of_upkeep(&etcd, &self.exporters_prefix).await;
         }
         let lease = self.announce(&etcd).await?;
-        self.register(&etcd).await?;
-        let mut kept = self.keep(&etcd, lease).await?;
+        let mut kept = Kept { own: etcd.keep_lease(lease).await?, shared: None };
         self.sessions.send_replace(Some(Session { etcd: etcd.clone(), lease }));
         self.health.renewed(self.exporter.lease_ttl);
         tracing::info!("writing into etcd at {}", etcd.endpoint());
+        self.register(&etcd, &mut kept).await?;
 
         let renewal = self.exporter.lease_ttl / RENEWALS_PER_TTL;
         let mut renewals = interval_at(Instant::now() + renewal, renewal);
         loop {
             tokio::select! {
                 _ = renewals.tick() => {
-                    kept.own.renew().await?;
-                    self.renew_shared(&etcd, &mut kept).await?;
+                    if self.renew(&mut kept).await? == Renewal::SharedIsGone {
+                        self.register(&etcd, &mut kept).await?;
+                    }
                     self.health.renewed(self.exporter.lease_ttl);
                 }
                 notice = notices.recv() => match notice {
-                    Some(Notice::Register) => self.register(&etcd).await?,
+                    Some(Notice::Register) => self.register(&etcd, &mut kept).await?,
                     Some(Notice::Failed(err)) if err.is_lease_gone() => return Err(err),
                     // A single failure may be the value's own; the lease tells
                     // whether etcd can be written at all.
@@ -256,14 +264,17 @@ impl Registrar {
     }
 
     /// Makes sure of the shared lease, and that every registration hangs on it.
-    /// One that does is left as it is: an operator may have changed it.
-    async fn register(&mut self, etcd: &Connection) -> Result<(), EtcdError> {
+    /// One that does is left as it is: an operator may have changed it. Many of
+    /// them take longer than a lease lives, so both are kept alive meanwhile.
+    async fn register(&self, etcd: &Connection, kept: &mut Kept) -> Result<(), EtcdError> {
         let Some(lease) = self.shared else { return Ok(()) };
         etcd.join_lease(lease, self.exporter.lease_ttl).await?;
+        kept.shared = Some(etcd.keep_lease(lease).await?);
         let entries = etcd.list(&self.instances_prefix).await?;
         let held: HashMap<_, _> = entries.into_iter().map(|it| (it.key, it.lease)).collect();
         let is_missing = |(key, _): &&(String, Vec<u8>)| held.get(key) != Some(&Some(lease));
         let missing: Vec<_> = self.registrations.iter().filter(is_missing).cloned().collect();
+        let mut renewed = Instant::now();
         for some in missing.chunks(PUTS_AT_ONCE) {
             let mut puts = JoinSet::new();
             for (key, value) in some.iter().cloned() {
@@ -271,6 +282,10 @@ impl Registrar {
                 puts.spawn(async move { put(&etcd, &metrics, key, value, lease).await });
             }
             puts.join_all().await.into_iter().collect::<Result<(), EtcdError>>()?;
+            if renewed.elapsed() > self.exporter.lease_ttl / RENEWALS_PER_TTL {
+                self.renew(kept).await?;
+                renewed = Instant::now();
+            }
         }
         if !missing.is_empty() {
             tracing::info!("registered {} instances of the configuration file", missing.len());
@@ -278,25 +293,14 @@ impl Registrar {
         Ok(())
     }
 
-    async fn keep(&self, etcd: &Connection, own: LeaseId) -> Result<Kept, EtcdError> {
-        let shared = match self.shared {
-            Some(lease) => Some(etcd.keep_lease(lease).await?),
-            None => None,
-        };
-        Ok(Kept { own: etcd.keep_lease(own).await?, shared })
-    }
-
-    /// A shared lease that is gone took the registrations with it, and nothing of
-    /// this exporter's own.
-    async fn renew_shared(&mut self, etcd: &Connection, kept: &mut Kept) -> Result<(), EtcdError> {
-        let Some((lease, stream)) = self.shared.zip(kept.shared.as_mut()) else { return Ok(()) };
-        match stream.renew().await {
-            Err(err) if err.is_lease_gone() => {
-                self.register(etcd).await?;
-                kept.shared = Some(etcd.keep_lease(lease).await?);
-                Ok(())
-            }
-            renewed => renewed.map(drop),
+    /// Keeps both leases alive. A shared one that is gone took the registrations
+    /// with it, and nothing of this exporter's own.
+    async fn renew(&self, kept: &mut Kept) -> Result<Renewal, EtcdError> {
+        kept.own.renew().await?;
+        let Some(shared) = &mut kept.shared else { return Ok(Renewal::Done) };
+        match shared.renew().await {
+            Err(err) if err.is_lease_gone() => Ok(Renewal::SharedIsGone),
+            renewed => renewed.map(|_| Renewal::Done),
         }
     }
 

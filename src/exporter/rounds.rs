@@ -10,10 +10,11 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, interval, sleep_until};
 
 use super::collect::{Answer, AskError, CollectError, Manner, Peer};
 use super::discover::{Change, Fleet, Name};
@@ -31,6 +32,15 @@ use crate::wire::{self, Key};
 /// many of them there are.
 const PHASE: f64 = 0.618_033_988_749_895;
 
+/// The most questions under way to instances that do not answer, or have not yet:
+/// those take the longest, and a fleet that all of it connects to at once, or
+/// that is gone, must not slow down the asking of who is well. Who finds no room
+/// is asked in a later round; those who waited longest come first.
+const DOUBTFUL_AT_ONCE: usize = 500;
+
+/// How often the figures of the whole fleet are shown.
+const SHOWN_EVERY: Duration = Duration::from_secs(1);
+
 /// Asks, compares and writes.
 pub struct Rounds {
     prefix: String,
@@ -44,6 +54,8 @@ pub struct Rounds {
     /// What comes next, and when.
     due: BinaryHeap<Reverse<(Instant, Step)>>,
     asks: JoinSet<Told>,
+    /// Shared by those of them that are to instances that did not answer last.
+    doubtful: Arc<()>,
     puts: JoinSet<Put>,
     /// Members and shards that there ever were: none is mistaken for an earlier
     /// one of its name.
@@ -114,6 +126,7 @@ impl Rounds {
             shards: BTreeMap::new(),
             due: BinaryHeap::new(),
             asks: JoinSet::new(),
+            doubtful: Arc::new(()),
             puts: JoinSet::new(),
             count: 0,
             begun: Instant::now(),
@@ -128,6 +141,7 @@ impl Rounds {
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
         let changes = self.fleet.begin();
         self.follow(changes);
+        let mut shows = interval(SHOWN_EVERY);
         loop {
             let next = self.due.peek().map(|Reverse((at, _))| *at);
             tokio::select! {
@@ -139,14 +153,18 @@ impl Rounds {
                     }
                     self.follow(changes);
                 }
-                Some(told) = self.asks.join_next() => match told {
-                    Ok(told) => self.take(told),
-                    Err(err) => tracing::error!("failed to ask an instance: {err}"),
-                },
+                Some(told) = self.asks.join_next() => {
+                    self.take(told);
+                    // All that there is: one a turn would fall behind.
+                    while let Some(told) = self.asks.try_join_next() {
+                        self.take(told);
+                    }
+                }
                 Some(put) = self.puts.join_next() => match put {
                     Ok(put) => self.end_put(put),
                     Err(err) => tracing::error!("failed to put a shard: {err}"),
                 },
+                _ = shows.tick() => self.show_fleet(),
                 () = sleep_until(next.unwrap_or(self.begun)), if next.is_some() => self.step(),
             }
         }
@@ -169,7 +187,6 @@ impl Rounds {
                 }
             }
         }
-        self.show_fleet();
     }
 
     /// Asks an instance from now on; one that moved keeps its place.
@@ -288,13 +305,25 @@ impl Rounds {
         };
         shard.round += 1;
         shard.begun = now;
-        shard.awaited = shard.members.len();
+        shard.awaited = 0;
         shard.has_reported = false;
         let round = shard.round;
-        for id in &shard.members {
-            let Some(member) = self.members.get_mut(id) else { continue };
-            let (id, serial, asked) = (*id, member.serial, member.ask(round, now));
-            self.asks.spawn(async move { Told { id, serial, round, answer: asked.await } });
+        let round_of = |id: &u64| self.members.get(id).map_or(0, |member| member.round);
+        let mut ids: Vec<u64> = shard.members.iter().copied().collect();
+        ids.sort_by_key(round_of);
+        for id in ids {
+            let Some(member) = self.members.get_mut(&id) else { continue };
+            let doubt = (!member.is_up()).then(|| Arc::clone(&self.doubtful));
+            if doubt.is_some() && Arc::strong_count(&self.doubtful) > DOUBTFUL_AT_ONCE {
+                continue;
+            }
+            shard.awaited += 1;
+            let (serial, asked) = (member.serial, member.ask(round, now));
+            self.asks.spawn(async move {
+                let answer = asked.await;
+                drop(doubt);
+                Told { id, serial, round, answer }
+            });
         }
         let report = Step::Report(serial, name.clone(), round);
         self.due.push(Reverse((now + self.exporter.timeout, report)));
@@ -303,7 +332,11 @@ impl Rounds {
 
     // ------------------------------------------------------- what is said
 
-    fn take(&mut self, Told { id, serial, round, answer }: Told) {
+    fn take(&mut self, told: Result<Told, JoinError>) {
+        let Told { id, serial, round, answer } = match told {
+            Ok(told) => told,
+            Err(err) => return tracing::error!("failed to ask an instance: {err}"),
+        };
         let Some(member) = self.members.get_mut(&id).filter(|it| it.serial == serial) else {
             return;
         };

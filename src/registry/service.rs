@@ -77,6 +77,9 @@ struct Claim {
 #[derive(Debug, Default)]
 struct Claims {
     by_addr: HashMap<SocketAddr, BTreeSet<(Reverse<i64>, String)>>,
+    /// Addresses with more than one claim. Mostly there is none, and then nobody
+    /// has to be looked up.
+    contested: usize,
 }
 
 /// Registrations in the file are older than any in etcd, which begin at 1.
@@ -220,7 +223,8 @@ impl Record {
 
     fn is_granted(&self, claims: &Claims) -> bool {
         self.current().is_some_and(|instance| {
-            !instance.drain && claims.owner(&instance.addr) == Some(&instance.id)
+            let is_owner = || claims.owner(&instance.addr) == Some(&instance.id);
+            !instance.drain && (claims.contested == 0 || is_owner())
         })
     }
 
@@ -282,12 +286,15 @@ impl Claims {
             && let Some(claims) = self.by_addr.get_mut(&addr)
         {
             claims.remove(&(Reverse(revision), id));
+            self.contested -= usize::from(claims.len() == 1);
             if claims.is_empty() {
                 self.by_addr.remove(&addr);
             }
         }
         let Claim { addr, revision, id } = new?;
-        self.by_addr.entry(addr).or_default().insert((Reverse(revision), id.clone()));
+        let claims = self.by_addr.entry(addr).or_default();
+        claims.insert((Reverse(revision), id.clone()));
+        self.contested += usize::from(claims.len() == 2);
 
         let stood_back = old.is_some_and(|old| old.addr == addr) && had.as_ref() != Some(&id);
         if self.owner(&addr) == Some(&id) {
