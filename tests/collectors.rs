@@ -638,21 +638,24 @@ fn tls_file(name: &str) -> String {
     format!("{}/tests/support/tls/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-fn tls_server(asks_for_certificates: bool) -> Server {
+fn tls_builder(asks_for_certificates: bool) -> tonic::transport::Server {
     let read = |name| std::fs::read(tls_file(name)).unwrap();
     let identity = Identity::from_pem(read("loopback.pem"), read("loopback.key"));
     let mut tls = ServerTlsConfig::new().identity(identity);
     if asks_for_certificates {
         tls = tls.client_ca_root(Certificate::from_pem(read("ca.pem")));
     }
-    let builder = tonic::transport::Server::builder().tls_config(tls).unwrap();
+    tonic::transport::Server::builder().tls_config(tls).unwrap()
+}
+
+fn tls_server(asks_for_certificates: bool) -> Server {
     let script = Script {
         get_status: Some(|call| Ok(status(1 + call))),
         orca: Some(|_, words| say_and_stay(words, load())),
         check: Some(ServingStatus::Serving),
         ..Default::default()
     };
-    Server::start_with(free_port(), builder, script)
+    Server::start_with(free_port(), tls_builder(asks_for_certificates), script)
 }
 
 #[tokio::test]
@@ -666,9 +669,25 @@ async fn tls_takes_the_configured_authoritys_certificates_for_the_urls_host_alon
     let by_name = Asked::with(&format!("grpcs://localhost:{port}"), &trusting).error().await;
     assert!(by_name.to_string().contains("certificate"), "{by_name}");
     let strangers = Asked::new(&format!("grpcs://127.0.0.1:{port}")).error().await;
+    assert_eq!(strangers.reason(), "connect");
     assert!(strangers.to_string().contains("UnknownIssuer"), "{strangers}");
     let plain = Asked::new(&format!("grpc://127.0.0.1:{port}")).error().await;
     assert_eq!(plain.reason(), "call", "{plain}");
+}
+
+#[tokio::test]
+async fn requests_over_tls_say_https() {
+    let echo = |uri: http::Uri| async move {
+        let status = tonic::Status::failed_precondition(uri.to_string());
+        status.into_http::<axum::body::Body>()
+    };
+    let server = Server::serve(free_port(), tls_builder(false), |_| {
+        let path = "/ipconfig.v1.StatusService/GetStatus";
+        axum::Router::new().route(path, axum::routing::post(echo)).into()
+    });
+    let trusting = json!({ "tls": { "ca": tls_file("ca.pem") } });
+    let error = Asked::with(&format!("grpcs://{}", server.addr), &trusting).error().await;
+    assert!(error.to_string().contains(&format!("https://{}/", server.addr)), "{error}");
 }
 
 #[tokio::test]
@@ -694,6 +713,8 @@ fn pem_files_that_cannot_be_used_are_named_with_their_key() {
         path.to_str().unwrap().to_owned()
     };
     let empty = file("empty.pem", "");
+    let junk = "-----BEGIN CERTIFICATE-----\nanVuaw==\n-----END CERTIFICATE-----\n";
+    let junk = file("junk.pem", junk);
     let secret = "c2VjcmV0LXNlY3JldC1zZWNyZXQ";
     let broken = file(
         "broken.key",
@@ -702,6 +723,8 @@ fn pem_files_that_cannot_be_used_are_named_with_their_key() {
     for (tls, parts) in [
         (json!({ "ca": "/nonexistent/ca.pem" }), ["exporter.tls.ca", "/nonexistent/ca.pem"]),
         (json!({ "ca": empty }), ["exporter.tls.ca", "empty.pem holds no CERTIFICATE"]),
+        (json!({ "ca": junk }), ["exporter.tls.ca", "junk.pem holds no CERTIFICATE"]),
+        (json!({ "ca": ca, "cert": ca, "key": key }), ["exporter.tls.cert", "KeyMismatch"]),
         (json!({ "ca": ca, "cert": key, "key": key }), ["exporter.tls.cert", "loopback.key"]),
         (json!({ "ca": ca, "cert": cert, "key": cert }), ["exporter.tls.key", "loopback.pem"]),
         (json!({ "ca": ca, "cert": cert, "key": "/none" }), ["exporter.tls.key", "/none"]),

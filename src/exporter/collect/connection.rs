@@ -14,15 +14,16 @@ use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::TokioIo;
-use pin_project_lite::pin_project;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::lookup_host;
 use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::transport::{Channel, Endpoint};
 use tower::{Service, ServiceExt, service_fn};
 
+use super::tls::Handshake;
 use super::{CollectError, Manner};
 use crate::model::StatusUrl;
 
@@ -80,17 +81,24 @@ impl Connection {
         manner: &Arc<Manner>,
     ) -> Result<Self, CollectError> {
         let refused = |source| CollectError::Url { url: url.clone(), source };
-        let scheme = if url.tls { "https" } else { "http" };
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", url.authority))
-            .map_err(refused)?
+        let uri = |scheme| {
+            let uri = format!("{scheme}://{}", url.authority).parse::<Uri>();
+            uri.map_err(|err| refused(err.into()))
+        };
+        let mut endpoint = Endpoint::from(uri("http")?)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .http2_max_header_list_size(MAX_HEADER_LIST_BYTES);
+        let mut handshake = None;
         if url.tls {
-            endpoint = endpoint.tls_config(manner.tls.clone()).map_err(refused)?;
+            let origin = uri("https")?;
+            let host = ServerName::try_from(host(&origin).to_owned());
+            handshake = Some(manner.tls.handshake(host.map_err(|err| refused(err.into()))?)?);
+            // For the requests alone: an endpoint of https would speak TLS itself.
+            endpoint = endpoint.origin(origin);
         }
         let life = Arc::new(watch::Sender::default());
-        let connector = connector(Arc::clone(manner), Arc::clone(&life));
+        let connector = connector(Arc::clone(manner), handshake, Arc::clone(&life));
         Ok(Self { channel: endpoint.connect_with_connector_lazy(connector), ways, life })
     }
 
@@ -121,6 +129,11 @@ impl Connection {
             is_turn
         });
     }
+}
+
+/// The name or address, without the brackets of IPv6.
+fn host(uri: &Uri) -> &str {
+    uri.host().unwrap_or_default().trim_matches(['[', ']'])
 }
 
 /// An instance is at an address, or has a name, that leads out of the networks
@@ -169,6 +182,8 @@ enum ConnectFailure {
     Lookup { host: String, source: io::Error },
     #[error(transparent)]
     Tcp(Box<dyn std::error::Error + Send + Sync>),
+    #[error("the TLS handshake failed: {0}")]
+    Tls(#[source] io::Error),
 }
 
 /// The addresses that a name has, as far as they are allowed.
@@ -186,6 +201,7 @@ async fn resolve(manner: Arc<Manner>, host: Name) -> Result<IntoIter<SocketAddr>
 /// time: it may lead elsewhere by now.
 fn connector(
     manner: Arc<Manner>,
+    handshake: Option<Handshake>,
     life: Arc<watch::Sender<Life>>,
 ) -> impl Service<Uri, Response = TokioIo<Watched>, Error = ConnectFailure, Future: Send> + Send + 'static
 {
@@ -193,8 +209,6 @@ fn connector(
     let mut http = HttpConnector::new_with_resolver(service_fn(move |host: Name| {
         resolve(Arc::clone(&resolver), host)
     }));
-    // Of https too: the layer above speaks TLS.
-    http.enforce_http(false);
     http.set_nodelay(true);
     http.set_connect_timeout(Some(manner.schedule.timeout));
     http.set_keepalive(Some(PROBE_AFTER));
@@ -203,15 +217,23 @@ fn connector(
     http.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
 
     service_fn(move |uri: Uri| {
-        let (manner, http, life) = (Arc::clone(&manner), http.clone(), Arc::clone(&life));
+        let (manner, http) = (Arc::clone(&manner), http.clone());
+        let (handshake, life) = (handshake.clone(), Arc::clone(&life));
         async move {
             // An address is not looked up, so it does not come by the resolver.
-            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+            let host = host(&uri);
             if let Ok(ip) = host.parse::<IpAddr>() {
                 manner.allowed(host, &[SocketAddr::new(ip, 0)])?;
             }
             let stream = http.oneshot(uri).await.map_err(|err| ConnectFailure::Tcp(err.into()))?;
             let stream = stream.into_inner();
+            let stream: Box<dyn Io> = match handshake {
+                Some(handshake) => {
+                    let secured = handshake.perform(stream, manner.schedule.timeout).await;
+                    Box::new(secured.map_err(ConnectFailure::Tls)?)
+                }
+                None => Box::new(stream),
+            };
             Ok(TokioIo::new(Watched { stream, _open: Open::begin(life) }))
         }
     })
@@ -247,52 +269,54 @@ impl Drop for Open {
     }
 }
 
-pin_project! {
-    /// A TCP stream whose end is noticed.
-    struct Watched {
-        #[pin]
-        stream: TcpStream,
-        _open: Open,
-    }
+/// A stream of bytes, plain or over TLS.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Io for S {}
+
+/// A stream whose end is noticed.
+struct Watched {
+    stream: Box<dyn Io>,
+    _open: Open,
 }
 
 impl AsyncRead for Watched {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.project().stream.poll_read(cx, buf)
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Watched {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.project().stream.poll_write(cx, buf)
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.project().stream.poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.project().stream.poll_flush(cx)
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.project().stream.poll_shutdown(cx)
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio_rustls::rustls;
 use tonic::Code;
 
 use super::connection::Forbidden;
@@ -37,22 +38,28 @@ pub enum CollectError {
         kind: &'static str,
     },
     /// The certificates or the private key are none, or do not fit each other.
-    #[error("{key}: failed to use {path}: {}", causes(.source))]
+    #[error("{key}: failed to use {path}: {source}")]
     Tls {
         /// The key or keys of the configuration.
         key: &'static str,
         /// The file or files that they name.
         path: String,
         /// What is wrong.
-        source: tonic::transport::Error,
+        source: Box<rustls::Error>,
+    },
+    /// Instances are to be checked by the system's certificates, and it has none.
+    #[error("exporter.tls.ca: empty, and the system has no certificates{}", listed(.errors))]
+    NoRoots {
+        /// What went wrong on the way to them.
+        errors: Vec<rustls_native_certs::Error>,
     },
     /// There is no way to connect to a URL.
-    #[error("failed to prepare a connection to {url}: {}", causes(.source))]
+    #[error("failed to prepare a connection to {url}: {}", causes(&**.source))]
     Url {
         /// Where the instance is said to be.
         url: StatusUrl,
         /// What is wrong.
-        source: tonic::transport::Error,
+        source: Box<dyn Error + Send + Sync>,
     },
 }
 
@@ -177,6 +184,11 @@ impl From<RecordError> for AskError {
 fn message(status: &tonic::Status) -> impl fmt::Display {
     const MAX_CHARS: usize = 200;
     status.message().escape_debug().take(MAX_CHARS).collect::<String>()
+}
+
+/// The errors behind what they led to.
+fn listed(errors: &[rustls_native_certs::Error]) -> String {
+    errors.iter().map(|err| format!(": {err}")).collect()
 }
 
 /// The error and what caused it.

@@ -37,12 +37,13 @@ use parking_lot::Mutex;
 use rand::rngs::{SmallRng, SysRng};
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep_until, timeout};
-use tonic::transport::{Channel, ClientTlsConfig};
+use tonic::transport::Channel;
 
 use self::connection::{Connection, Way};
 pub use self::error::{AskError, CollectError};
 use self::schedule::Schedule;
 use self::stream::{Listen, Stream};
+use self::tls::Tls;
 use crate::config::Config;
 use crate::model::{Allow, Report, StatusProtocol, StatusUrl};
 
@@ -52,7 +53,7 @@ pub struct Manner {
     /// Where instances may be.
     allow: Allow,
     /// For URLs that ask for it.
-    tls: ClientTlsConfig,
+    tls: Tls,
     /// Spreads what would otherwise happen at once.
     rng: Mutex<SmallRng>,
 }
@@ -72,7 +73,7 @@ impl Manner {
                 retries: exporter.retries,
             },
             allow: config.allow.clone(),
-            tls: tls::read(&exporter.tls)?.timeout(exporter.timeout),
+            tls: Tls::read(&exporter.tls)?,
             // Without the system's chance, another one for each process will do.
             rng: Mutex::new(
                 rng.unwrap_or_else(|_| SmallRng::seed_from_u64(std::process::id().into())),
@@ -134,7 +135,7 @@ impl Peer {
     /// [`ask`](Self::ask); what runs there ends when the peer is dropped.
     ///
     /// # Errors
-    /// [`CollectError`] if there can be no connection to this URL, ever.
+    /// [`CollectError`] if there can be no connection to this URL.
     pub fn new(url: &StatusUrl, manner: &Arc<Manner>) -> Result<Self, CollectError> {
         let ways: &[Way] = match url.protocol {
             StatusProtocol::Grpc => &[Way::Poll, Way::Stream],

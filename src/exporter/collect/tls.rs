@@ -1,47 +1,200 @@
-//! The certificates by which instances are checked, and the one that they are
-//! shown.
+//! TLS to instances: the certificates by which they are checked, the one that
+//! they are shown, and the handshake.
 
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use once_cell::sync::OnceCell;
+use rustls_native_certs::{CertificateResult, load_native_certs};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::CollectError;
 use crate::config::TlsConfig;
 
-/// Reads what `exporter.tls` names.
-pub(super) fn read(config: &TlsConfig) -> Result<ClientTlsConfig, CollectError> {
-    let TlsConfig { ca, cert, key } = config;
-    let mut tls = ClientTlsConfig::new();
-    if ca.is_empty() {
-        tls = tls.with_enabled_roots();
-    } else {
-        let authority = pem("exporter.tls.ca", ca, "CERTIFICATE")?;
-        tls = tls.ca_certificate(Certificate::from_pem(authority));
-        check(&tls, "exporter.tls.ca", ca)?;
-    }
-    if !cert.is_empty() {
-        let shown = pem("exporter.tls.cert", cert, "CERTIFICATE")?;
-        let identity = Identity::from_pem(shown, pem("exporter.tls.key", key, "PRIVATE KEY")?);
-        // By itself: which of the system's authorities there are is of no account.
-        let own = ClientTlsConfig::new().identity(identity.clone());
-        check(&own, "exporter.tls.cert and exporter.tls.key", &format!("{cert} and {key}"))?;
-        tls = tls.identity(identity);
-    }
-    Ok(tls)
+/// HTTP/2, as the handshake calls it.
+const HTTP_2: &[u8] = b"h2";
+
+/// What `exporter.tls` names, read once.
+pub(super) struct Tls {
+    /// What instances are shown.
+    identity: Option<Arc<SingleCertAndKey>>,
+    /// The same for all instances. The system's authorities are hundreds, so
+    /// that they are loaded for the first instance that needs them.
+    client: OnceCell<Arc<ClientConfig>>,
 }
 
-/// A file that holds a `kind` at least by its looks: one without any would count
-/// as an empty list.
-fn pem(key: &'static str, path: &str, kind: &'static str) -> Result<Vec<u8>, CollectError> {
-    let named = |source| CollectError::Read { key, path: path.to_owned(), source };
-    let pem = std::fs::read(path).map_err(named)?;
-    let end = format!("{kind}-----");
-    match pem.windows(end.len()).any(|part| part == end.as_bytes()) {
-        true => Ok(pem),
-        false => Err(CollectError::NotPem { key, path: path.to_owned(), kind }),
+impl Tls {
+    /// Reads what `exporter.tls` names.
+    pub fn read(config: &TlsConfig) -> Result<Self, CollectError> {
+        let TlsConfig { ca, cert, key } = config;
+        let roots = (!ca.is_empty()).then(|| configured_roots(ca)).transpose()?;
+        let identity = (!cert.is_empty()).then(|| identity(cert, key)).transpose()?;
+        let tls = Self { identity, client: OnceCell::new() };
+        if let Some(roots) = roots {
+            tls.client.get_or_init(|| tls.checking_by(roots));
+        }
+        Ok(tls)
+    }
+
+    /// For a connection to `host`, a name or an address.
+    pub fn handshake(&self, host: ServerName<'static>) -> Result<Handshake, CollectError> {
+        let client = self.client.get_or_try_init(|| Ok(self.checking_by(system_roots()?)))?;
+        Ok(Handshake { client: Arc::clone(client), host })
+    }
+
+    fn checking_by(&self, roots: RootCertStore) -> Arc<ClientConfig> {
+        let client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("ring has what TLS 1.2 and 1.3 need")
+            .with_root_certificates(roots);
+        let mut client = match &self.identity {
+            Some(identity) => client.with_client_cert_resolver(Arc::clone(identity) as _),
+            None => client.with_no_client_auth(),
+        };
+        client.alpn_protocols = vec![HTTP_2.to_vec()];
+        Arc::new(client)
     }
 }
 
-fn check(tls: &ClientTlsConfig, key: &'static str, path: &str) -> Result<(), CollectError> {
-    let refused = |source| CollectError::Tls { key, path: path.to_owned(), source };
-    Endpoint::from_static("https://localhost").tls_config(tls.clone()).map_err(refused)?;
-    Ok(())
+/// What begins each connection to an instance.
+#[derive(Clone)]
+pub(super) struct Handshake {
+    client: Arc<ClientConfig>,
+    host: ServerName<'static>,
+}
+
+impl Handshake {
+    pub async fn perform(
+        self,
+        stream: TcpStream,
+        limit: Duration,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let handshake = TlsConnector::from(self.client).connect(self.host, stream);
+        let stream = timeout(limit, handshake).await??;
+        match stream.get_ref().1.alpn_protocol() {
+            Some(HTTP_2) => Ok(stream),
+            _ => Err(io::Error::other("the instance does not speak HTTP/2")),
+        }
+    }
+}
+
+fn system_roots() -> Result<RootCertStore, CollectError> {
+    let CertificateResult { certs, errors, .. } = load_native_certs();
+    let mut roots = RootCertStore::empty();
+    match roots.add_parsable_certificates(certs) {
+        (0, _) => Err(CollectError::NoRoots { errors }),
+        _ => Ok(roots),
+    }
+}
+
+fn configured_roots(ca: &str) -> Result<RootCertStore, CollectError> {
+    const KEY: &str = "exporter.tls.ca";
+    let mut roots = RootCertStore::empty();
+    match roots.add_parsable_certificates(certificates(KEY, ca)?) {
+        (0, _) => Err(not_pem(KEY, ca, "CERTIFICATE")),
+        _ => Ok(roots),
+    }
+}
+
+fn identity(cert: &str, key: &str) -> Result<Arc<SingleCertAndKey>, CollectError> {
+    const KEY: &str = "exporter.tls.key";
+    let shown = certificates("exporter.tls.cert", cert)?;
+    let private = PrivateKeyDer::from_pem_slice(&read(KEY, key)?)
+        .map_err(|_| not_pem(KEY, key, "PRIVATE KEY"))?;
+    let identity = CertifiedKey::from_der(shown, private, &ring::default_provider());
+    let identity = identity.map_err(|source| CollectError::Tls {
+        key: "exporter.tls.cert and exporter.tls.key",
+        path: format!("{cert} and {key}"),
+        source: Box::new(source),
+    })?;
+    Ok(Arc::new(identity.into()))
+}
+
+/// One certificate at least.
+fn certificates(
+    key: &'static str,
+    path: &str,
+) -> Result<Vec<CertificateDer<'static>>, CollectError> {
+    let pem = read(key, path)?;
+    match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
+        Ok(found) if !found.is_empty() => Ok(found),
+        _ => Err(not_pem(key, path, "CERTIFICATE")),
+    }
+}
+
+fn read(key: &'static str, path: &str) -> Result<Vec<u8>, CollectError> {
+    std::fs::read(path).map_err(|source| CollectError::Read { key, path: path.to_owned(), source })
+}
+
+/// Without the parser's words, which may quote what is secret.
+fn not_pem(key: &'static str, path: &str, kind: &'static str) -> CollectError {
+    CollectError::NotPem { key, path: path.to_owned(), kind }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+    use tokio_rustls::rustls::ServerConfig;
+
+    use super::super::{Manner, Peer};
+    use super::*;
+    use crate::config::Config;
+
+    fn file(name: &str) -> String {
+        format!("{}/tests/support/tls/{name}", env!("CARGO_MANIFEST_DIR"))
+    }
+
+    #[tokio::test]
+    async fn the_systems_roots_are_loaded_once_for_a_thousand_instances_and_not_for_none() {
+        let manner = Arc::new(Manner::new(&Config::default()).unwrap());
+        let made = |url: &str| -> Vec<_> {
+            let url = url.parse().unwrap();
+            (0..1000).map(|_| Peer::new(&url, &manner).unwrap()).collect()
+        };
+        let _plain = made("grpc://[::1]:1");
+        assert!(manner.tls.client.get().is_none());
+        let peers = made("grpcs://[::1]:1");
+        let client = manner.tls.client.get().unwrap();
+        assert_eq!(Arc::strong_count(client), peers.len() + 1, "each has a share, none its own");
+    }
+
+    #[tokio::test]
+    async fn a_handshake_is_with_http_2_or_over_in_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let tls = Tls::read(&TlsConfig { ca: file("ca.pem"), ..TlsConfig::default() }).unwrap();
+        let error = async |limit| {
+            let handshake = tls.handshake(addr.ip().into()).unwrap();
+            let stream = TcpStream::connect(addr).await.unwrap();
+            handshake.perform(stream, limit).await.err().unwrap()
+        };
+        // Whoever connects waits, until he is accepted.
+        assert_eq!(error(Duration::from_millis(10)).await.kind(), io::ErrorKind::TimedOut);
+
+        let provider = Arc::new(ring::default_provider());
+        let server = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(identity(&file("loopback.pem"), &file("loopback.key")).unwrap());
+        let acceptor = TlsAcceptor::from(Arc::new(server));
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                _ = acceptor.accept(stream).await;
+            }
+        });
+        let error = error(Duration::from_secs(60)).await;
+        assert!(error.to_string().contains("HTTP/2"), "{error}");
+    }
 }
