@@ -541,11 +541,12 @@ impl Config {
             let list = format!("services.{service}.instances");
             found.extend(repeated(&list, "id", instances.iter().map(|it| &it.id)));
             found.extend(repeated(&list, "addr", instances.iter().map(|it| it.addr)));
-            let is_out = |(_, it): &(usize, &Instance)| !self.allow.contains(it.addr.ip());
-            found.extend(instances.iter().enumerate().filter(is_out).map(|(index, it)| Conflict {
-                path: format!("{list}[{index}].addr"),
-                why: format!("{} is outside of allow: {}", it.addr, self.allow),
-            }));
+            for (index, instance) in instances.iter().enumerate() {
+                found.extend(self.allow.check(instance).err().map(|outside| Conflict {
+                    path: format!("{list}[{index}].{}", outside.what),
+                    why: outside.to_string(),
+                }));
+            }
         }
 
         let ExporterConfig { interval, timeout, refresh, .. } = self.exporter;

@@ -350,15 +350,22 @@ impl Connection {
         if let Some(last) = end.last_mut() {
             *last += 1; // '/' or a letter: far from 255
         }
+        let mut page_keys = PAGE_KEYS;
         loop {
             let from = match entries.last() {
                 None => prefix.to_owned(),
                 Some(last) => format!("{}\0", last.key),
             };
-            let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE_KEYS);
+            let options = GetOptions::new().with_range(end.clone()).with_limit(page_keys);
             let page = kv.get(from, Some(options));
-            let mut page =
-                call(format!("list {prefix}"), &self.endpoint, PAGE_TIMEOUT, page).await?;
+            let page = call(format!("list {prefix}"), &self.endpoint, PAGE_TIMEOUT, page).await;
+            let mut page = match page {
+                Err(error) if error.is_too_large() && page_keys > 1 => {
+                    page_keys /= 2;
+                    continue;
+                }
+                page => page?,
+            };
             let more = page.more();
             entries.extend(page.take_kvs().into_iter().map(entry));
             if !more {

@@ -123,6 +123,12 @@ impl StatusUrl {
         ("healths", StatusProtocol::Health, true),
     ];
 
+    /// Its host, if that is an address rather than a name.
+    pub fn ip(&self) -> Option<IpAddr> {
+        let (host, _port) = self.authority.rsplit_once(':')?;
+        host.trim_matches(['[', ']']).parse().ok()
+    }
+
     /// For instance `grpcs`.
     pub fn scheme(&self) -> &'static str {
         let is_own =
@@ -174,6 +180,35 @@ impl Allow {
         let ip = ip.to_canonical();
         self.0.is_empty() || self.0.iter().any(|net| net.contains(&ip))
     }
+}
+
+impl Allow {
+    /// Whether an instance, and its status service if that is named by its
+    /// address, are where they may be; else what is not. A name is looked up, and
+    /// checked, when it is connected to.
+    pub fn check(&self, instance: &Instance) -> Result<(), Outside> {
+        let refused = |what, found: String| Outside { what, found, allow: self.to_string() };
+        let Instance { addr, status, .. } = instance;
+        if !self.contains(addr.ip()) {
+            return Err(refused("addr", addr.to_string()));
+        }
+        match status {
+            Some(url) if url.ip().is_some_and(|ip| !self.contains(ip)) => {
+                Err(refused("status", url.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An address is in none of the networks that are allowed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{found} is outside of allow: {allow}")]
+pub struct Outside {
+    /// The field of the registration.
+    pub what: &'static str,
+    found: String,
+    allow: String,
 }
 
 impl fmt::Display for Allow {

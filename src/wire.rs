@@ -88,6 +88,9 @@ pub enum RecordError {
     /// The value is not a JSON object.
     #[error("failed to parse the instance as a JSON object: {0}")]
     Json(#[source] serde_json::Error),
+    /// The value is not an exporter's announcement.
+    #[error("failed to read the exporter's announcement: {0}")]
+    Announcement(#[source] serde_json::Error),
     /// A field has the wrong type.
     #[error("failed to read a field of the instance: {0}")]
     Field(#[source] serde_path_to_error::Error<serde_json::Error>),
@@ -135,7 +138,7 @@ impl RecordError {
         match self {
             Self::Key { .. } => "key",
             Self::TooLarge { .. } => "too_large",
-            Self::Json(_) | Self::Field(_) => "json",
+            Self::Json(_) | Self::Field(_) | Self::Announcement(_) => "json",
             Self::NoAddr | Self::Addr(_) => "addr",
             Self::Weight { .. } => "weight",
             Self::StatusUrl(_) => "status_url",
@@ -302,6 +305,16 @@ pub fn encode_instance(instance: &Instance) -> Vec<u8> {
     serde_json::to_vec(&json).expect("strings, numbers and a map of strings are JSON")
 }
 
+/// A registration as `value` has it, but draining if `held`, the one that it
+/// takes the place of, does: that was an operator's wish.
+pub fn keep_drain(value: &[u8], held: &[u8]) -> Vec<u8> {
+    let is_draining = |value| decode_instance("", value).is_ok_and(|instance| instance.drain);
+    match decode_instance("", value) {
+        Ok(instance) if is_draining(held) => encode_instance(&Instance { drain: true, ..instance }),
+        _ => value.to_owned(),
+    }
+}
+
 /// The value of `exporters/<id>`: what an exporter says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExporterRecord {
@@ -322,6 +335,15 @@ pub struct ExporterRecord {
 /// Writes an exporter's announcement.
 pub fn encode_exporter(record: &ExporterRecord) -> Vec<u8> {
     serde_json::to_vec(record).expect("strings and integers are JSON")
+}
+
+/// Reads an exporter's announcement.
+///
+/// # Errors
+/// [`RecordError`] if the value is too large or is none.
+pub fn decode_exporter(value: &[u8]) -> Result<ExporterRecord, RecordError> {
+    refuse_larger_than(MAX_INSTANCE_BYTES, value)?;
+    serde_json::from_slice(value).map_err(RecordError::Announcement)
 }
 
 /// The news that one exporter has of one shard of a service's instances.

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use ipconfig::config::Config;
+use ipconfig::config::{Config, ExporterConfig};
 use ipconfig::exporter;
-use ipconfig::model::is_name;
+use ipconfig::model::{is_name, parse_addr};
 use ipconfig::service::agent::{self, Target};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -36,6 +36,9 @@ struct Args {
     /// This exporter's id, in place of the file's exporter.id.
     #[arg(long, env = "IPCONFIG_EXPORTER_ID", hide_env_values = true, value_parser = exporter_id)]
     id: Option<String>,
+    /// Where its pages are served, in place of the file's exporter.listen.
+    #[arg(long, env = "IPCONFIG_EXPORTER_LISTEN", hide_env_values = true, value_parser = parse_addr)]
+    listen: Option<SocketAddr>,
     /// Validate the configuration file, say so, and start nothing.
     #[arg(long)]
     check_config: bool,
@@ -126,7 +129,13 @@ async fn main() -> ExitCode {
                 Err(err) => fail(&err, 1),
             }
         }
-        None => export(&args.config, args.id, shutdown).await,
+        None => {
+            let changed = |exporter: &mut ExporterConfig| {
+                exporter.id = args.id.unwrap_or_else(|| exporter.id.clone());
+                exporter.listen = args.listen.unwrap_or(exporter.listen);
+            };
+            export(&args.config, changed, shutdown).await
+        }
     }
 }
 
@@ -142,9 +151,7 @@ async fn export(file: &Path, id: Option<String>, shutdown: impl Future<Output = 
         Ok(config) => config,
         Err(err) => return fail(&err, BAD_USAGE),
     };
-    if let Some(id) = id {
-        config.exporter.id = id;
-    }
+    change(&mut config.exporter);
     match exporter::run(&config, shutdown).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) if err.is_config() => fail(&err, BAD_USAGE),

@@ -32,8 +32,9 @@ pub enum Change {
     Ask(Name, StatusUrl),
     /// Do not ask it any more.
     Drop(Name),
-    /// An instance of the configuration file is not registered any more.
-    Register,
+    /// Something that this exporter put, its announcement or an instance of the
+    /// configuration file, is not there any more.
+    Missing,
     /// Another process announces itself under this exporter's id.
     Rival,
 }
@@ -99,9 +100,13 @@ impl Fleet {
             Event::Init => self.listed = Some(HashSet::new()),
             Event::Put { key, value, .. } => return self.put(&key, &value),
             Event::Delete { key, .. } => {
-                return wire::parse_key(&self.prefix, &key)
-                    .map(|key| self.delete(&key))
-                    .unwrap_or_default();
+                return match wire::parse_key(&self.prefix, &key) {
+                    Ok(key) => self.delete(&key),
+                    Err(_) => {
+                        self.rejects.forget_except(&printable(&key), &[]);
+                        Vec::new()
+                    }
+                };
             }
             Event::InitDone { .. } => return self.finish_list(),
             Event::Progress { .. } => {}
@@ -135,7 +140,7 @@ impl Fleet {
         let key = match wire::parse_key(&self.prefix, path) {
             Ok(key) => key,
             Err(error) => {
-                self.rejects.reject(&path.escape_ascii().to_string(), error.reason(), error);
+                self.rejects.reject(&printable(path), error.reason(), error);
                 return Vec::new();
             }
         };
@@ -145,10 +150,7 @@ impl Fleet {
         match key {
             Key::Instance { service, id } => self.put_instance(Name { service, id }, value),
             Key::Exporter { id } if id == self.own_id => self.see_own(value),
-            Key::Exporter { id } => match self.exporters.insert(id) {
-                true => self.settle_all(),
-                false => Vec::new(),
-            },
+            Key::Exporter { id } => self.see_other(id, path, value),
             Key::Status { .. } | Key::Control { .. } | Key::Policy { .. } => Vec::new(),
         }
     }
@@ -162,22 +164,36 @@ impl Fleet {
         is_rival.then_some(Change::Rival).into_iter().collect()
     }
 
+    /// Whoever announces itself gets a share; what is no announcement does not,
+    /// since nobody would ask those instances.
+    fn see_other(&mut self, id: String, path: &[u8], value: &[u8]) -> Vec<Change> {
+        if let Err(error) = wire::decode_exporter(value) {
+            self.rejects.reject(&printable(path), error.reason(), error);
+            return Vec::new();
+        }
+        match self.exporters.insert(id) {
+            true => self.settle_all(),
+            false => Vec::new(),
+        }
+    }
+
     /// A registration that is refused leaves the last good one in place.
     fn put_instance(&mut self, name: Name, value: &[u8]) -> Vec<Change> {
         let subject = format!("{}/{}", name.service, name.id);
-        match wire::decode_instance(&name.id, value) {
-            Err(error) => self.rejects.reject(&subject, error.reason(), error),
-            Ok(instance) if !self.allow.contains(instance.addr.ip()) => {
-                let error = format_args!("{} is outside of allow: {}", instance.addr, self.allow);
-                self.rejects.reject(&subject, "not_allowed", error);
+        let instance = match wire::decode_instance(&name.id, value) {
+            Ok(instance) => instance,
+            Err(error) => {
+                self.rejects.reject(&subject, error.reason(), error);
+                return Vec::new();
             }
-            Ok(instance) => {
-                self.rejects.forget_except(&subject, &[]);
-                self.in_etcd.insert(name.clone(), instance);
-                return self.settle(name).into_iter().collect();
-            }
+        };
+        if let Err(outside) = self.allow.check(&instance) {
+            self.rejects.reject(&subject, "not_allowed", outside);
+            return Vec::new();
         }
-        Vec::new()
+        self.rejects.forget_except(&subject, &[]);
+        self.in_etcd.insert(name.clone(), instance);
+        self.settle(name).into_iter().collect()
     }
 
     fn delete(&mut self, key: &Key) -> Vec<Change> {
@@ -186,12 +202,13 @@ impl Fleet {
                 let name = Name { service: service.clone(), id: id.clone() };
                 self.rejects.forget_except(&format!("{service}/{id}"), &[]);
                 self.in_etcd.remove(&name);
-                let register = self.in_file.contains_key(&name).then_some(Change::Register);
+                let register = self.in_file.contains_key(&name).then_some(Change::Missing);
                 self.settle(name).into_iter().chain(register).collect()
             }
-            Key::Exporter { id } if *id != self.own_id && self.exporters.remove(id) => {
-                self.settle_all()
+            Key::Exporter { id } if *id == self.own_id => {
+                self.is_announced.then_some(Change::Missing).into_iter().collect()
             }
+            Key::Exporter { id } if self.exporters.remove(id) => self.settle_all(),
             _ => Vec::new(),
         }
     }
@@ -209,7 +226,7 @@ impl Fleet {
         let mut changes: Vec<Change> = gone.iter().flat_map(|key| self.delete(key)).collect();
         let is_missing = |name: &Name| !self.in_etcd.contains_key(name);
         if self.in_file.keys().any(is_missing) {
-            changes.push(Change::Register);
+            changes.push(Change::Missing);
         }
         changes
     }
@@ -246,6 +263,10 @@ impl Fleet {
     fn is_mine(&self, name: &Name) -> bool {
         owner(&self.exporters, name) == Some(&self.own_id)
     }
+}
+
+fn printable(key: &[u8]) -> String {
+    key.escape_ascii().to_string()
 }
 
 /// Who asks an instance: the exporter that hashes highest with it.
@@ -288,6 +309,27 @@ mod tests {
         json!({ "addr": format!("127.0.0.1:{port}"), "status": status }).to_string()
     }
 
+    fn announcement() -> String {
+        let record = wire::ExporterRecord {
+            version: "0.1.0".into(),
+            listen: "127.0.0.1:9180".parse().unwrap(),
+            interval_ms: 1000,
+            started_unix_ms: 7,
+            registrations: String::new(),
+        };
+        String::from_utf8(wire::encode_exporter(&record)).unwrap()
+    }
+
+    #[test]
+    fn what_is_no_announcement_gets_no_share() {
+        let mut fleet = fleet(json!({ "services": {} }));
+        for bad in ["garbage", "{}", "[]", ""] {
+            assert_eq!(put(&mut fleet, "exporters/other", bad), []);
+        }
+        assert_eq!(fleet.exporters(), 1);
+        assert_eq!(fleet.bad_records(), &BTreeMap::from([("json", 4)]));
+    }
+
     fn ask(id: &str, url: &str) -> Change {
         Change::Ask(name(id), url.parse().unwrap())
     }
@@ -324,7 +366,7 @@ mod tests {
         assert_eq!(fleet.begin(), [ask("a", in_file)]);
         assert_eq!(put(&mut fleet, "instances/chat/a", &instance(1, in_etcd)), [ask("a", in_etcd)]);
         let changes = delete(&mut fleet, "instances/chat/a");
-        assert_eq!(changes, [ask("a", in_file), Change::Register]);
+        assert_eq!(changes, [ask("a", in_file), Change::Missing]);
     }
 
     #[test]
@@ -334,7 +376,7 @@ mod tests {
         for id in ["a", "b"] {
             put(&mut fleet, &format!("instances/chat/{id}"), &instance(1, url));
         }
-        put(&mut fleet, "exporters/gone", "{}");
+        put(&mut fleet, "exporters/gone", &announcement());
         fleet.apply(Event::Init);
         put(&mut fleet, "instances/chat/b", &instance(1, url));
         assert_eq!(fleet.exporters(), 2, "until the list is complete nothing is gone");
@@ -358,9 +400,13 @@ mod tests {
         let url = "grpc://127.0.0.1:9";
         put(&mut fleet, "instances/chat/a", &instance(1, url));
         assert_eq!(put(&mut fleet, "instances/chat/a", "{"), []);
-        let outside = format!(r#"{{"addr":"10.0.0.1:1","status":"{url}"}}"#);
-        assert_eq!(put(&mut fleet, "instances/chat/b", &outside), []);
-        assert_eq!(fleet.bad_records(), &BTreeMap::from([("json", 1), ("not_allowed", 1)]));
+        for outside in [
+            format!(r#"{{"addr":"10.0.0.1:1","status":"{url}"}}"#),
+            r#"{"addr":"127.0.0.1:1","status":"grpc://10.0.0.1:1"}"#.to_owned(),
+        ] {
+            assert_eq!(put(&mut fleet, "instances/chat/b", &outside), []);
+        }
+        assert_eq!(fleet.bad_records(), &BTreeMap::from([("json", 1), ("not_allowed", 2)]));
         assert_eq!(fleet.targets(), 1);
     }
 
@@ -372,14 +418,15 @@ mod tests {
         assert_eq!(earlier, [], "its own life before a restart");
         assert_eq!(put(&mut fleet, "exporters/me", &own), []);
         assert_eq!(put(&mut fleet, "exporters/me", r#"{"version":"9"}"#), [Change::Rival]);
-        assert_eq!(delete(&mut fleet, "exporters/me"), [], "it lives, whatever etcd says");
+        let deleted = delete(&mut fleet, "exporters/me");
+        assert_eq!(deleted, [Change::Missing], "it lives, whatever etcd says");
         assert_eq!(fleet.exporters(), 1);
     }
 
     #[test]
     fn when_an_exporter_dies_exactly_its_share_is_taken_over() {
         let mut fleet = fleet(json!({ "services": {} }));
-        put(&mut fleet, "exporters/other", "{}");
+        put(&mut fleet, "exporters/other", &announcement());
         let url = "grpc://127.0.0.1:9";
         let asked: usize = (0..100)
             .map(|id| put(&mut fleet, &format!("instances/chat/{id}"), &instance(1, url)).len())
@@ -388,7 +435,7 @@ mod tests {
         let taken_over = delete(&mut fleet, "exporters/other");
         assert_eq!(taken_over.len(), 100 - asked);
         assert!(taken_over.iter().all(|change| matches!(change, Change::Ask(..))));
-        let given = put(&mut fleet, "exporters/other", "{}");
+        let given = put(&mut fleet, "exporters/other", &announcement());
         assert_eq!(given.len(), 100 - asked);
         assert!(given.iter().all(|change| matches!(change, Change::Drop(_))));
     }

@@ -27,6 +27,8 @@ pub struct Member {
     /// When it last answered, or was first asked.
     heard: Instant,
     state: State,
+    /// Whether the last failure is yet to be written.
+    failure_is_news: bool,
     /// What it said, and when, until that was compared with what is written.
     news: Option<(News, Instant)>,
     /// Its status before, for the rates.
@@ -40,7 +42,18 @@ pub struct Member {
 enum State {
     Untried,
     Up,
-    Down,
+    /// As of the last question.
+    Down {
+        since: Instant,
+    },
+}
+
+/// What a put says of an instance.
+pub struct Word {
+    /// What there is to say.
+    pub report: InstanceReport,
+    /// Whether it is another one than before.
+    pub is_news: bool,
 }
 
 impl Member {
@@ -55,6 +68,7 @@ impl Member {
             round: 0,
             heard: Instant::now(),
             state: State::Untried,
+            failure_is_news: false,
             news: None,
             before: None,
             written: None,
@@ -64,7 +78,7 @@ impl Member {
     /// Asks it, in the round that began at `now`.
     pub fn ask(&mut self, round: u64, now: Instant) -> impl Future<Output = Answer> + use<> {
         self.round = round;
-        self.peer.ask(now, self.state == State::Down)
+        self.peer.ask(now, matches!(self.state, State::Down { .. }))
     }
 
     /// Whether it answered when it was last asked.
@@ -97,33 +111,37 @@ impl Member {
                 self.news = Some((news, at));
             }
             Err(err) => {
-                if self.state != State::Down {
+                if !matches!(self.state, State::Down { .. }) {
                     tracing::warn!(
                         "{service}/{id} does not tell its status at {}: {err}",
                         self.url
                     );
                 }
-                self.state = State::Down;
+                self.state = State::Down { since: at };
+                self.failure_is_news = true;
                 self.news = None;
                 metrics.set_down(labels(&self.name));
             }
         }
     }
 
-    /// What is to be written, if anything is; it is taken for written then.
+    /// What is to be written of it, if anything is; that is taken for written
+    /// then. Who gets no requests is named in every put, news or not: a reader who
+    /// begins with this one has to know.
     pub fn report(
         &mut self,
         exporter: &ExporterConfig,
         is_full: bool,
         now: Instant,
-        metrics: &ExporterMetrics,
-    ) -> Option<InstanceReport> {
+    ) -> Option<Word> {
         let id = self.name.id.clone();
-        if self.state == State::Down {
+        if let State::Down { since } = self.state {
             self.written = None;
-            let silent_for = now.saturating_duration_since(self.heard);
+            let silent_for = since.saturating_duration_since(self.heard);
+            let is_news = std::mem::take(&mut self.failure_is_news);
             let report = Report::Unreachable { silent_for };
-            return Some(InstanceReport { id, report, interval: exporter.interval });
+            let report = InstanceReport { id, report, interval: exporter.interval };
+            return Some(Word { report, is_news });
         }
         let (News { mut report, interval }, at) = self.news.take()?;
         let before = self.before.as_ref();
@@ -135,12 +153,11 @@ impl Member {
             // What waited here has aged.
             status.age += now.saturating_duration_since(at);
         }
-        let is_as_before = match (&figures, &self.written) {
-            (Some(now), Some(written)) => now.is_as(written, exporter.deadband),
-            _ => false,
+        let is_news = match (&figures, &self.written) {
+            (Some(now), Some(written)) => !now.is_as(written, exporter.deadband),
+            _ => true,
         };
-        if is_as_before && !is_full {
-            metrics.unchanged.inc();
+        if !is_news && !is_full && report != Report::NotServing {
             return None;
         }
         self.written = figures;
@@ -148,7 +165,8 @@ impl Member {
             true => exporter.refresh.max(exporter.interval),
             false => exporter.interval,
         };
-        Some(InstanceReport { id, report, interval: interval.max(silence) })
+        let report = InstanceReport { id, report, interval: interval.max(silence) };
+        Some(Word { report, is_news })
     }
 }
 

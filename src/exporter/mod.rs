@@ -25,13 +25,13 @@ use rand::SeedableRng;
 use rand::rngs::{SmallRng, SysRng};
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 
 pub use self::check::{CheckError, Summary, check_file};
 use self::collect::CollectError;
 use self::discover::Fleet;
-use self::put::{Registrar, WriteHealth};
+use self::put::{Registrar, Told, WriteHealth};
 use self::rounds::Rounds;
 use self::serve::Pages;
 use crate::config::Config;
@@ -98,12 +98,14 @@ pub async fn run(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
     let announcement = announcement(config);
 
     // Room for a few: a failure that finds none says what those before it say.
-    let (notices, noticed) = mpsc::channel(4);
+    let (failures, failed) = mpsc::channel(4);
+    let missing = Arc::new(Notify::new());
+    let told = Told { failures: failed, missing: Arc::clone(&missing) };
     let (sessions, session) = watch::channel(None);
     let (events, followed) = mpsc::channel(EVENTS);
     let fleet = Fleet::new(config, &announcement);
-    let rounds =
-        Rounds::new(config, fleet, session, notices, Arc::clone(&metrics), Arc::clone(&health))?;
+    let (shown, wrote) = (Arc::clone(&metrics), Arc::clone(&health));
+    let rounds = Rounds::new(config, fleet, session, failures, missing, shown, wrote)?;
     let registrar =
         Registrar::new(config, announcement, Arc::clone(&metrics), Arc::clone(&health), sessions);
 
@@ -116,17 +118,19 @@ pub async fn run(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
     let rng = SmallRng::try_from_rng(&mut SysRng).unwrap_or_else(|_| SmallRng::seed_from_u64(0));
     let source = EtcdSource::of_exporters_and_instances(&config.etcd);
     let watching = watcher::run(source, Timing::default(), rng, events);
-    let mut registering = tokio::spawn(registrar.run(noticed));
+    let mut registering = tokio::spawn(registrar.run(told));
     let mut asking = tokio::spawn(rounds.run(followed));
 
     tokio::select! {
+        // What ended first may be what the others end by.
+        biased;
         () = shutdown => {}
+        ended = &mut asking => return ended.map_err(ExporterError::Task),
+        ended = &mut registering => return ended.map_err(ExporterError::Task),
         () = watching => {}
         served = serving => served.map_err(listening)?,
-        ended = &mut registering => return ended.map_err(ExporterError::Task),
-        ended = &mut asking => return ended.map_err(ExporterError::Task),
     }
-    // With the rounds goes the sender of notices, which the registrar ends by.
+    // With the rounds goes the sender of failures, which the registrar ends by.
     asking.abort();
     if timeout(SHUTDOWN_LIMIT, registering).await.is_err() {
         tracing::warn!("failed to revoke the lease in time: the keys go when it ends");
@@ -144,6 +148,9 @@ fn announcement(config: &Config) -> Vec<u8> {
         listen: exporter.listen,
         interval_ms: milliseconds(exporter.interval),
         started_unix_ms: milliseconds(now),
-        registrations: format!("{:016x}", put::fingerprint(&put::registrations(config))),
+        registrations: format!(
+            "{:016x}",
+            put::fingerprint(&put::registrations(config), exporter.lease_ttl)
+        ),
     })
 }

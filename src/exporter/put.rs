@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at, sleep_until};
 use xxhash_rust::xxh64::xxh64;
@@ -22,7 +22,7 @@ use xxhash_rust::xxh64::xxh64;
 use crate::config::{Config, ExporterConfig};
 use crate::etcd::{Connection, Connector, EtcdError, LeaseId, LeaseKeepAlive};
 use crate::metrics::ExporterMetrics;
-use crate::wire::{self, ExporterRecord, Key};
+use crate::wire::{self, Key};
 
 /// Renewals in a lease's time to live: two may be lost.
 const RENEWALS_PER_TTL: u32 = 3;
@@ -88,13 +88,12 @@ pub struct Session {
     pub lease: LeaseId,
 }
 
-/// What whoever writes statuses tells the [`Registrar`].
-#[derive(Debug)]
-pub enum Notice {
-    /// A write failed: the connection or the lease may be gone.
-    Failed(EtcdError),
-    /// A registration of the configuration file is missing.
-    Register,
+/// What the [`Registrar`] is told.
+pub struct Told {
+    /// Puts of statuses that failed: the connection or the lease may be gone.
+    pub failures: mpsc::Receiver<EtcdError>,
+    /// That something of its own is missing in etcd.
+    pub missing: Arc<Notify>,
 }
 
 /// What is announced and registered.
@@ -110,6 +109,10 @@ pub struct Registrar {
     /// None without registrations.
     shared: Option<LeaseId>,
     has_checked: bool,
+    /// Whether this process has once put every registration that was not on its
+    /// lease. From then on only those are put that are not there at all, so that
+    /// exporters of different files do not write over each other for ever.
+    has_registered: bool,
     metrics: Arc<ExporterMetrics>,
     health: Arc<WriteHealth>,
     sessions: watch::Sender<Option<Session>>,
@@ -124,11 +127,11 @@ struct Kept {
     shared: Option<LeaseKeepAlive>,
 }
 
-/// How it went with keeping leases alive.
+/// Whether the shared lease, and with it the registrations, are there.
 #[derive(PartialEq, Eq)]
-enum Renewal {
-    Done,
-    SharedIsGone,
+enum Shared {
+    Held,
+    Missing,
 }
 
 /// The instances of the configuration file, as etcd is to hold them.
@@ -144,9 +147,9 @@ pub fn registrations(config: &Config) -> Vec<(String, Vec<u8>)> {
 }
 
 /// The number that stands for a set of registrations, the same one wherever the
-/// set is the same. 0 stands for none.
-pub fn fingerprint(registrations: &[(String, Vec<u8>)]) -> u64 {
-    registrations.iter().fold(0, |seed, (key, value)| {
+/// set, and the time for which a lease holds it, are the same.
+pub fn fingerprint(registrations: &[(String, Vec<u8>)], ttl: Duration) -> u64 {
+    registrations.iter().fold(ttl.as_secs(), |seed, (key, value)| {
         xxh64(value, xxh64(key.as_bytes(), seed)) // in the order of the names
     })
 }
@@ -164,7 +167,7 @@ impl Registrar {
         let key = Key::Exporter { id: config.exporter.id.clone() };
         let registrations = registrations(config);
         let is_needed = !registrations.is_empty();
-        let number = xxh64(prefix.as_bytes(), fingerprint(&registrations));
+        let number = fingerprint(&registrations, config.exporter.lease_ttl);
         Self {
             connector: Connector::new(&config.etcd),
             exporter: config.exporter.clone(),
@@ -175,18 +178,19 @@ impl Registrar {
             own: None,
             shared: is_needed.then(|| LeaseId::shared(number)),
             has_checked: false,
+            has_registered: false,
             metrics,
             health,
             sessions,
         }
     }
 
-    /// Holds a session open, and opens the next one when it breaks; ends when
-    /// `notices` is closed, after everything that is this exporter's alone was
-    /// taken out.
-    pub async fn run(mut self, mut notices: mpsc::Receiver<Notice>) {
+    /// Holds a session open, and opens the next one when it breaks; ends when the
+    /// sender of failures is gone, after everything that is this exporter's alone
+    /// was taken out.
+    pub async fn run(mut self, mut told: Told) {
         loop {
-            let ended = self.session(&mut notices).await;
+            let ended = self.session(&mut told).await;
             self.sessions.send_replace(None);
             let err = match ended {
                 Ok(Closed) => return,
@@ -202,14 +206,15 @@ impl Registrar {
                 true => REFUSED_PAUSE,
                 false => self.exporter.lease_ttl / RECONNECTS_PER_TTL,
             };
-            if let Some(Closed) = rest(&mut notices, pause).await {
+            if let Some(Closed) = rest(&mut told.failures, pause).await {
                 return self.leave_late().await;
             }
         }
     }
 
-    /// One connection's time.
-    async fn session(&mut self, notices: &mut mpsc::Receiver<Notice>) -> Result<Closed, EtcdError> {
+    /// One connection's time. An error that says that a lease is gone is about
+    /// the exporter's own.
+    async fn session(&mut self, told: &mut Told) -> Result<Closed, EtcdError> {
         let etcd = self.connector.connect().await?;
         if !std::mem::replace(&mut self.has_checked, true) {
             warn_of_upkeep(&etcd, &self.exporters_prefix).await;
@@ -219,24 +224,29 @@ impl Registrar {
         self.sessions.send_replace(Some(Session { etcd: etcd.clone(), lease }));
         self.health.renewed(self.exporter.lease_ttl);
         tracing::info!("writing into etcd at {}", etcd.endpoint());
-        self.register(&etcd, &mut kept).await?;
 
         let renewal = self.exporter.lease_ttl / RENEWALS_PER_TTL;
         let mut renewals = interval_at(Instant::now() + renewal, renewal);
+        let mut shared = Shared::Missing;
         loop {
+            if shared == Shared::Missing {
+                shared = self.register(&etcd, &mut kept).await?;
+            }
             tokio::select! {
                 _ = renewals.tick() => {
-                    if self.renew(&mut kept).await? == Renewal::SharedIsGone {
-                        self.register(&etcd, &mut kept).await?;
-                    }
+                    shared = self.renew(&mut kept).await?;
                     self.health.renewed(self.exporter.lease_ttl);
                 }
-                notice = notices.recv() => match notice {
-                    Some(Notice::Register) => self.register(&etcd, &mut kept).await?,
-                    Some(Notice::Failed(err)) if err.is_lease_gone() => return Err(err),
+                () = told.missing.notified() => {
+                    let (key, value) = self.announcement.clone();
+                    put(&etcd, &self.metrics, key, value, lease).await?;
+                    shared = Shared::Missing;
+                }
+                failure = told.failures.recv() => match failure {
+                    Some(err) if err.is_lease_gone() => return Err(err),
                     // A single failure may be the value's own; the lease tells
                     // whether etcd can be written at all.
-                    Some(Notice::Failed(err)) => {
+                    Some(err) => {
                         self.health.failed(with_causes(&err));
                         kept.own.renew().await?;
                     }
@@ -257,23 +267,33 @@ impl Registrar {
         let lease = etcd.grant_lease(self.exporter.lease_ttl).await?;
         self.metrics.lease_grants.inc();
         let (key, value) = self.announcement.clone();
-        self.put(etcd, key, value, lease).await?;
+        put(etcd, &self.metrics, key, value, lease).await?;
         // Only now: a lease without its announcement is of no use.
         self.own = Some(lease);
         Ok(lease)
     }
 
-    /// Makes sure of the shared lease, and that every registration hangs on it.
-    /// One that does is left as it is: an operator may have changed it. Many of
-    /// them take longer than a lease lives, so both are kept alive meanwhile.
-    async fn register(&self, etcd: &Connection, kept: &mut Kept) -> Result<(), EtcdError> {
-        let Some(lease) = self.shared else { return Ok(()) };
+    /// Makes sure of the shared lease, and that every registration is there. Many
+    /// of them take longer than a lease lives, so both are kept alive meanwhile.
+    async fn register(&mut self, etcd: &Connection, kept: &mut Kept) -> Result<Shared, EtcdError> {
+        let Some(lease) = self.shared else { return Ok(Shared::Held) };
         etcd.join_lease(lease, self.exporter.lease_ttl).await?;
-        kept.shared = Some(etcd.keep_lease(lease).await?);
+        kept.shared = match etcd.keep_lease(lease).await {
+            // It ended just now.
+            Err(err) if err.is_lease_gone() => return Ok(Shared::Missing),
+            kept => Some(kept?),
+        };
         let entries = etcd.list(&self.instances_prefix).await?;
-        let held: HashMap<_, _> = entries.into_iter().map(|it| (it.key, it.lease)).collect();
-        let is_missing = |(key, _): &&(String, Vec<u8>)| held.get(key) != Some(&Some(lease));
-        let missing: Vec<_> = self.registrations.iter().filter(is_missing).cloned().collect();
+        let held: HashMap<_, _> = entries.into_iter().map(|it| (it.key.clone(), it)).collect();
+        let missing: Vec<_> = self
+            .registrations
+            .iter()
+            .filter_map(|(key, value)| match held.get(key) {
+                None => Some((key.clone(), value.clone())),
+                Some(entry) if self.has_registered || entry.lease == Some(lease) => None,
+                Some(entry) => Some((key.clone(), wire::keep_drain(value, &entry.value))),
+            })
+            .collect();
         let mut renewed = Instant::now();
         for some in missing.chunks(PUTS_AT_ONCE) {
             let mut puts = JoinSet::new();
@@ -281,37 +301,35 @@ impl Registrar {
                 let (etcd, metrics) = (etcd.clone(), Arc::clone(&self.metrics));
                 puts.spawn(async move { put(&etcd, &metrics, key, value, lease).await });
             }
-            puts.join_all().await.into_iter().collect::<Result<(), EtcdError>>()?;
+            for put in puts.join_all().await {
+                match put {
+                    Err(err) if err.is_lease_gone() => return Ok(Shared::Missing),
+                    put => put?,
+                }
+            }
             if renewed.elapsed() > self.exporter.lease_ttl / RENEWALS_PER_TTL {
-                self.renew(kept).await?;
+                if self.renew(kept).await? == Shared::Missing {
+                    return Ok(Shared::Missing);
+                }
                 renewed = Instant::now();
             }
         }
         if !missing.is_empty() {
             tracing::info!("registered {} instances of the configuration file", missing.len());
         }
-        Ok(())
+        self.has_registered = true;
+        Ok(Shared::Held)
     }
 
     /// Keeps both leases alive. A shared one that is gone took the registrations
     /// with it, and nothing of this exporter's own.
-    async fn renew(&self, kept: &mut Kept) -> Result<Renewal, EtcdError> {
+    async fn renew(&self, kept: &mut Kept) -> Result<Shared, EtcdError> {
         kept.own.renew().await?;
-        let Some(shared) = &mut kept.shared else { return Ok(Renewal::Done) };
+        let Some(shared) = &mut kept.shared else { return Ok(Shared::Held) };
         match shared.renew().await {
-            Err(err) if err.is_lease_gone() => Ok(Renewal::SharedIsGone),
-            renewed => renewed.map(|_| Renewal::Done),
+            Err(err) if err.is_lease_gone() => Ok(Shared::Missing),
+            renewed => renewed.map(|_| Shared::Held),
         }
-    }
-
-    async fn put(
-        &self,
-        etcd: &Connection,
-        key: String,
-        value: Vec<u8>,
-        lease: LeaseId,
-    ) -> Result<(), EtcdError> {
-        put(etcd, &self.metrics, key, value, lease).await
     }
 
     /// Takes out what no other exporter needs.
@@ -328,11 +346,11 @@ impl Registrar {
 
     /// Whether another live exporter has the same instances in its file.
     async fn is_shared_by_another(&self, etcd: &Connection) -> Result<bool, EtcdError> {
-        let own = fingerprint(&self.registrations);
+        let own = fingerprint(&self.registrations, self.exporter.lease_ttl);
         let exporters = etcd.list(&self.exporters_prefix).await?;
         let others = exporters.iter().filter(|it| it.key != self.announcement.0);
         Ok(others
-            .filter_map(|it| serde_json::from_slice::<ExporterRecord>(&it.value).ok())
+            .filter_map(|it| wire::decode_exporter(&it.value).ok())
             .any(|it| it.registrations == format!("{own:016x}")))
     }
 
@@ -373,12 +391,12 @@ pub async fn put(
 }
 
 /// Waits, deaf to what is known already: that writes fail.
-async fn rest(notices: &mut mpsc::Receiver<Notice>, pause: Duration) -> Option<Closed> {
+async fn rest(failures: &mut mpsc::Receiver<EtcdError>, pause: Duration) -> Option<Closed> {
     let end = Instant::now() + pause;
     loop {
         tokio::select! {
             () = sleep_until(end) => return None,
-            notice = notices.recv() => if notice.is_none() {
+            failure = failures.recv() => if failure.is_none() {
                 return Some(Closed);
             },
         }

@@ -8,18 +8,18 @@
 //! whose last put is still under way skips the one that is due.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, interval, sleep_until};
 
 use super::collect::{Answer, AskError, CollectError, Manner, Peer};
 use super::discover::{Change, Fleet, Name};
-use super::member::{Member, labels};
-use super::put::{self, Notice, Session, WriteHealth};
+use super::member::{Member, Word, labels};
+use super::put::{self, Session, WriteHealth};
 use super::shard::{Move, Packing, ShardName};
 use crate::config::{Config, ExporterConfig};
 use crate::etcd::EtcdError;
@@ -32,10 +32,16 @@ use crate::wire::{self, Key};
 /// many of them there are.
 const PHASE: f64 = 0.618_033_988_749_895;
 
-/// The most questions under way to instances that do not answer, or have not yet:
-/// those take the longest, and a fleet that all of it connects to at once, or
-/// that is gone, must not slow down the asking of who is well. Who finds no room
-/// is asked in a later round; those who waited longest come first.
+/// The most questions under way. An exporter that has more of them than it can
+/// take the answers of in time would find all of them late, and ask again: a
+/// round that finds no room begins a little later.
+const ASKS_AT_ONCE: usize = 1000;
+const A_LITTLE_LATER: Duration = Duration::from_millis(20);
+
+/// The most of them to instances that do not answer, or have not yet: those take
+/// the longest, and a fleet that is gone must not slow down the asking of who is
+/// well. Who finds no room is asked in a later round; those who waited longest
+/// come first.
 const DOUBTFUL_AT_ONCE: usize = 500;
 
 /// How often the figures of the whole fleet are shown.
@@ -62,7 +68,8 @@ pub struct Rounds {
     count: u64,
     begun: Instant,
     sessions: watch::Receiver<Option<Session>>,
-    notices: mpsc::Sender<Notice>,
+    failures: mpsc::Sender<EtcdError>,
+    missing: Arc<Notify>,
     metrics: Arc<ExporterMetrics>,
     health: Arc<WriteHealth>,
 }
@@ -111,7 +118,8 @@ impl Rounds {
         config: &Config,
         fleet: Fleet,
         sessions: watch::Receiver<Option<Session>>,
-        notices: mpsc::Sender<Notice>,
+        failures: mpsc::Sender<EtcdError>,
+        missing: Arc<Notify>,
         metrics: Arc<ExporterMetrics>,
         health: Arc<WriteHealth>,
     ) -> Result<Self, CollectError> {
@@ -131,7 +139,8 @@ impl Rounds {
             count: 0,
             begun: Instant::now(),
             sessions,
-            notices,
+            failures,
+            missing,
             metrics,
             health,
         })
@@ -164,6 +173,7 @@ impl Rounds {
                     Ok(put) => self.end_put(put),
                     Err(err) => tracing::error!("failed to put a shard: {err}"),
                 },
+                Ok(()) = self.sessions.changed() => self.begin_session(),
                 _ = shows.tick() => self.show_fleet(),
                 () = sleep_until(next.unwrap_or(self.begun)), if next.is_some() => self.step(),
             }
@@ -177,7 +187,7 @@ impl Rounds {
             match change {
                 Change::Ask(name, url) => self.ask(name, url),
                 Change::Drop(name) => self.drop_member(&name),
-                Change::Register => self.notify(Notice::Register),
+                Change::Missing => self.missing.notify_one(),
                 Change::Rival => {
                     self.metrics.rivals.inc();
                     tracing::error!(
@@ -201,6 +211,7 @@ impl Rounds {
         let serial = self.next_number();
         let known = self.by_name.get(&name).and_then(|id| self.members.get_mut(id));
         if let Some(known) = known {
+            self.metrics.forget(&labels(&name));
             *known = Member::new(serial, name, url, peer, known.shard.clone());
             return;
         }
@@ -261,11 +272,26 @@ impl Rounds {
         }
     }
 
+    /// With a new lease, or after an etcd that was away: everything is written
+    /// anew, and what is left of shards that are no more is taken out.
+    fn begin_session(&mut self) {
+        let Some(Session { etcd, .. }) = self.sessions.borrow_and_update().clone() else { return };
+        self.shards.values_mut().for_each(|shard| shard.full = None);
+        let known: HashSet<String> = self.shards.keys().map(|name| self.path(name)).collect();
+        let prefix = format!("{}/status/{}/", self.prefix, self.exporter.id);
+        tokio::spawn(async move {
+            let Ok(entries) = etcd.list(&prefix).await else { return };
+            for entry in entries.into_iter().filter(|it| !known.contains(&it.key)) {
+                _ = etcd.delete(&entry.key).await;
+            }
+        });
+    }
+
     fn delete_shard(&mut self, name: &ShardName) {
         self.shards.remove(name);
         let Some(Session { etcd, .. }) = self.sessions.borrow().clone() else { return };
         let path = self.path(name);
-        // Where it fails, the key goes with the lease.
+        // Where it fails, the next session takes it out.
         tokio::spawn(async move { _ = etcd.delete(&path).await });
     }
 
@@ -303,6 +329,10 @@ impl Rounds {
         let Some(shard) = self.shards.get_mut(&name).filter(|it| it.serial == serial) else {
             return;
         };
+        if self.asks.len() >= ASKS_AT_ONCE {
+            self.due.push(Reverse((now + A_LITTLE_LATER, Step::Begin(serial, name))));
+            return;
+        }
         shard.round += 1;
         shard.begun = now;
         shard.awaited = 0;
@@ -370,15 +400,20 @@ impl Rounds {
         // Half an interval early rather than late.
         let limit = self.exporter.refresh.saturating_sub(self.exporter.interval / 2);
         let is_full = shard.full.is_none_or(|at| now.saturating_duration_since(at) >= limit);
-        let mut reports = Vec::new();
+        let (mut reports, mut has_news) = (Vec::new(), is_full);
         for id in &shard.members {
             let Some(member) = self.members.get_mut(id) else { continue };
-            reports.extend(member.report(&self.exporter, is_full, now, &self.metrics));
+            if let Some(Word { report, is_news }) = member.report(&self.exporter, is_full, now) {
+                has_news |= is_news;
+                reports.push(report);
+            } else {
+                self.metrics.unchanged.inc();
+            }
         }
         if is_full {
             shard.full = Some(now);
         }
-        if reports.is_empty() {
+        if reports.is_empty() || !has_news {
             return;
         }
         shard.is_putting = true;
@@ -395,7 +430,8 @@ impl Rounds {
         let is_written = result.is_ok();
         match result {
             Ok(()) => self.health.wrote(),
-            Err(err) => self.notify(Notice::Failed(err)),
+            // One that finds no room says what the ones before it say.
+            Err(err) => _ = self.failures.try_send(err),
         }
         let Some(shard) = self.shards.get_mut(&name).filter(|it| it.serial == serial) else {
             return;
@@ -419,11 +455,6 @@ impl Rounds {
             is_watching: self.fleet.watch_state() == WatchState::Watching,
             bad_records: self.fleet.bad_records(),
         });
-    }
-
-    /// One that finds no room says what the ones before it said.
-    fn notify(&self, notice: Notice) {
-        _ = self.notices.try_send(notice);
     }
 
     fn next_number(&mut self) -> u64 {

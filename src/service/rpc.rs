@@ -143,7 +143,7 @@ fn length(asked: prost_types::Duration) -> Duration {
 /// of the same stream; the first one has none.
 fn orca_report(last: Option<(&Status, Duration)>, now: &Status) -> OrcaLoadReport {
     let mut report = OrcaLoadReport {
-        cpu_utilization: now.cpu_utilization().unwrap_or_default(),
+        cpu_utilization: now.cpu_utilization().map_or(0.0, told),
         mem_utilization: memory_utilization(now).unwrap_or_default(),
         application_utilization: now.application_utilization.unwrap_or_default(),
         ..OrcaLoadReport::default()
@@ -165,6 +165,11 @@ fn orca_report(last: Option<(&Status, Duration)>, now: &Status) -> OrcaLoadRepor
         }
     }
     report
+}
+
+/// A utilization that is known: for ORCA 0 is one that is not.
+fn told(utilization: f64) -> f64 {
+    utilization.max(f64::MIN_POSITIVE)
 }
 
 /// Memory in use as a part of what may be used; 1 is all of it, and the most that

@@ -99,8 +99,11 @@ async fn everything_is_written_again_after_the_lease_was_lost() {
     let connection = connect(&etcd).await;
     first_status(&connection).await;
 
+    // Its own one, and the one that the registrations hang on.
     let leases = etcd.ctl(&["lease", "list"]);
-    etcd.ctl(&["lease", "revoke", leases.lines().last().unwrap()]);
+    for lease in leases.lines().filter(|line| !line.contains(' ')) {
+        etcd.ctl(&["lease", "revoke", lease]);
+    }
     for key in keys() {
         wait_until(key, PATIENCE, async || exists(&connection, key).await).await;
     }
@@ -219,4 +222,32 @@ async fn what_left_while_etcd_was_out_of_reach_and_compacted_is_dropped() {
     etcd.ctl(&["compact", &revision.to_string()]);
     link.mend();
     wait_until("one", PATIENCE, async || asked().await == 1.0).await;
+}
+
+#[tokio::test]
+async fn an_announcement_that_was_deleted_is_put_again() {
+    let etcd = Etcd::start().await;
+    let (_, addr) = Service::start(Manner::Answers).await;
+    let _exporter = Exporter::start(&config(&etcd.endpoint(), &[addr]));
+    let connection = connect(&etcd).await;
+    first_status(&connection).await;
+    assert!(connection.delete(keys()[2]).await.unwrap());
+    wait_until("it is back", PATIENCE, async || exists(&connection, keys()[2]).await).await;
+}
+
+#[tokio::test]
+async fn a_status_key_that_an_outage_left_behind_goes_with_the_next_session() {
+    let etcd = Etcd::start().await;
+    let (_, addr) = Service::start(Manner::Answers).await;
+    let link = Link::to(etcd.address()).await;
+    let _exporter = Exporter::start(&config(&link.endpoint(), &[addr]));
+    let connection = connect(&etcd).await;
+    first_status(&connection).await;
+    let stale = "/ipconfig/v1/status/exporter-1/gone/0";
+    connection.put(stale, "", None).await.unwrap();
+    link.cut();
+    sleep(INTERVAL).await;
+    link.mend();
+    wait_until("its end", PATIENCE, async || !exists(&connection, stale).await).await;
+    assert!(exists(&connection, STATUS_KEY).await);
 }

@@ -240,6 +240,33 @@ async fn what_an_operator_wrote_into_a_registration_stays_when_another_exporter_
 }
 
 #[tokio::test]
+async fn a_drain_stays_also_when_the_file_has_changed() {
+    let etcd = Etcd::start().await;
+    let mut config = config(&etcd.endpoint(), &services::<2>().await);
+    let mut one = Exporter::start(&config);
+    let connection = connect(&etcd).await;
+    first_status(&connection).await;
+    let key = "/ipconfig/v1/instances/chat/chat-1";
+    let entry = connection.get(key).await.unwrap().unwrap();
+    let mut record: Value = serde_json::from_slice(&entry.value).unwrap();
+    record["drain"] = json!(true);
+    let drained = record.to_string();
+    assert!(connection.replace(key, drained, entry.mod_revision, entry.lease).await.unwrap());
+
+    config["services"]["chat"]["instances"][0]["weight"] = json!(7);
+    let _two = Exporter::start(&another(&config, "exporter-2"));
+    let read = async || -> Value {
+        serde_json::from_slice(&connection.get(key).await.unwrap().unwrap().value).unwrap()
+    };
+    wait_until("the new file's weight", PATIENCE, async || read().await["weight"] == 7.0).await;
+    assert_eq!(read().await["drain"], true);
+    // The exporter of the old file neither takes it back nor away.
+    one.signal("TERM").await;
+    one.end().await;
+    assert_eq!((&read().await["weight"], &read().await["drain"]), (&json!(7.0), &json!(true)));
+}
+
+#[tokio::test]
 async fn two_of_one_id_are_named_in_the_log_and_counted() {
     let etcd = Etcd::start().await;
     let config = config(&etcd.endpoint(), &services::<1>().await);
