@@ -22,6 +22,7 @@
 //! and [`board`]. The modules below are in the order of the flow.
 
 pub mod config;
+mod error;
 pub mod model;
 pub mod wire;
 

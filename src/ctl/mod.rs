@@ -11,7 +11,6 @@
 //! the single steps; [`view`] reads what is there, and [`print`](mod@print) lays
 //! it out for people.
 
-use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,6 +18,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::config::{ConfigError, EtcdConfig, LoadError};
+use crate::error::with_causes;
 use crate::etcd::{Connection, Connector, Entry, EtcdError};
 use crate::model::{Allow, Instance};
 use crate::wire::{self, RecordError};
@@ -153,19 +153,6 @@ fn with_drain(value: &[u8], drain: bool) -> Result<Option<Vec<u8>>, RecordError>
         return Ok(None);
     }
     Ok(Some(serde_json::to_vec(&object).expect("what was read as JSON is JSON")))
-}
-
-/// The error and what caused it, in one line. What a cause only repeats is left
-/// out: transports wrap one text many times.
-fn with_causes(error: &(dyn Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |&error| error.source());
-    let mut said: Vec<String> = Vec::new();
-    for cause in causes.map(ToString::to_string) {
-        if !said.iter().any(|before| before.contains(&cause)) {
-            said.push(cause);
-        }
-    }
-    said.join(": ")
 }
 
 #[cfg(test)]

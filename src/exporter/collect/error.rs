@@ -11,6 +11,7 @@ use tokio_rustls::rustls;
 use tonic::Code;
 
 use super::connection::Forbidden;
+use crate::error::{chain, with_causes};
 use crate::model::StatusUrl;
 use crate::wire::RecordError;
 
@@ -54,7 +55,7 @@ pub enum CollectError {
         errors: Vec<rustls_native_certs::Error>,
     },
     /// There is no way to connect to a URL.
-    #[error("failed to prepare a connection to {url}: {}", causes(&**.source))]
+    #[error("failed to prepare a connection to {url}: {}", with_causes(&**.source))]
     Url {
         /// Where the instance is said to be.
         url: StatusUrl,
@@ -144,7 +145,7 @@ impl AskError {
             return Self::Forbidden(forbidden.clone());
         }
         if let Some(failure) = chain(&status).find(|it| it.is::<tonic::ConnectError>()) {
-            return Self::Connect(causes(failure));
+            return Self::Connect(with_causes(failure));
         }
         match status.code() {
             Code::Unimplemented => Self::Unimplemented { service },
@@ -189,21 +190,4 @@ fn message(status: &tonic::Status) -> impl fmt::Display {
 /// The errors behind what they led to.
 fn listed(errors: &[rustls_native_certs::Error]) -> String {
     errors.iter().map(|err| format!(": {err}")).collect()
-}
-
-/// The error and what caused it.
-fn chain<'a>(err: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(err), |&cause| cause.source())
-}
-
-/// The error and what caused it, in one line, each text once.
-fn causes(err: &(dyn Error + 'static)) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    for cause in chain(err) {
-        let text = cause.to_string();
-        if texts.last().is_none_or(|last| !last.ends_with(&text)) {
-            texts.push(text);
-        }
-    }
-    texts.join(": ")
 }
