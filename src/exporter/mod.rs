@@ -122,7 +122,7 @@ pub async fn run(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
     tokio::select! {
         () = shutdown => {}
         () = watching => {}
-        served = serving => served.map_err(listening)?,
+        never = serving => match never {},
         ended = &mut registering => return ended.map_err(ExporterError::Task),
         ended = &mut asking => return ended.map_err(ExporterError::Task),
     }
