@@ -128,7 +128,7 @@ pub async fn run(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
         ended = &mut asking => return ended.map_err(ExporterError::Task),
         ended = &mut registering => return ended.map_err(ExporterError::Task),
         () = watching => {}
-        served = serving => served.map_err(listening)?,
+        never = serving => match never {},
     }
     // With the rounds goes the sender of failures, which the registrar ends by.
     asking.abort();

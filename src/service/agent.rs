@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use xxhash_rust::xxh64::xxh64;
 
 use self::socket::{Listener, listeners, owner};
@@ -30,12 +31,16 @@ use super::rpc::{MIN_ORCA_INTERVAL, Source, StatusRpc};
 use super::sampler::{Process, Resources, Sampler, Stat};
 use crate::model::Status;
 
+/// What was found out is told for so long: to find it out is to look into every
+/// process, and whoever asks may ask as often as he likes.
+const TOLD_FOR: Duration = Duration::from_millis(100);
+
 /// Which process is told of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// This one, until it ends; another one that gets its id later is not it.
     Pid(u32),
-    /// The one whose id is in a file, read anew for each answer.
+    /// The one whose id is in a file, which is read again and again.
     PidFile(PathBuf),
     /// The one that listens on a TCP port. Of several that share its socket, the
     /// oldest: the one that started the others.
@@ -122,6 +127,8 @@ struct Agent {
 #[derive(Default)]
 struct State {
     seq: u64,
+    /// What was found out last, and when.
+    last: Option<(Instant, Result<Status, tonic::Status>)>,
     /// The process as it was last found.
     found: Option<Found>,
     /// Its absence has been logged.
@@ -143,6 +150,38 @@ impl Agent {
 
     fn under(root: &Path, target: Target) -> Self {
         Self { target, root: root.to_owned(), state: Mutex::default() }
+    }
+
+    /// Finds out how the process is, whatever was found out before.
+    fn measure(&self, state: &mut State) -> Result<Status, tonic::Status> {
+        let State { seq, found, is_gone, .. } = state;
+        let before = found.as_ref().map(|found| found.life);
+        let queue = match self.find(found) {
+            Ok(queue) => queue,
+            Err(gone) => {
+                if !std::mem::replace(is_gone, true) {
+                    tracing::warn!("has no status to tell: {gone}");
+                }
+                return Err(tonic::Status::unavailable(gone.to_string()));
+            }
+        };
+        let found = found.as_mut().expect("it was found just now");
+        if std::mem::replace(is_gone, false) || before != Some(found.life) {
+            tracing::info!("tells of process {}", found.life.pid);
+        }
+        // Higher than what an agent told that ran before this one.
+        *seq = (*seq).max(uptime_us(&self.root));
+        let Resources { cpu_used_cores, cpu_limit_cores, memory_used_bytes, memory_limit_bytes } =
+            found.sampler.sample();
+        Ok(Status {
+            boot_id: found.boot_id,
+            cpu_used_cores,
+            cpu_limit_cores,
+            memory_used_bytes,
+            memory_limit_bytes,
+            queue,
+            ..Status::default()
+        })
     }
 
     /// Finds the process and how many connections wait for it.
@@ -210,36 +249,15 @@ impl Found {
 impl Source for Agent {
     fn status(&self) -> Result<Status, tonic::Status> {
         let mut state = self.state.lock();
-        let State { seq, found, is_gone } = &mut *state;
-        let before = found.as_ref().map(|found| found.life);
-        let queue = match self.find(found) {
-            Ok(queue) => queue,
-            Err(gone) => {
-                if !std::mem::replace(is_gone, true) {
-                    tracing::warn!("has no status to tell: {gone}");
-                }
-                return Err(tonic::Status::unavailable(gone.to_string()));
-            }
-        };
-        let found = found.as_mut().expect("it was found just now");
-        if std::mem::replace(is_gone, false) || before != Some(found.life) {
-            tracing::info!("tells of process {}", found.life.pid);
-        }
-        // Higher than what an agent told that ran before this one.
-        *seq = (*seq + 1).max(uptime_us(&self.root));
-        let Resources { cpu_used_cores, cpu_limit_cores, memory_used_bytes, memory_limit_bytes } =
-            found.sampler.sample();
-        Ok(Status {
-            boot_id: found.boot_id,
-            seq: *seq,
-            age: Duration::ZERO,
-            cpu_used_cores,
-            cpu_limit_cores,
-            memory_used_bytes,
-            memory_limit_bytes,
-            queue,
-            ..Status::default()
-        })
+        let last = state.last.take().filter(|(at, _)| at.elapsed() < TOLD_FOR);
+        let (at, result) = last.unwrap_or_else(|| {
+            let result = self.measure(&mut state);
+            (Instant::now(), result)
+        });
+        state.last = Some((at, result.clone()));
+        let status = result?;
+        state.seq += 1;
+        Ok(Status { seq: state.seq, age: at.elapsed(), ..status })
     }
 }
 

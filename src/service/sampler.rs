@@ -11,6 +11,7 @@
 
 mod cgroup;
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -134,13 +135,14 @@ fn members(root: &Path, process: Process) -> Vec<PathBuf> {
     let entries = fs::read_dir(root.join("proc")).into_iter().flatten();
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
     let parent = |pid| Some((pid, Stat::read(&Process::Id(pid).dir(root))?.parent));
-    let parents: Vec<(u32, u32)> = pids.filter_map(parent).collect();
+    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+    for (child, its) in pids.filter(|other| *other != pid).filter_map(parent) {
+        children.entry(its).or_default().push(child);
+    }
     let mut tree = vec![pid];
     let mut seen = 0;
-    while let Some(parent) = tree.get(seen).copied() {
-        let is_new = |(pid, its): &&(u32, u32)| *its == parent && !tree.contains(pid);
-        let children: Vec<u32> = parents.iter().filter(is_new).map(|(pid, _)| *pid).collect();
-        tree.extend(children);
+    while let Some(parent) = tree.get(seen) {
+        tree.extend(children.remove(parent).unwrap_or_default());
         seen += 1;
     }
     tree.into_iter().map(|pid| Process::Id(pid).dir(root)).collect()

@@ -61,19 +61,26 @@ fn environment() -> PathBuf {
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
         return environment;
     }
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment), "python3-venv");
+    run(
+        Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment),
+        "this test needs python3 with venv and ensurepip: `.ci/setup` installs python3-venv",
+    );
     let mut pip = Command::new(environment.join("bin/python"));
     // Built packages only: building grpcio takes half an hour.
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
         .args(["--only-binary", ":all:", "--requirement"])
         .arg(&list);
-    run(&mut pip, "a Python package index that pip reaches");
+    run(
+        &mut pip,
+        "this test needs what tests/python/requirements.txt lists, from PyPI or from another \
+         index that pip reaches (PIP_INDEX_URL)",
+    );
     fs::write(&stamp, wanted).expect("the environment can be written to");
     environment
 }
 
 fn run(command: &mut Command, needed: &str) {
-    let output = command.output().unwrap_or_else(|err| panic!("{command:?}: {err}"));
+    let output = command.output().unwrap_or_else(|err| panic!("{needed}\n{command:?}: {err}"));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?} failed, is there {needed}?\n{said}");
+    assert!(output.status.success(), "{needed}\n{command:?} failed:\n{said}");
 }

@@ -16,14 +16,12 @@ use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::lookup_host;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::transport::{Channel, Endpoint};
 use tower::{Service, ServiceExt, service_fn};
 
-use super::tls::Handshake;
 use super::{CollectError, Manner};
 use crate::model::StatusUrl;
 
@@ -89,16 +87,16 @@ impl Connection {
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .http2_max_header_list_size(MAX_HEADER_LIST_BYTES);
-        let mut handshake = None;
+        let mut secured = None;
         if url.tls {
             let origin = uri("https")?;
             let host = ServerName::try_from(host(&origin).to_owned());
-            handshake = Some(manner.tls.handshake(host.map_err(|err| refused(err.into()))?)?);
+            secured = Some(host.map_err(|err| refused(err.into()))?);
             // For the requests alone: an endpoint of https would speak TLS itself.
             endpoint = endpoint.origin(origin);
         }
         let life = Arc::new(watch::Sender::default());
-        let connector = connector(Arc::clone(manner), handshake, Arc::clone(&life));
+        let connector = connector(Arc::clone(manner), secured, Arc::clone(&life));
         Ok(Self { channel: endpoint.connect_with_connector_lazy(connector), ways, life })
     }
 
@@ -180,28 +178,32 @@ enum ConnectFailure {
     Forbidden(#[from] Forbidden),
     #[error("failed to look up {host}: {source}")]
     Lookup { host: String, source: io::Error },
+    /// There is nothing to check the instance by.
+    #[error(transparent)]
+    Roots(CollectError),
     #[error(transparent)]
     Tcp(Box<dyn std::error::Error + Send + Sync>),
     #[error("the TLS handshake failed: {0}")]
     Tls(#[source] io::Error),
 }
 
-/// The addresses that a name has, as far as they are allowed.
+/// The addresses that a name has, as far as they are allowed. To wait for room
+/// to ask in counts as to wait for the answer.
 async fn resolve(manner: Arc<Manner>, host: Name) -> Result<IntoIter<SocketAddr>, ConnectFailure> {
     let failed = |source| ConnectFailure::Lookup { host: host.to_string(), source };
-    let found = match timeout(manner.schedule.timeout, lookup_host((host.as_str(), 0))).await {
+    let found = match timeout(manner.schedule.timeout, manner.lookups.of(host.as_str())).await {
         Ok(found) => found.map_err(failed)?,
         Err(_) => return Err(failed(io::ErrorKind::TimedOut.into())),
     };
-    let found: Vec<_> = found.collect();
     Ok(manner.allowed(host.as_str(), &found)?.into_iter())
 }
 
-/// Connects to where the URL leads, if that is allowed. A name is looked up each
-/// time: it may lead elsewhere by now.
+/// Connects to where the URL leads, if that is allowed, and over TLS if it is
+/// `secured` by the name of a certificate. A name is looked up each time: it may
+/// lead elsewhere by now.
 fn connector(
     manner: Arc<Manner>,
-    handshake: Option<Handshake>,
+    secured: Option<ServerName<'static>>,
     life: Arc<watch::Sender<Life>>,
 ) -> impl Service<Uri, Response = TokioIo<Watched>, Error = ConnectFailure, Future: Send> + Send + 'static
 {
@@ -218,13 +220,15 @@ fn connector(
 
     service_fn(move |uri: Uri| {
         let (manner, http) = (Arc::clone(&manner), http.clone());
-        let (handshake, life) = (handshake.clone(), Arc::clone(&life));
+        let (secured, life) = (secured.clone(), Arc::clone(&life));
         async move {
             // An address is not looked up, so it does not come by the resolver.
             let host = host(&uri);
             if let Ok(ip) = host.parse::<IpAddr>() {
                 manner.allowed(host, &[SocketAddr::new(ip, 0)])?;
             }
+            let handshake = secured.map(|host| manner.tls.handshake(host)).transpose();
+            let handshake = handshake.map_err(ConnectFailure::Roots)?;
             let stream = http.oneshot(uri).await.map_err(|err| ConnectFailure::Tcp(err.into()))?;
             let stream = stream.into_inner();
             let stream: Box<dyn Io> = match handshake {

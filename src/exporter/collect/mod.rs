@@ -24,6 +24,7 @@ mod connection;
 mod error;
 mod grpc;
 mod health;
+mod lookup;
 mod orca;
 mod schedule;
 mod stream;
@@ -41,6 +42,7 @@ use tonic::transport::Channel;
 
 use self::connection::{Connection, Way};
 pub use self::error::{AskError, CollectError};
+use self::lookup::Lookups;
 use self::schedule::Schedule;
 use self::stream::{Listen, Stream};
 use self::tls::Tls;
@@ -52,6 +54,8 @@ pub struct Manner {
     schedule: Schedule,
     /// Where instances may be.
     allow: Allow,
+    /// For URLs with names.
+    lookups: Lookups,
     /// For URLs that ask for it.
     tls: Tls,
     /// Spreads what would otherwise happen at once.
@@ -73,6 +77,7 @@ impl Manner {
                 retries: exporter.retries,
             },
             allow: config.allow.clone(),
+            lookups: Lookups::new(),
             tls: Tls::read(&exporter.tls)?,
             // Without the system's chance, another one for each process will do.
             rng: Mutex::new(
@@ -135,7 +140,7 @@ impl Peer {
     /// [`ask`](Self::ask); what runs there ends when the peer is dropped.
     ///
     /// # Errors
-    /// [`CollectError`] if there can be no connection to this URL.
+    /// [`CollectError::Url`] if there can never be a connection to this URL.
     pub fn new(url: &StatusUrl, manner: &Arc<Manner>) -> Result<Self, CollectError> {
         let ways: &[Way] = match url.protocol {
             StatusProtocol::Grpc => &[Way::Poll, Way::Stream],

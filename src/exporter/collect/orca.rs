@@ -81,11 +81,11 @@ impl Load {
 
     /// Mean latency of the answered requests. Where it is not told, it follows
     /// from how many are being served and how many a second are done (Little's
-    /// law).
+    /// law), which says much too much where next to none are.
     fn latency_ns(&self) -> f64 {
         let by_law = || Some(self.in_flight? / self.requests_per_second * 1e3);
         let latency_ms = self.latency_ms.or_else(by_law).filter(|ms| ms.is_finite());
-        latency_ms.unwrap_or(0.0) * 1e6
+        latency_ms.unwrap_or(0.0).min(MAX_LATENCY_MS) * 1e6
     }
 }
 
@@ -119,7 +119,7 @@ impl Counter {
         let sum = self.part + amount;
         self.part = sum.fract();
         let new = sum.trunc() as u64; // finite and not negative
-        self.whole = self.whole.wrapping_add(new);
+        self.whole = self.whole.saturating_add(new);
         new
     }
 }
@@ -144,9 +144,18 @@ impl Reckoner {
         let seconds = (now - until).as_secs_f64();
         let requests = self.requests.add(load.requests_per_second * seconds);
         self.errors.add(load.errors_per_second * seconds);
-        let latency_ns = load.latency_ns() * requests as f64;
-        self.latency_sum_ns = self.latency_sum_ns.wrapping_add(latency_ns as u64);
         self.until = Some(now);
+        let latency_ns = (load.latency_ns() * requests as f64) as u64;
+        match self.latency_sum_ns.checked_add(latency_ns) {
+            Some(sum) => self.latency_sum_ns = sum,
+            // A thousand requests in flight fill it in half a year. A counter
+            // never falls, so that all begin anew, as after a restart.
+            None => {
+                let Self { seq, last, until, .. } = *self;
+                let boot_id = self.boot_id.wrapping_add(1).max(1);
+                *self = Self { seq, last, until, ..Self::new(boot_id) };
+            }
+        }
     }
 }
 
@@ -296,6 +305,40 @@ mod tests {
         reckoner.hear(report(0.0, 0.0, &[("in_flight", 5.0)]), start + SECOND).unwrap();
         let later = told(&mut reckoner, start + 2 * SECOND);
         assert_eq!(later.latency_sum_ns, status.latency_sum_ns, "nothing was answered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_latency_that_is_not_told_is_believed_as_far_as_one_that_is() {
+        let mut reckoner = Reckoner::new(7);
+        let start = Instant::now();
+        reckoner.hear(report(1e-6, 0.0, &[("in_flight", MAX_REQUESTS)]), start).unwrap();
+        let status = told(&mut reckoner, start + Duration::from_secs(3_000_000));
+        assert!(status.requests > 0);
+        assert_eq!(status.latency_sum_ns / status.requests, (MAX_LATENCY_MS * 1e6) as u64);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_counter_grows_until_all_begin_anew() {
+        let mut reckoner = Reckoner::new(u64::MAX);
+        let start = Instant::now();
+        // 18e9 requests of a second each fill it, in a thousand seconds.
+        reckoner.hear(report(18e6, 0.0, &[("latency_ms", 1e3)]), start).unwrap();
+        let mut last = told(&mut reckoner, start);
+        let mut boots = 1;
+        for n in 1..=3000 {
+            let status = told(&mut reckoner, start + n * SECOND);
+            match status.boot_id == last.boot_id {
+                true => assert!(status.latency_sum_ns > last.latency_sum_ns),
+                false => {
+                    boots += 1;
+                    assert_eq!((status.requests, status.latency_sum_ns), (0, 0));
+                    assert_ne!(status.boot_id, 0, "that stands for none");
+                }
+            }
+            assert!(status.seq > last.seq);
+            last = status;
+        }
+        assert_eq!(boots, 3);
     }
 
     #[test]

@@ -28,8 +28,11 @@ pub(super) struct Tls {
     /// What instances are shown.
     identity: Option<Arc<SingleCertAndKey>>,
     /// The same for all instances. The system's authorities are hundreds, so
-    /// that they are loaded for the first instance that needs them.
+    /// that they are loaded for the first connection that needs them; that all
+    /// else waits for it once, for some milliseconds, is put up with.
     client: OnceCell<Arc<ClientConfig>>,
+    /// How the system's authorities are loaded.
+    load: fn() -> Result<RootCertStore, CollectError>,
 }
 
 impl Tls {
@@ -38,16 +41,17 @@ impl Tls {
         let TlsConfig { ca, cert, key } = config;
         let roots = (!ca.is_empty()).then(|| configured_roots(ca)).transpose()?;
         let identity = (!cert.is_empty()).then(|| identity(cert, key)).transpose()?;
-        let tls = Self { identity, client: OnceCell::new() };
+        let tls = Self { identity, client: OnceCell::new(), load: system_roots };
         if let Some(roots) = roots {
             tls.client.get_or_init(|| tls.checking_by(roots));
         }
         Ok(tls)
     }
 
-    /// For a connection to `host`, a name or an address.
+    /// For a connection to `host`, a name or an address. What failed to load is
+    /// loaded anew for the next one.
     pub fn handshake(&self, host: ServerName<'static>) -> Result<Handshake, CollectError> {
-        let client = self.client.get_or_try_init(|| Ok(self.checking_by(system_roots()?)))?;
+        let client = self.client.get_or_try_init(|| Ok(self.checking_by((self.load)()?)))?;
         Ok(Handshake { client: Arc::clone(client), host })
     }
 
@@ -142,11 +146,14 @@ fn not_pem(key: &'static str, path: &str, kind: &'static str) -> CollectError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use tokio::net::TcpListener;
+    use tokio::time::Instant;
     use tokio_rustls::TlsAcceptor;
     use tokio_rustls::rustls::ServerConfig;
 
-    use super::super::{Manner, Peer};
+    use super::super::{AskError, Manner, Peer};
     use super::*;
     use crate::config::Config;
 
@@ -155,17 +162,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_systems_roots_are_loaded_once_for_a_thousand_instances_and_not_for_none() {
+    async fn the_systems_roots_are_loaded_once_for_a_thousand_connections_and_not_for_none() {
         let manner = Arc::new(Manner::new(&Config::default()).unwrap());
-        let made = |url: &str| -> Vec<_> {
-            let url = url.parse().unwrap();
-            (0..1000).map(|_| Peer::new(&url, &manner).unwrap()).collect()
-        };
-        let _plain = made("grpc://[::1]:1");
-        assert!(manner.tls.client.get().is_none());
-        let peers = made("grpcs://[::1]:1");
+        let url = "grpcs://[::1]:1".parse().unwrap();
+        let _peers: Vec<_> = (0..1000).map(|_| Peer::new(&url, &manner).unwrap()).collect();
+        assert!(manner.tls.client.get().is_none(), "nobody has connected yet");
+        let host = ServerName::try_from("localhost").unwrap();
+        let shares: Vec<_> = (0..1000).map(|_| manner.tls.handshake(host.clone())).collect();
         let client = manner.tls.client.get().unwrap();
-        assert_eq!(Arc::strong_count(client), peers.len() + 1, "each has a share, none its own");
+        assert_eq!(Arc::strong_count(client), shares.len() + 1, "each has a share, none its own");
+    }
+
+    #[tokio::test]
+    async fn roots_that_failed_to_load_are_loaded_for_the_next_connection() {
+        static HAS_FAILED: AtomicBool = AtomicBool::new(false);
+        let mut manner = Manner::new(&Config::default()).unwrap();
+        manner.schedule.retries = 0;
+        manner.tls.load = || match HAS_FAILED.swap(true, Ordering::Relaxed) {
+            false => Err(CollectError::NoRoots { errors: Vec::new() }),
+            true => system_roots(),
+        };
+        let peer = Peer::new(&"grpcs://127.0.0.1:1".parse().unwrap(), &Arc::new(manner)).unwrap();
+        let error = async || match peer.ask(Instant::now(), false).await.result {
+            Err(AskError::Connect(text)) => text,
+            other => panic!("nobody listens there: {other:?}"),
+        };
+        let text = error().await;
+        assert!(text.contains("the system has no certificates"), "{text}");
+        let text = error().await;
+        assert!(text.contains("refused"), "it came as far as the network: {text}");
     }
 
     #[tokio::test]
