@@ -11,7 +11,8 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use xxhash_rust::xxh64::xxh64;
 
-use super::{Settings, other_holder, with_causes, with_drain};
+use super::{Settings, other_holder, with_drain};
+use crate::error::with_causes;
 use crate::etcd::{Connection, Connector, EtcdError, LeaseId};
 use crate::model::Instance;
 use crate::wire::{self, Key};
@@ -145,6 +146,13 @@ impl Keeper {
         }
         self.state = State::Drained(lease);
         is_ours
+    }
+
+    /// From now on nothing is registered that is not yet; what is, is kept.
+    pub fn register_no_more(&mut self) {
+        if let State::Absent = self.state {
+            self.state = State::Left;
+        }
     }
 
     /// Deregisters, which takes 2 s at most; if etcd cannot be reached, the
