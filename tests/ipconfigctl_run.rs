@@ -573,6 +573,47 @@ async fn a_predecessor_that_lost_its_lease_does_not_push_its_successor_out() {
     old.end().await;
 }
 
+#[tokio::test]
+async fn an_instance_whose_successor_came_and_went_is_registered_again() {
+    let etcd = Etcd::start().await;
+    let client = connect(&etcd).await;
+    let ((_one, old_addr), (_other, new_addr)) = (listener().await, listener().await);
+    let old = Run::start(&etcd.endpoint(), old_addr, &[], COMMAND);
+    old.command_pid().await;
+    let before = registered(&client, old_addr).await;
+    let new = Run::start(&etcd.endpoint(), new_addr, &[], COMMAND);
+    new.command_pid().await;
+    registered(&client, new_addr).await;
+
+    new.touch("end");
+    new.end().await;
+    // Its lease was never lost.
+    assert_eq!(registered(&client, old_addr).await.lease, before.lease);
+    old.touch("end");
+    assert_eq!(old.exit_code().await, 5);
+    assert_eq!(instance(&client).await, None);
+}
+
+#[tokio::test]
+async fn an_instance_that_drains_is_not_registered_again() {
+    let etcd = Etcd::start().await;
+    let client = connect(&etcd).await;
+    let (_listener, addr) = listener().await;
+    let run = Run::start(&etcd.endpoint(), addr, &["--drain-wait", "1h"], COMMAND);
+    run.command_pid().await;
+    registered(&client, addr).await;
+    run.signal("TERM");
+    let drains = async || instance(&client).await.is_some_and(|it| it.drain);
+    wait_until("the instance drains", PATIENCE, drains).await;
+
+    assert!(client.delete(KEY).await.unwrap());
+    let writes = count_writes(&client).await;
+    sleep(LINGER).await; // more than two renewals
+    assert_eq!(count_writes(&client).await, writes + 1, "it was registered");
+    run.touch("end");
+    assert_eq!(run.exit_code().await, 5);
+}
+
 // -------------------------------------------------------------------- sudden death
 
 #[tokio::test]
