@@ -179,6 +179,29 @@ async fn a_registration_with_a_ttl_lives_as_long_as_its_command() {
 }
 
 #[tokio::test]
+async fn what_a_running_command_keeps_comes_back_after_a_deregistration_which_says_so() {
+    let etcd = Etcd::start().await;
+    let client = connect(&etcd).await;
+    let endpoint = etcd.endpoint();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ipconfigctl"));
+    command
+        .env_remove("IPCONFIG_CONFIG")
+        .args(["register", "chat", "chat-1", "--addr", "10.0.0.5:8080", "--ttl", "2s"])
+        .args(["--endpoints", &endpoint]);
+    let _register = Process::start(&mut command, &etcd.dir().join("ipconfigctl.log"));
+    wait_until("it is registered", PATIENCE, async || record(&client).await.is_some()).await;
+    let before = client.get(KEY).await.unwrap().unwrap();
+
+    let output = ipconfigctl(&["deregister", "chat", "chat-1", "--endpoints", &endpoint]);
+    assert_eq!(output.status.code(), Some(0));
+    let warning = String::from_utf8_lossy(&output.stderr);
+    assert!(warning.contains("registers it again"), "{warning}");
+    wait_until("it is back", PATIENCE, async || record(&client).await.is_some()).await;
+    let after = client.get(KEY).await.unwrap().unwrap();
+    assert!(after.lease == before.lease && after.mod_revision > before.mod_revision);
+}
+
+#[tokio::test]
 async fn drain_keeps_the_lease_and_what_it_does_not_know() {
     let etcd = Etcd::start().await;
     let client = connect(&etcd).await;

@@ -17,12 +17,15 @@ use support::{Etcd, free_port, wait_until};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 const KEY: &str = "/ipconfig/v1/instances/chat/chat-1";
 
 /// Longer than anything here takes, even on a machine that has other things to do.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Many of a keeper's pauses: time enough for what must not happen.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Says that it runs, and what signals it gets; ends when it is told to.
 const COMMAND: &str = r#"
@@ -157,6 +160,12 @@ async fn registered(etcd: &Connection, addr: SocketAddr) -> Entry {
     let is_there = async || instance(etcd).await.is_some_and(|it| it.addr == addr);
     wait_until(&format!("{addr} is registered"), PATIENCE, is_there).await;
     entry(etcd).await.expect("it is registered")
+}
+
+/// Writes something else; returns the number of that write, of all that etcd has
+/// seen.
+async fn count_writes(etcd: &Connection) -> i64 {
+    etcd.put("/counter", "", None).await.expect("etcd answers")
 }
 
 // ------------------------------------------------------------- the order of things
@@ -300,6 +309,27 @@ async fn a_command_that_never_accepts_is_stopped_and_is_a_failure() {
 }
 
 #[tokio::test]
+async fn a_command_that_opens_its_port_while_it_is_stopped_is_never_registered() {
+    let etcd = Etcd::start().await;
+    let client = connect(&etcd).await;
+    for (start_timeout, code) in [("1h", 7), ("2s", 1)] {
+        let writes = count_writes(&client).await;
+        let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let run = Run::start(&etcd.endpoint(), addr, &["--start-timeout", start_timeout], COMMAND);
+        run.command_pid().await;
+        if start_timeout == "1h" {
+            run.signal("TERM");
+        }
+        run.wait_for("terminated").await;
+        let _listener = TcpListener::bind(addr).await.unwrap();
+        sleep(LINGER).await;
+        run.touch("go");
+        assert_eq!(run.exit_code().await, code);
+        assert_eq!(count_writes(&client).await, writes + 1, "it was registered");
+    }
+}
+
+#[tokio::test]
 async fn a_command_that_ends_before_it_accepts_is_not_registered_and_its_code_passed_on() {
     let etcd = Etcd::start().await;
     let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
@@ -434,6 +464,27 @@ async fn a_command_that_started_without_etcd_is_registered_when_etcd_is_there() 
 }
 
 #[tokio::test]
+async fn a_command_that_is_stopped_without_etcd_is_not_registered_when_etcd_is_back() {
+    let mut etcd = Etcd::start().await;
+    let writes = count_writes(&connect(&etcd).await).await;
+    etcd.kill();
+    let (_listener, addr) = listener().await;
+    let run = Run::start(&etcd.endpoint(), addr, &[], COMMAND);
+    run.command_pid().await;
+    let failed = async || run.log().contains("failed to connect");
+    wait_until("it misses etcd", PATIENCE, failed).await;
+    run.signal("TERM");
+    run.wait_for("terminated").await;
+
+    etcd.restart().await;
+    sleep(LINGER).await;
+    run.touch("go");
+    assert_eq!(run.exit_code().await, 7);
+    let client = connect(&etcd).await;
+    assert_eq!(count_writes(&client).await, writes + 1, "it was registered");
+}
+
+#[tokio::test]
 async fn a_drain_that_etcd_was_not_there_for_is_written_when_it_is_back() {
     let mut etcd = Etcd::start().await;
     let (_listener, addr) = listener().await;
@@ -520,6 +571,47 @@ async fn a_predecessor_that_lost_its_lease_does_not_push_its_successor_out() {
     registered(&client, old_addr).await;
     old.touch("end");
     old.end().await;
+}
+
+#[tokio::test]
+async fn an_instance_whose_successor_came_and_went_is_registered_again() {
+    let etcd = Etcd::start().await;
+    let client = connect(&etcd).await;
+    let ((_one, old_addr), (_other, new_addr)) = (listener().await, listener().await);
+    let old = Run::start(&etcd.endpoint(), old_addr, &[], COMMAND);
+    old.command_pid().await;
+    let before = registered(&client, old_addr).await;
+    let new = Run::start(&etcd.endpoint(), new_addr, &[], COMMAND);
+    new.command_pid().await;
+    registered(&client, new_addr).await;
+
+    new.touch("end");
+    new.end().await;
+    // Its lease was never lost.
+    assert_eq!(registered(&client, old_addr).await.lease, before.lease);
+    old.touch("end");
+    assert_eq!(old.exit_code().await, 5);
+    assert_eq!(instance(&client).await, None);
+}
+
+#[tokio::test]
+async fn an_instance_that_drains_is_not_registered_again() {
+    let etcd = Etcd::start().await;
+    let client = connect(&etcd).await;
+    let (_listener, addr) = listener().await;
+    let run = Run::start(&etcd.endpoint(), addr, &["--drain-wait", "1h"], COMMAND);
+    run.command_pid().await;
+    registered(&client, addr).await;
+    run.signal("TERM");
+    let drains = async || instance(&client).await.is_some_and(|it| it.drain);
+    wait_until("the instance drains", PATIENCE, drains).await;
+
+    assert!(client.delete(KEY).await.unwrap());
+    let writes = count_writes(&client).await;
+    sleep(LINGER).await; // more than two renewals
+    assert_eq!(count_writes(&client).await, writes + 1, "it was registered");
+    run.touch("end");
+    assert_eq!(run.exit_code().await, 5);
 }
 
 // -------------------------------------------------------------------- sudden death

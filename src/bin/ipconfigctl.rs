@@ -136,6 +136,9 @@ enum Hand {
         ttl: Option<Duration>,
     },
     /// Remove an instance's registration.
+    ///
+    /// One that a running `run` or `register --ttl` keeps comes back: stop that, or
+    /// drain the instance.
     Deregister {
         #[command(flatten)]
         name: Name,

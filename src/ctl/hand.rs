@@ -60,8 +60,8 @@ pub async fn register(
     Ok(outcome(service, &instance.id, Now::Registered, changed))
 }
 
-/// Removes an instance's registration, whosever it is. One that is kept under a
-/// lease comes back if its keeper has to register anew.
+/// Removes an instance's registration, whosever it is. One that a running
+/// [`Keeper`](super::Keeper) keeps comes back at its next renewal, which is told.
 ///
 /// # Errors
 /// [`CtlError::NoInstance`], [`CtlError::Etcd`].
@@ -71,10 +71,18 @@ pub async fn deregister(
     service: &str,
     id: &str,
 ) -> Result<Outcome, CtlError> {
-    match etcd.delete(&path(prefix, service, id)).await? {
-        true => Ok(outcome(service, id, Now::Deregistered, true)),
-        false => Err(no_instance(service, id)),
+    let key = path(prefix, service, id);
+    let entry = etcd.get(&key).await?.ok_or_else(|| no_instance(service, id))?;
+    if !etcd.delete(&key).await? {
+        return Err(no_instance(service, id)); // somebody was faster
     }
+    if entry.lease.is_some() {
+        tracing::warn!(
+            "{service}/{id} had a lease: what keeps it registers it again unless that is \
+             stopped; to take it out of the rankings, drain it"
+        );
+    }
+    Ok(outcome(service, id, Now::Deregistered, true))
 }
 
 /// Takes an instance out of the rankings, or lets it in again; its record is

@@ -11,12 +11,14 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use xxhash_rust::xxh64::xxh64;
 
-use super::{Settings, other_holder, with_causes, with_drain};
+use super::{Settings, other_holder, with_drain};
+use crate::error::with_causes;
 use crate::etcd::{Connection, Connector, EtcdError, LeaseId};
 use crate::model::Instance;
 use crate::wire::{self, Key};
 
-/// Renewals in a lease's time to live: two may be lost.
+/// Renewals in a lease's time to live: two may be lost. With each, the
+/// registration is looked at.
 const RENEWALS_PER_TTL: u32 = 3;
 
 /// The first pause after a failure; each further one is twice as long.
@@ -147,6 +149,13 @@ impl Keeper {
         is_ours
     }
 
+    /// From now on nothing is registered that is not yet; what is, is kept.
+    pub fn register_no_more(&mut self) {
+        if let State::Absent = self.state {
+            self.state = State::Left;
+        }
+    }
+
     /// Deregisters, which takes 2 s at most; if etcd cannot be reached, the
     /// registration goes when its lease ends.
     pub async fn leave(&mut self) {
@@ -181,7 +190,22 @@ impl Keeper {
         loop {
             sleep(self.ttl / RENEWALS_PER_TTL).await;
             keep_alive.renew().await?;
+            self.restore(&etcd).await?;
         }
+    }
+
+    /// Registers again what has gone though its lease has not: a successor took
+    /// the registration over and went, or somebody deleted it.
+    async fn restore(&self, etcd: &Connection) -> Result<(), EtcdError> {
+        let State::Registered(lease) = self.state else { return Ok(()) };
+        if etcd.get(&self.key).await?.is_some() {
+            return Ok(()); // ours, or a successor's
+        }
+        let value = wire::encode_instance(&self.instance);
+        if etcd.replace(&self.key, value, 0, Some(lease)).await? {
+            tracing::warn!("the registration of {} was gone: registered again", self.name());
+        }
+        Ok(())
     }
 
     /// Makes sure of a lease, and of what is to stand under it.

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The command never waits for etcd: without it, it starts, serves and stops as
-//! it would alone, and is registered when etcd is back.
+//! it would alone, and is registered when etcd is back, if it is not being stopped
+//! by then.
 //!
 //! It has a process group of its own, so that Ctrl-C in a terminal reaches this
 //! program alone, which then sees to the order of things. What it leaves behind
@@ -164,6 +165,8 @@ impl Supervisor {
 
     /// The command's end, and what is left of the registration.
     async fn stop(&mut self, signal: Signal) -> Result<ExitStatus, CtlError> {
+        // No gateway is to hear of it now.
+        self.keeper.register_no_more();
         self.send(signal);
         let wait = self.run.stop_wait;
         let patience = async |keeper: &mut Keeper| _ = timeout(wait, keeper.keep()).await;
