@@ -93,6 +93,9 @@ pub struct Registry {
     /// before it is a repetition.
     absent_at: i64,
     watch_state: WatchState,
+    /// Whether all that is said is heard: a list was just completed, or the watch
+    /// is open.
+    hears_all: bool,
 
     rejects: Rejects,
     dirty: BTreeSet<String>,
@@ -124,9 +127,6 @@ const STRANGER_INTERVALS: u64 = 3;
 /// of a status does not go below 0.
 const CLOCK_START_MS: u64 = wire::MAX_STATUS_AGE.as_millis() as u64;
 
-/// More than the longest good key with a prefix of usual length.
-const MAX_PRINTED_BYTES: usize = 512;
-
 /// Enough to see what they are.
 const MAX_PRINTED_STRANGERS: usize = 3;
 
@@ -152,6 +152,7 @@ impl Registry {
             revision: 0,
             absent_at: 0,
             watch_state: WatchState::Connecting,
+            hears_all: false,
             rejects: Rejects::default(),
             dirty: config.services.keys().cloned().collect(),
             urgent: BTreeSet::new(),
@@ -170,7 +171,10 @@ impl Registry {
     pub fn apply(&mut self, event: &Event, now: Instant) {
         let now_ms = self.clock_ms(now);
         match event {
-            Event::State(state) => self.watch_state = *state,
+            Event::State(state) => {
+                self.watch_state = *state;
+                self.hears_all = *state == WatchState::Watching;
+            }
             Event::Init => {
                 self.is_listing = true;
                 self.list += 1;
@@ -186,9 +190,8 @@ impl Registry {
     /// be called about once a second.
     pub fn tick(&mut self, now: Instant) {
         let now_ms = self.clock_ms(now);
-        let is_watching = self.watch_state == WatchState::Watching;
         for (name, service) in &mut self.services {
-            let was_judged = service.judge(is_watching, now_ms);
+            let was_judged = !self.is_listing && service.judge(self.hears_all, now_ms);
             if service.has_moved(now_ms) || was_judged {
                 self.dirty.insert(name.clone());
             }
@@ -214,9 +217,11 @@ impl Registry {
     /// A service as of `now`; `None` if there is none of this name.
     pub fn service(&mut self, name: &str, now: Instant) -> Option<Reading<'_>> {
         let now_ms = self.clock_ms(now);
-        let is_watching = self.watch_state == WatchState::Watching;
         let service = self.services.get_mut(name)?;
-        service.judge(is_watching, now_ms);
+        // A list is judged as a whole: nobody is to be excused by a part of it.
+        if !self.is_listing {
+            service.judge(self.hears_all, now_ms);
+        }
         Some(service.reading(now_ms))
     }
 
@@ -417,6 +422,7 @@ impl Registry {
             self.remove_key(&key);
         }
         self.is_listing = false;
+        self.hears_all = true;
         self.has_synced = true;
         // A list replaces, also by lower revisions: the source was restored.
         self.revision = revision;
@@ -442,9 +448,9 @@ impl Registry {
     }
 }
 
-/// A key for the log: any bytes, of any length, may have been put into etcd.
+/// A key for the log: any bytes may have been put into etcd.
 fn printable(key: &[u8]) -> String {
-    key[..key.len().min(MAX_PRINTED_BYTES)].escape_ascii().to_string()
+    key.escape_ascii().to_string()
 }
 
 fn to_ms(duration: Duration) -> u64 {

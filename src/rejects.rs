@@ -10,6 +10,10 @@ use tracing::warn;
 /// counted and no longer logged.
 const MAX_LOGGED_SUBJECTS: usize = 1024;
 
+/// A subject is cut to this: more than the longest good key with a prefix of usual
+/// length, and little beside the 1.5 MB that a key may have in etcd.
+const MAX_SUBJECT_BYTES: usize = 512;
+
 /// The dropped records of one reader.
 #[derive(Debug, Default)]
 pub struct Rejects {
@@ -19,7 +23,8 @@ pub struct Rejects {
 
 impl Rejects {
     /// Counts a dropped record, and logs it if that was not done before for this
-    /// subject and reason. `subject` says whose record it was: a key, mostly.
+    /// subject and reason. `subject` says whose record it was: a key, mostly. It may
+    /// be of any length; the beginning of a long one is what counts.
     pub fn reject(&mut self, subject: &str, reason: &'static str, error: impl Display) {
         self.reject_many(subject, reason, 1, error);
     }
@@ -33,6 +38,7 @@ impl Rejects {
         error: impl Display,
     ) {
         *self.counts.entry(reason).or_default() += count;
+        let subject = cut(subject);
         if self.is_first(subject, reason) {
             warn!(key = subject, reason, %error, "bad record ignored");
         }
@@ -41,6 +47,7 @@ impl Rejects {
     /// Forgets what was logged of `subject`, but for the given reasons: if it
     /// goes bad again, that is news.
     pub fn forget_except(&mut self, subject: &str, reasons: &[&'static str]) {
+        let subject = cut(subject);
         if let Some(logged) = self.logged.get_mut(subject) {
             logged.retain(|reason| reasons.contains(reason));
             if logged.is_empty() {
@@ -73,6 +80,10 @@ impl Rejects {
     }
 }
 
+fn cut(subject: &str) -> &str {
+    &subject[..subject.floor_char_boundary(MAX_SUBJECT_BYTES)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +108,19 @@ mod tests {
         rejects.forget_except("a", &["status"]);
         assert!(rejects.is_first("a", "json"));
         assert!(!rejects.is_first("a", "status"));
+    }
+
+    #[test]
+    fn of_a_subject_no_more_than_its_beginning_is_kept() {
+        let mut rejects = Rejects::default();
+        // 511 bytes, then a character of two.
+        let long = format!("{}{}", "x".repeat(511), "ä".repeat(700_000));
+        rejects.reject(&long, "key", "error");
+        assert_eq!(rejects.logged.keys().map(String::len).collect::<Vec<_>>(), [511]);
+        rejects.reject(&long, "key", "error");
+        assert_eq!(rejects.logged.len(), 1);
+        rejects.forget_except(&long, &[]);
+        assert!(rejects.logged.is_empty());
     }
 
     #[test]

@@ -385,7 +385,9 @@ fn decode_entry(entry: proto::InstanceStatus) -> Result<InstanceReport, RecordEr
         Serving(proto::Serving {}) => Report::Serving,
         NotServing(proto::NotServing {}) => Report::NotServing,
         Unreachable(proto::Unreachable { silent_for }) => {
-            Report::Unreachable { silent_for: duration("silent_for", silent_for)? }
+            // However long it was: that it may be out is not to be lost with the figure.
+            let silent_for = any_duration("silent_for", silent_for, "0 or more")?;
+            Report::Unreachable { silent_for: silent_for.min(MAX_STATUS_AGE) }
         }
     };
     Ok(InstanceReport { id: entry.id, report, interval: duration("interval", entry.interval)? })
@@ -404,10 +406,10 @@ fn encode_entry(InstanceReport { id, report, interval }: &InstanceReport) -> pro
         Report::Serving => Serving(proto::Serving {}),
         Report::NotServing => NotServing(proto::NotServing {}),
         Report::Unreachable { silent_for } => {
-            Unreachable(proto::Unreachable { silent_for: Some(proto_duration(*silent_for)) })
+            Unreachable(proto::Unreachable { silent_for: Some(believed(*silent_for)) })
         }
     };
-    let interval = (!interval.is_zero()).then(|| proto_duration(*interval));
+    let interval = (!interval.is_zero()).then(|| believed(*interval));
     proto::InstanceStatus { id: id.clone(), report: Some(report), interval }
 }
 
@@ -448,7 +450,7 @@ impl From<&Status> for proto::Status {
         Self {
             boot_id: status.boot_id,
             seq: status.seq,
-            age: Some(proto_duration(status.age)),
+            age: Some(believed(status.age)),
             requests: status.requests,
             errors: status.errors,
             busy_ns: status.busy_ns,
@@ -472,22 +474,37 @@ pub fn proto_duration(time: Duration) -> prost_types::Duration {
     }
 }
 
-/// A length of time from the wire; 0 if absent.
+/// The same, cut to what its reader believes.
+fn believed(time: Duration) -> prost_types::Duration {
+    proto_duration(time.min(MAX_STATUS_AGE))
+}
+
+/// A length of time from the wire, up to [`MAX_STATUS_AGE`]; 0 if absent.
 fn duration(
     field: &'static str,
     found: Option<prost_types::Duration>,
 ) -> Result<Duration, RecordError> {
-    let found = found.unwrap_or_default();
-    let parts = (u64::try_from(found.seconds), u32::try_from(found.nanos));
-    match parts {
-        (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Some(Duration::new(seconds, nanos)),
-        _ => None,
+    const ALLOWED: &str = "0 to one day";
+    match any_duration(field, found, ALLOWED)? {
+        time if time > MAX_STATUS_AGE => Err(status_refused(field, format!("{time:?}"), ALLOWED)),
+        time => Ok(time),
     }
-    .filter(|time| *time <= MAX_STATUS_AGE)
-    .ok_or_else(|| {
-        let found = format!("{} s and {} ns", found.seconds, found.nanos);
-        status_refused(field, found, "0 to one day")
-    })
+}
+
+/// A length of time from the wire, however long; 0 if absent.
+fn any_duration(
+    field: &'static str,
+    found: Option<prost_types::Duration>,
+    allowed: &'static str,
+) -> Result<Duration, RecordError> {
+    let found = found.unwrap_or_default();
+    match (u64::try_from(found.seconds), u32::try_from(found.nanos)) {
+        (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Ok(Duration::new(seconds, nanos)),
+        _ => {
+            let found = format!("{} s and {} ns", found.seconds, found.nanos);
+            Err(status_refused(field, found, allowed))
+        }
+    }
 }
 
 fn gauge(field: &'static str, found: Option<f64>) -> Result<Option<f64>, RecordError> {

@@ -38,7 +38,17 @@ while (<$source>) {
     my $function = $1;
     say "$function: ", (grep { /\[TRACE\s+\d+ ipconfig\.lua:$. / } @traces) ? 'compiled' : 'NOT compiled';
 }
-say 'given up: ', join ' ', grep { /TRACE ---.*(ipconfig|balancer|native)\.lua/ } @traces;
+
+# Few calls come upon a text: a request's that loads a new ranking, and a timer's
+# that reads the log. A recording that does is dropped, and taken up again later.
+my %texts;
+open my $native, '<', "$LUA/resty/ipconfig/native.lua" or die "no source: $!";
+while (<$native>) {
+    $texts{$.}++ if /^local function call_for_text\b/ .. /^end$/;
+}
+say 'given up: ', join ' ',
+    grep { !(/\bnative\.lua:(\d+)\]$/ && $texts{$1}) }
+    grep { /TRACE ---.*(ipconfig|balancer|native)\.lua/ } @traces;
 --- response_body
 balance: compiled
 log: compiled

@@ -220,3 +220,25 @@ for (1 .. 15) {
 say ranking_states('chat');
 --- response_body
 a:reporting b:reporting c:reporting
+
+
+
+=== TEST 12: an instance that is long out is not brought back by a reload
+--- workers: 2
+--- script
+begin_well();
+put_status('e', 'chat', c => unreachable(3600));
+ready('chat', 'a b');
+my $end = meanwhile(sub {
+    $_[0]{ get_anew('/') }++;
+    $_[0]{ 'ranking: ' . ranking('chat') =~ s/b a/a b/r }++;
+});
+for (1 .. 3) {
+    reload();
+    sleep 1;
+}
+my $count = $end->();
+note(counts($count));
+say join ', ', sort keys %$count;
+--- response_body
+a, b, ranking: a b

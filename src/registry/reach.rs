@@ -21,7 +21,8 @@
 //! - One that was excused stays so for what is said within a further limit. An
 //!   exporter that recovers does not reach all of its instances at once.
 //! - Without a watch only a part of what is said may have been heard, and all are
-//!   excused.
+//!   excused. A list that was just completed shows all that is said, and is as good
+//!   as a watch: else a gateway that starts would bring back who was long out.
 //!
 //! The last ones are never put out: a service that is down to one unreachable
 //! instance keeps it, since it may be well and there is nothing better to offer.
@@ -37,9 +38,9 @@ use crate::config::{StatusConfig, Unreachable};
 /// What one service's instances are judged by.
 #[derive(Debug, Clone, Copy)]
 pub struct Rule {
-    /// The exporter's interval.
+    /// The exporter's interval, as configured here.
     interval_ms: u64,
-    /// How many of them may go by without a status.
+    /// How many intervals may go by without a status.
     missed: u64,
     /// What becomes of those that cannot be read for longer.
     unreachable: Unreachable,
@@ -80,7 +81,16 @@ struct Good {
 #[derive(Debug, Clone, Copy)]
 enum Against {
     NotServing,
-    Unreachable { silent_ms: u64, received_ms: u64 },
+    Unreachable(Unread),
+}
+
+/// A word that an instance could not be read.
+#[derive(Debug, Clone, Copy)]
+struct Unread {
+    silent_ms: u64,
+    received_ms: u64,
+    /// As in [`Good`]: an exporter that asks less often has missed nothing sooner.
+    interval_ms: u64,
 }
 
 /// The longest time between two reports that an exporter is believed.
@@ -97,11 +107,6 @@ impl Rule {
         Self { interval_ms, missed: missed.into(), unreachable }
     }
 
-    /// Who cannot be read for longer than this is unreachable for too long.
-    fn limit_ms(self) -> u64 {
-        self.missed * self.interval_ms
-    }
-
     /// The time between two reports of such a source.
     pub fn interval_of_ms(self, source: Source<'_>) -> u64 {
         source.interval_ms.min(MAX_INTERVAL_MS).max(self.interval_ms)
@@ -109,7 +114,13 @@ impl Rule {
 
     /// How long a good report of such a source is fresh.
     pub fn fresh_for_ms(self, source: Source<'_>) -> u64 {
-        self.missed * self.interval_of_ms(source)
+        self.limit_ms(self.interval_of_ms(source))
+    }
+
+    /// What is read at such an interval, and was not for longer than this, is
+    /// unreachable for too long.
+    fn limit_ms(self, interval_ms: u64) -> u64 {
+        self.missed * interval_ms
     }
 }
 
@@ -141,7 +152,9 @@ impl Reach {
     pub fn unreachable(&mut self, rule: Rule, source: Source<'_>, silent_ms: u64, now_ms: u64) {
         let by_another = |good: &Good| *good.exporter != *source.exporter;
         if !(self.has_fresh(rule, now_ms) && self.good.as_ref().is_some_and(by_another)) {
-            self.against = Some(Against::Unreachable { silent_ms, received_ms: now_ms });
+            let interval_ms = rule.interval_of_ms(source);
+            let unread = Unread { silent_ms, received_ms: now_ms, interval_ms };
+            self.against = Some(Against::Unreachable(unread));
         }
     }
 
@@ -161,14 +174,14 @@ impl Reach {
         let is_doubted = match self.against {
             None => false,
             Some(Against::NotServing) => true,
-            Some(Against::Unreachable { silent_ms, .. }) => silent_ms > rule.limit_ms(),
+            Some(Against::Unreachable(unread)) => unread.is_too_long(rule),
         };
         !self.out && !is_doubted && self.has_fresh(rule, now_ms)
     }
 
     /// Whether the instance could not be read when it was last spoken of.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self.against, Some(Against::Unreachable { .. }))
+        matches!(self.against, Some(Against::Unreachable(_)))
     }
 
     /// Whether the instance wanted no requests when it was last spoken of.
@@ -183,25 +196,35 @@ impl Reach {
 
     fn has_fresh(&self, rule: Rule, now_ms: u64) -> bool {
         self.good.as_ref().is_some_and(|good| {
-            now_ms.saturating_sub(good.sampled_ms) <= rule.missed * good.interval_ms
+            now_ms.saturating_sub(good.sampled_ms) <= rule.limit_ms(good.interval_ms)
         })
     }
 
-    /// Whether it is in, and may have been unreachable for so long by now.
-    fn is_in_and_quiet_for(&self, at_least_ms: u64, now_ms: u64) -> bool {
+    /// Whether it is in, and may have been unreachable by now for all but one of
+    /// the intervals that it may.
+    fn is_in_and_quiet(&self, rule: Rule, now_ms: u64) -> bool {
         match self.against {
-            Some(Against::Unreachable { silent_ms, received_ms }) if !self.out => {
-                silent_ms + now_ms.saturating_sub(received_ms) >= at_least_ms
+            Some(Against::Unreachable(Unread { silent_ms, received_ms, interval_ms }))
+                if !self.out =>
+            {
+                let quiet_ms = silent_ms + now_ms.saturating_sub(received_ms);
+                quiet_ms >= rule.limit_ms(interval_ms) - interval_ms
             }
             _ => false,
         }
     }
 }
 
+impl Unread {
+    fn is_too_long(self, rule: Rule) -> bool {
+        self.silent_ms > rule.limit_ms(self.interval_ms)
+    }
+}
+
 /// Judges the instances of one service that declare a status and could be
-/// offered. `is_watching` is whether all that is said of them is heard. Returns
+/// offered. `hears_all` is whether all that is said of them is heard. Returns
 /// whether any of them went out or came back.
-pub fn judge(rule: Rule, is_watching: bool, now_ms: u64, instances: &mut [&mut Reach]) -> bool {
+pub fn judge(rule: Rule, hears_all: bool, now_ms: u64, instances: &mut [&mut Reach]) -> bool {
     let mut changed = false;
     let remaining = instances.iter().filter(|i| !i.out && !i.is_not_serving()).count();
     if remaining == 0 {
@@ -214,7 +237,7 @@ pub fn judge(rule: Rule, is_watching: bool, now_ms: u64, instances: &mut [&mut R
         }
         return changed;
     }
-    if is_watching {
+    if hears_all {
         for instance in instances.iter_mut().filter(|i| !i.out && i.is_not_serving()) {
             instance.out = true;
             changed = true;
@@ -224,21 +247,20 @@ pub fn judge(rule: Rule, is_watching: bool, now_ms: u64, instances: &mut [&mut R
         return changed;
     }
 
-    let limit_ms = rule.limit_ms();
-    let quiet_ms = limit_ms - rule.interval_ms;
-    let quiet = instances.iter().filter(|i| i.is_in_and_quiet_for(quiet_ms, now_ms)).count();
-    let exporter_at_fault = !is_watching || 2 * quiet > remaining;
+    let quiet = instances.iter().filter(|i| i.is_in_and_quiet(rule, now_ms)).count();
+    let exporter_at_fault = !hears_all || 2 * quiet > remaining;
     for instance in instances.iter_mut().filter(|i| !i.out) {
         match instance.against {
-            Some(Against::Unreachable { silent_ms, received_ms }) if silent_ms > limit_ms => {
+            Some(Against::Unreachable(unread)) if unread.is_too_long(rule) => {
                 if exporter_at_fault {
                     instance.excused_ms = Some(now_ms);
                 } else {
                     // By a word that came after the excuse had ended, for the
                     // excused one to leave: by evidence, and not by time.
-                    instance.out = instance
-                        .excused_ms
-                        .is_none_or(|excused_ms| received_ms.saturating_sub(excused_ms) > limit_ms);
+                    let limit_ms = rule.limit_ms(unread.interval_ms);
+                    instance.out = instance.excused_ms.is_none_or(|excused_ms| {
+                        unread.received_ms.saturating_sub(excused_ms) > limit_ms
+                    });
                     changed |= instance.out;
                 }
             }

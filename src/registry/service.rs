@@ -171,7 +171,7 @@ impl Service {
 
     /// Applies the rule to those that could be offered; returns whether it put
     /// out or brought back any.
-    pub fn judge(&mut self, is_watching: bool, now_ms: u64) -> bool {
+    pub fn judge(&mut self, hears_all: bool, now_ms: u64) -> bool {
         let claims = &self.claims;
         let mut judged: Vec<&mut Reach> = self
             .instances
@@ -179,7 +179,7 @@ impl Service {
             .filter(|record| record.status_url().is_some() && record.is_granted(claims))
             .map(|record| &mut record.reach)
             .collect();
-        reach::judge(self.rule, is_watching, now_ms, &mut judged)
+        reach::judge(self.rule, hears_all, now_ms, &mut judged)
     }
 
     /// Whether time alone may have changed the reading since this was last asked.

@@ -29,6 +29,18 @@ impl Fixture {
         fixture
     }
 
+    /// A gateway that starts: it reads its first list.
+    fn starting() -> Self {
+        let mut fixture = Self::new(&[]);
+        fixture.apply(Event::State(WatchState::Listing));
+        fixture.apply(Event::Init);
+        fixture
+    }
+
+    fn end_list(&mut self) {
+        self.apply(Event::InitDone { revision: self.revision });
+    }
+
     fn apply(&mut self, event: Event) {
         self.registry.apply(&event, self.now);
     }
@@ -288,6 +300,22 @@ fn a_bad_record_is_logged_once_with_key_and_reason_and_anew_after_a_good_one() {
     assert_eq!(lines.len(), 3, "{log}");
     let key = key.to_path(PREFIX);
     assert!(lines.iter().all(|line| line.contains(&key) && line.contains("json")), "{log}");
+}
+
+#[test]
+fn a_misshapen_key_that_was_deleted_is_logged_anew() {
+    let long = [format!("{PREFIX}/").as_bytes(), &[b'\n'; 10_000]].concat();
+    for key in [b"/\xff".to_vec(), long] {
+        let log = logged(|| {
+            let mut fixture = Fixture::new(&[]);
+            let put = |mod_revision| Event::Put { key: key.clone(), value: vec![], mod_revision };
+            fixture.apply(put(20));
+            fixture.apply(put(21));
+            fixture.apply(Event::Delete { key: key.clone(), mod_revision: 22 });
+            fixture.apply(put(23));
+        });
+        assert_eq!(log.lines().count(), 2, "{log}");
+    }
 }
 
 #[test]
@@ -761,6 +789,28 @@ fn an_instance_unreachable_for_three_intervals_leaves_until_its_next_good_report
 }
 
 #[test]
+fn an_exporter_that_asks_less_often_is_given_as_many_of_its_own_intervals() {
+    let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2), reporting("c", 3)]);
+    let tell = |fixture: &mut Fixture, silent_ms| {
+        let interval = Duration::from_secs(5);
+        let entry = InstanceReport { interval, ..InstanceReport::new("c", unreachable(silent_ms)) };
+        fixture.tell_entries("exporter-1", &[entry]);
+    };
+    tell(&mut fixture, 15_000);
+    assert_eq!(fixture.state("c"), Some(State::Unreachable));
+    tell(&mut fixture, 15_001);
+    assert_eq!(fixture.ids(), ["a", "b"]);
+}
+
+#[test]
+fn one_that_was_down_for_more_than_a_day_is_out_as_well() {
+    let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2), reporting("c", 3)]);
+    fixture.tell("exporter-1", &[("c", unreachable(25 * 3_600_000))]);
+    assert_eq!(fixture.ids(), ["a", "b"]);
+    assert!(fixture.registry.bad_records().is_empty());
+}
+
+#[test]
 fn silence_alone_makes_an_instance_unknown_and_puts_nobody_out() {
     let mut fixture = Fixture::new(&[reporting("a", 1), reporting("b", 2), reporting("c", 3)]);
     fixture.second(&["a", "b", "c"]);
@@ -964,6 +1014,62 @@ fn the_watch_state_is_what_the_watcher_said_last() {
     assert_eq!(fixture.registry.watch_state(), WatchState::Watching);
     fixture.apply(Event::State(WatchState::Backoff));
     assert_eq!(fixture.registry.watch_state(), WatchState::Backoff);
+}
+
+// Lists as evidence.
+
+#[test]
+fn who_is_long_out_is_not_brought_back_by_a_gateway_that_starts() {
+    let mut fixture = Fixture::starting();
+    for (id, port) in [("a", 1), ("b", 2), ("c", 3), ("d", 4)] {
+        fixture.put_instance(&reporting(id, port));
+    }
+    fixture.tell("exporter-1", &[("c", unreachable(3_600_000)), ("d", Report::NotServing)]);
+    // The list takes its time, and is looked at meanwhile.
+    fixture.pass(2000);
+    assert_eq!(fixture.ids(), ["a", "b", "c", "d"]);
+    fixture.end_list();
+    assert_eq!(fixture.ids(), ["a", "b"], "before there is a watch");
+    fixture.apply(Event::State(WatchState::Watching));
+    fixture.pass(10_000);
+    assert_eq!(fixture.ids(), ["a", "b"]);
+}
+
+#[test]
+fn a_list_is_judged_as_a_whole() {
+    let mut fixture = Fixture::starting();
+    let lost = |id| InstanceReport::new(id, unreachable(3_600_000));
+    for (port, (id, shard)) in (1..).zip([("a", 0), ("b", 0), ("c", 1), ("d", 2)]) {
+        fixture.put_instance(&reporting(id, port));
+        let (exporter, service) = ("exporter-1".into(), "chat".into());
+        let key = Key::Status { exporter, service, shard };
+        fixture.put(&key, wire::encode_batch(&[lost(id)]));
+        assert_eq!(fixture.ids().len(), usize::from(port));
+    }
+    fixture.end_list();
+    assert_eq!(fixture.ids(), ["a", "b", "c", "d"], "it is likelier to be the exporter");
+}
+
+#[test]
+fn a_list_that_broke_off_or_was_not_followed_by_a_watch_puts_nobody_out() {
+    let registered = || {
+        let mut fixture = Fixture::starting();
+        for (id, port) in [("a", 1), ("b", 2), ("c", 3)] {
+            fixture.put_instance(&reporting(id, port));
+        }
+        fixture
+    };
+    let mut broken = registered();
+    broken.tell("exporter-1", &[("c", unreachable(3_600_000))]);
+    broken.apply(Event::State(WatchState::Backoff));
+    broken.pass(10_000);
+    assert_eq!(broken.ids(), ["a", "b", "c"]);
+
+    let mut unwatched = registered();
+    unwatched.end_list();
+    unwatched.apply(Event::State(WatchState::Backoff));
+    unwatched.lose("c", 10);
+    assert_eq!(unwatched.ids(), ["a", "b", "c"]);
 }
 
 #[test]

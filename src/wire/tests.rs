@@ -271,6 +271,46 @@ fn a_bad_status_is_dropped_and_those_beside_it_stay() {
     assert!(batch.bad.iter().all(|err| err.reason() == "status"));
 }
 
+fn unreachable_for(silent_for: prost_types::Duration) -> Batch {
+    let report = proto::instance_status::Report::Unreachable(proto::Unreachable {
+        silent_for: Some(silent_for),
+    });
+    let entry = proto::InstanceStatus { id: "chat-1".into(), report: Some(report), interval: None };
+    decode_batch(&proto::StatusBatch { instances: vec![entry] }.encode_to_vec()).unwrap()
+}
+
+#[test]
+fn an_instance_that_is_down_for_more_than_a_day_is_taken_for_down_for_a_day() {
+    for seconds in [86_401, 25 * 3600, i64::MAX] {
+        let batch = unreachable_for(prost_types::Duration { seconds, nanos: 999_999_999 });
+        assert_eq!(batch.reports[0].report, Report::Unreachable { silent_for: MAX_STATUS_AGE });
+        assert!(batch.bad.is_empty());
+    }
+    for (seconds, nanos) in [(-1, 0), (0, -1), (0, 1_000_000_000), (i64::MIN, 0)] {
+        let batch = unreachable_for(prost_types::Duration { seconds, nanos });
+        assert!(batch.reports.is_empty());
+        assert!(batch.bad[0].to_string().contains("silent_for"), "{}", batch.bad[0]);
+    }
+}
+
+#[test]
+fn no_length_of_time_is_written_that_would_be_refused() {
+    let long = Duration::from_secs(25 * 3600);
+    let status = |age| Report::from(Status { age, ..full_status() });
+    let unreachable = |silent_for| Report::Unreachable { silent_for };
+    for (written, read) in [
+        (unreachable(long), unreachable(MAX_STATUS_AGE)),
+        (unreachable(Duration::MAX), unreachable(MAX_STATUS_AGE)),
+        (status(long), status(MAX_STATUS_AGE)),
+    ] {
+        let entry = InstanceReport { interval: long, ..InstanceReport::new("chat-1", written) };
+        let batch = decode_batch(&encode_batch(&[entry])).unwrap();
+        let expected =
+            InstanceReport { interval: MAX_STATUS_AGE, ..InstanceReport::new("chat-1", read) };
+        assert_eq!(batch.reports, [expected]);
+    }
+}
+
 #[test]
 fn an_absent_gauge_is_unknown_and_zero_is_zero() {
     let message = proto::Status { boot_id: 1, in_flight: Some(0), ..Default::default() };

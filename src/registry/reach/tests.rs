@@ -14,7 +14,7 @@ const TRIES_MS: u64 = 20;
 struct Service {
     now_ms: u64,
     rule: Rule,
-    is_watching: bool,
+    hears_all: bool,
     instances: Vec<Instance>,
 }
 
@@ -28,7 +28,7 @@ struct Instance {
 impl Service {
     fn new(instances: usize) -> Self {
         let instances = vec![Instance::default(); instances];
-        Self { now_ms: 0, rule: RULE, is_watching: true, instances }
+        Self { now_ms: 0, rule: RULE, hears_all: true, instances }
     }
 
     fn add(&mut self) {
@@ -84,7 +84,7 @@ impl Service {
 
     fn judge(&mut self) -> bool {
         let mut instances: Vec<_> = self.instances.iter_mut().map(|it| &mut it.reach).collect();
-        judge(self.rule, self.is_watching, self.now_ms, &mut instances)
+        judge(self.rule, self.hears_all, self.now_ms, &mut instances)
     }
 
     fn offered(&self) -> Vec<usize> {
@@ -173,6 +173,51 @@ fn a_report_is_fresh_for_as_many_of_its_own_intervals_and_for_half_an_hour_at_mo
     assert_eq!(fresh_for(500), 3000);
     assert_eq!(fresh_for(2000), 6000);
     assert_eq!(fresh_for(86_400_000), 30 * 60 * 1000);
+}
+
+#[test]
+fn the_limit_is_in_intervals_of_whoever_asks_and_half_an_hour_at_most() {
+    for (interval_ms, limit_ms) in
+        [(0, LIMIT_MS), (500, LIMIT_MS), (5000, 15_000), (86_400_000, 30 * 60 * 1000)]
+    {
+        let source = Source { interval_ms, ..SOURCE };
+        let mut service = Service::new(3);
+        service.pass(10_000, &[0, 1]);
+        service.instances[2].reach = Reach::default();
+        service.instances[2].reach.unreachable(RULE, source, limit_ms, service.now_ms);
+        assert!(!service.judge(), "{interval_ms} ms");
+        service.instances[2].reach.unreachable(RULE, source, limit_ms + 1, service.now_ms);
+        assert!(service.judge(), "{interval_ms} ms");
+    }
+}
+
+#[test]
+fn when_an_exporter_that_asks_less_often_loses_all_nobody_leaves_nor_as_it_recovers() {
+    let rare = Source { interval_ms: 5000, ..SOURCE };
+    let all: Vec<usize> = (0..10).collect();
+    let mut service = Service::new(10);
+    let tell = |well: usize| {
+        move |service: &mut Service, index: usize| {
+            let now_ms = service.now_ms;
+            let Instance { reach, read_ms } = &mut service.instances[index];
+            if !(now_ms / 1000 + index as u64).is_multiple_of(5) {
+                return;
+            }
+            if index < well {
+                *read_ms = now_ms;
+                reach.good(RULE, rare, now_ms, now_ms);
+            } else {
+                reach.unreachable(RULE, rare, now_ms - *read_ms + TRIES_MS, now_ms);
+            }
+        }
+    };
+    service.pass_with(20_000, tell(10));
+    assert_eq!(service.pass_with(60_000, tell(0)), [&all[..]]);
+    // Six at first, which is most of them.
+    assert_eq!(service.pass_with(12_500, tell(6)), [&all[..]]);
+    assert_eq!(service.pass_with(10_000, tell(10)), [&all[..]]);
+    service.pass_with(25_000, tell(9));
+    assert_eq!(service.offered(), all[..9]);
 }
 
 #[test]
@@ -341,11 +386,11 @@ fn nobody_leaves_while_there_is_no_watch_nor_just_after() {
     let mut service = Service::new(3);
     service.pass(10_000, &[0, 1, 2]);
     service.pass(1500, &[0, 1]);
-    service.is_watching = false;
+    service.hears_all = false;
     service.instances[1].reach.not_serving();
     assert_eq!(service.pass_in_silence(1000), [[0, 1, 2]]);
     assert_eq!(service.pass(60_000, &[0, 1]), [[0, 1, 2]]);
-    service.is_watching = true;
+    service.hears_all = true;
     assert_eq!(service.pass(2500, &[0, 1]), [[0, 1, 2]]);
     service.pass(2500, &[0, 1]);
     assert_eq!(service.offered(), [0, 1]);
