@@ -303,17 +303,15 @@ impl Registry {
     ) {
         // Whatever is refused, the last good registration stays, as long as the
         // key does.
-        match wire::decode_instance(id, value) {
-            Ok(Instance { addr, .. }) if !self.allow.contains(addr.ip()) => {
-                let error = format_args!("{addr} is outside of allow: {}", self.allow);
-                self.rejects.reject(&printable(key), NOT_ALLOWED, error);
-            }
-            Ok(instance) => {
-                self.rejects.forget_except(&printable(key), &[]);
-                self.register(service, instance, Layer::Etcd(mod_revision));
-            }
-            Err(error) => self.rejects.reject(&printable(key), error.reason(), error),
+        let instance = match wire::decode_instance(id, value) {
+            Ok(instance) => instance,
+            Err(error) => return self.rejects.reject(&printable(key), error.reason(), error),
+        };
+        if let Err(outside) = self.allow.check(&instance) {
+            return self.rejects.reject(&printable(key), NOT_ALLOWED, outside);
         }
+        self.rejects.forget_except(&printable(key), &[]);
+        self.register(service, instance, Layer::Etcd(mod_revision));
     }
 
     fn register(&mut self, service: &str, instance: Instance, layer: Layer) {

@@ -24,6 +24,8 @@ use thiserror::Error;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::error::with_causes;
+
 mod source;
 
 pub use source::{Change, Message, Page, PageRequest, Record, Source, Watch};
@@ -441,7 +443,7 @@ impl Outage {
     }
 
     fn log<E: Error + 'static>(&mut self, problem: &Problem<E>, delay: Duration) {
-        let text = chain(problem);
+        let text = with_causes(problem);
         if self.logged.contains(&text) {
             tracing::debug!(?delay, "{text}");
             return;
@@ -459,20 +461,6 @@ impl Outage {
             *self = Self::default();
         }
     }
-}
-
-/// An error and its causes, `: ` between them. Transports wrap an error in
-/// others of the same text, which are left out.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    for cause in std::iter::successors(error.source(), |error| (*error).source()) {
-        let cause = cause.to_string();
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-    }
-    text
 }
 
 #[cfg(test)]

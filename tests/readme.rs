@@ -4,6 +4,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ipconfig::config::ScoreConfig;
@@ -52,16 +53,36 @@ fn the_worked_example_is_what_the_code_computes() {
 
 #[test]
 fn every_link_into_the_repository_leads_somewhere() {
-    for link in README.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-        if let Some(anchor) = link.strip_prefix('#') {
-            let heading = |line: &str| line.trim_start_matches(['#', ' ']).to_lowercase();
-            let found = README.lines().filter(|line| line.starts_with('#')).map(heading);
-            let anchors: Vec<_> = found.map(|title| title.replace(' ', "-")).collect();
-            assert!(anchors.iter().any(|title| title == anchor), "no heading for #{anchor}");
-        } else if !link.starts_with("https://") {
-            assert!(std::path::Path::new(link).exists(), "no file {link}");
+    let pages = [
+        "README.md",
+        "doc/configuration.md",
+        "doc/operating.md",
+        "doc/registering.md",
+        "doc/status.md",
+    ];
+    for page in pages {
+        let text = std::fs::read_to_string(page).expect(page);
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.starts_with("https://")) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let folder = Path::new(page).parent().expect("a folder");
+            let target = match file {
+                "" => Path::new(page).to_owned(),
+                file => folder.join(file),
+            };
+            assert!(target.exists(), "{page}: no file {link}");
+            let target = || std::fs::read_to_string(&target).expect("a text");
+            assert!(anchor.is_empty() || has_heading(&target(), anchor), "{page}: no {link}");
         }
     }
+}
+
+fn has_heading(page: &str, anchor: &str) -> bool {
+    let heading = |line: &str| {
+        let title = line.trim_start_matches(['#', ' ']).to_lowercase().replace(' ', "-");
+        title.replace(|c: char| !(c.is_alphanumeric() || c == '-' || c == '_'), "")
+    };
+    page.lines().filter(|line| line.starts_with('#')).any(|line| heading(line) == anchor)
 }
 
 /// The block that a reader pastes, with its ports and the example's replaced.

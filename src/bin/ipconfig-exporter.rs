@@ -146,7 +146,11 @@ fn exporter_id(text: &str) -> Result<String, &'static str> {
     }
 }
 
-async fn export(file: &Path, id: Option<String>, shutdown: impl Future<Output = ()>) -> ExitCode {
+async fn export(
+    file: &Path,
+    change: impl FnOnce(&mut ExporterConfig),
+    shutdown: impl Future<Output = ()>,
+) -> ExitCode {
     let mut config = match Config::load(file) {
         Ok(config) => config,
         Err(err) => return fail(&err, BAD_USAGE),

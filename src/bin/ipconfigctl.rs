@@ -178,7 +178,7 @@ struct Name {
 }
 
 /// What is registered, but for its name.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 struct InstanceArgs {
     /// Where requests go: an IP address with a port.
     #[arg(long, value_parser = parse_addr)]
@@ -269,7 +269,7 @@ const NOT_FOUND: u8 = 3;
 
 fn failure(error: &CtlError) -> u8 {
     match error {
-        CtlError::Load(_) | CtlError::Overrides(_) | CtlError::NotAllowed { .. } => BAD_CONFIG,
+        CtlError::Load(_) | CtlError::Overrides(_) | CtlError::NotAllowed(_) => BAD_CONFIG,
         CtlError::NoService(_) | CtlError::NoInstance { .. } => NOT_FOUND,
         // As shells do.
         CtlError::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
@@ -294,8 +294,8 @@ async fn execute(etcd: &EtcdArgs, json: bool, command: Command) -> Result<ExitCo
 
 /// Does it, and says what to answer.
 async fn by_hand(settings: &Settings, json: bool, hand: Hand) -> Result<String, CtlError> {
-    if let Hand::Register { instance, .. } = &hand {
-        ctl::check_addr(&settings.allow, instance.addr)?;
+    if let Hand::Register { name: Name { id, .. }, instance, .. } = &hand {
+        settings.allow.check(&instance.clone().named(id.clone()))?;
     }
     if let Hand::Register { name: Name { service, id }, instance, ttl: Some(ttl) } = hand {
         keep(Keeper::new(settings, &service, instance.named(id), ttl)).await?;

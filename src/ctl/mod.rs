@@ -20,7 +20,7 @@ use thiserror::Error;
 use crate::config::{ConfigError, EtcdConfig, LoadError};
 use crate::error::with_causes;
 use crate::etcd::{Connection, Connector, Entry, EtcdError};
-use crate::model::{Allow, Instance};
+use crate::model::{Instance, Outside};
 use crate::wire::{self, RecordError};
 
 pub mod hand;
@@ -43,14 +43,9 @@ pub enum CtlError {
     /// What was said in place of the file's keys was not taken.
     #[error("the arguments are refused: {0}")]
     Overrides(#[source] ConfigError),
-    /// The address is not one that instances may have.
-    #[error("{addr} is outside of allow: {allow}")]
-    NotAllowed {
-        /// The address.
-        addr: SocketAddr,
-        /// What is allowed.
-        allow: Allow,
-    },
+    /// The address, or that of the status, is not one that instances may have.
+    #[error(transparent)]
+    NotAllowed(#[from] Outside),
     /// None of the endpoints could be used; each was tried once.
     #[error("{}", .0.iter().map(|error| with_causes(error)).collect::<Vec<_>>().join("; "))]
     Unreachable(Vec<EtcdError>),
@@ -119,17 +114,6 @@ pub async fn connect(etcd: &EtcdConfig) -> Result<Connection, CtlError> {
         }
     }
     Err(CtlError::Unreachable(errors))
-}
-
-/// Refuses an address that no instance may have.
-///
-/// # Errors
-/// [`CtlError::NotAllowed`].
-pub fn check_addr(allow: &Allow, addr: SocketAddr) -> Result<(), CtlError> {
-    match allow.contains(addr.ip()) {
-        true => Ok(()),
-        false => Err(CtlError::NotAllowed { addr, allow: allow.clone() }),
-    }
 }
 
 /// Whom a registration would put out of its place: what stands under the key, if

@@ -84,7 +84,7 @@ pub async fn run(
     wishes: mpsc::Receiver<Wish>,
 ) -> Result<u8, CtlError> {
     let addr = run.instance.addr;
-    super::check_addr(&settings.allow, addr)?;
+    settings.allow.check(&run.instance)?;
     if accepts(addr).await {
         tracing::warn!("{addr} accepts connections before the start: another process has it");
     }

@@ -9,7 +9,6 @@
 //! a lease of its own.
 
 use std::collections::HashMap;
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use tokio::time::{Instant, interval_at, sleep_until};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::{Config, ExporterConfig};
+use crate::error::with_causes;
 use crate::etcd::{Connection, Connector, EtcdError, LeaseId, LeaseKeepAlive};
 use crate::metrics::ExporterMetrics;
 use crate::wire::{self, Key};
@@ -409,10 +409,4 @@ async fn warn_of_upkeep(etcd: &Connection, key: &str) {
         Ok(upkeep) => upkeep.warnings().iter().for_each(|warning| tracing::warn!("{warning}")),
         Err(err) => tracing::debug!("{}", with_causes(&err)),
     }
-}
-
-/// The error and what caused it, in one line.
-fn with_causes(err: &(dyn Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(err), |&err| err.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

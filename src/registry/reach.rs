@@ -76,6 +76,8 @@ struct Good {
     sampled_ms: u64,
     /// Between two reports, by what the exporter said and by what is configured.
     interval_ms: u64,
+    /// How long another exporter's figures do not take the place of these.
+    held_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -99,6 +101,10 @@ const MAX_INTERVAL_MS: u64 = 10 * 60 * 1000;
 /// So many of its intervals an exporter may be silent until another one's figures
 /// take the place of its own.
 const HOLD_INTERVALS: u64 = 2;
+
+/// An exporter speaks of each of its instances at least so often, however seldom
+/// that one speaks itself: the longest that its `refresh` may be.
+const SPOKEN_OF_MS: u64 = 5000;
 
 impl Rule {
     /// The rule for a service, by its configuration and the exporter's.
@@ -132,11 +138,13 @@ impl Reach {
             Some(last) if *last.exporter == *source.exporter => last.exporter,
             _ => source.exporter.into(),
         };
+        let interval_ms = rule.interval_of_ms(source);
         self.good = Some(Good {
             exporter,
+            held_ms: HOLD_INTERVALS * interval_ms.min(rule.interval_ms.max(SPOKEN_OF_MS)),
             received_ms: now_ms,
             sampled_ms: sampled_ms.max(last_ms),
-            interval_ms: rule.interval_of_ms(source),
+            interval_ms,
         });
         self.against = None;
         self.excused_ms = None;
@@ -164,7 +172,7 @@ impl Reach {
         self.against.is_none()
             && self.good.as_ref().is_some_and(|good| {
                 let silent_ms = now_ms.saturating_sub(good.received_ms);
-                *good.exporter != *exporter && silent_ms <= HOLD_INTERVALS * good.interval_ms
+                *good.exporter != *exporter && silent_ms <= good.held_ms
             })
     }
 

@@ -783,22 +783,6 @@ fn a_failure_is_logged_when_it_is_new_and_not_when_it_is_met_again() {
     }
 }
 
-#[test]
-fn an_error_is_logged_with_its_causes_and_none_of_them_twice() {
-    #[derive(Debug, Error)]
-    #[error("failed to connect at h:1")]
-    struct Outer(#[source] Middle);
-    #[derive(Debug, Error)]
-    #[error("refused")]
-    struct Middle(#[source] Inner);
-    #[derive(Debug, Error)]
-    #[error("refused")]
-    struct Inner(#[source] std::io::Error);
-
-    let error = Outer(Middle(Inner(std::io::Error::other("nobody listens"))));
-    assert_eq!(chain(&error), "failed to connect at h:1: refused: nobody listens");
-}
-
 // ------------------------------------------------------- any course of events
 
 /// What can happen to a source.
