@@ -87,16 +87,16 @@ impl Connection {
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .http2_max_header_list_size(MAX_HEADER_LIST_BYTES);
-        let mut secured = None;
+        let mut certified = None;
         if url.tls {
             let origin = uri("https")?;
             let host = ServerName::try_from(host(&origin).to_owned());
-            secured = Some(host.map_err(|err| refused(err.into()))?);
+            certified = Some(host.map_err(|err| refused(err.into()))?);
             // For the requests alone: an endpoint of https would speak TLS itself.
             endpoint = endpoint.origin(origin);
         }
         let life = Arc::new(watch::Sender::default());
-        let connector = connector(Arc::clone(manner), secured, Arc::clone(&life));
+        let connector = connector(Arc::clone(manner), certified, Arc::clone(&life));
         Ok(Self { channel: endpoint.connect_with_connector_lazy(connector), ways, life })
     }
 
@@ -198,12 +198,11 @@ async fn resolve(manner: Arc<Manner>, host: Name) -> Result<IntoIter<SocketAddr>
     Ok(manner.allowed(host.as_str(), &found)?.into_iter())
 }
 
-/// Connects to where the URL leads, if that is allowed, and over TLS if it is
-/// `secured` by the name of a certificate. A name is looked up each time: it may
-/// lead elsewhere by now.
+/// Connects to where the URL leads, if that is allowed; over TLS if its name is to
+/// be `certified`. A name is looked up each time: it may lead elsewhere by now.
 fn connector(
     manner: Arc<Manner>,
-    secured: Option<ServerName<'static>>,
+    certified: Option<ServerName<'static>>,
     life: Arc<watch::Sender<Life>>,
 ) -> impl Service<Uri, Response = TokioIo<Watched>, Error = ConnectFailure, Future: Send> + Send + 'static
 {
@@ -220,14 +219,14 @@ fn connector(
 
     service_fn(move |uri: Uri| {
         let (manner, http) = (Arc::clone(&manner), http.clone());
-        let (secured, life) = (secured.clone(), Arc::clone(&life));
+        let (certified, life) = (certified.clone(), Arc::clone(&life));
         async move {
             // An address is not looked up, so it does not come by the resolver.
             let host = host(&uri);
             if let Ok(ip) = host.parse::<IpAddr>() {
                 manner.allowed(host, &[SocketAddr::new(ip, 0)])?;
             }
-            let handshake = secured.map(|host| manner.tls.handshake(host)).transpose();
+            let handshake = certified.map(|host| manner.tls.handshake(host)).transpose();
             let handshake = handshake.map_err(ConnectFailure::Roots)?;
             let stream = http.oneshot(uri).await.map_err(|err| ConnectFailure::Tcp(err.into()))?;
             let stream = stream.into_inner();
