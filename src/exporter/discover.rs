@@ -99,15 +99,10 @@ impl Fleet {
             Event::State(state) => self.watch_state = state,
             Event::Init => self.listed = Some(HashSet::new()),
             Event::Put { key, value, .. } => return self.put(&key, &value),
-            Event::Delete { key, .. } => {
-                return match wire::parse_key(&self.prefix, &key) {
-                    Ok(key) => self.delete(&key),
-                    Err(_) => {
-                        self.rejects.forget_except(&printable(&key), &[]);
-                        Vec::new()
-                    }
-                };
-            }
+            Event::Delete { key: path, .. } => match wire::parse_key(&self.prefix, &path) {
+                Ok(key) => return self.delete(&key),
+                Err(_) => self.rejects.forget_except(&printable(&path), &[]),
+            },
             Event::InitDone { .. } => return self.finish_list(),
             Event::Progress { .. } => {}
         }
@@ -277,6 +272,8 @@ fn owner<'a>(exporters: &'a BTreeSet<String>, Name { service, id }: &Name) -> Op
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -408,6 +405,22 @@ mod tests {
         }
         assert_eq!(fleet.bad_records(), &BTreeMap::from([("json", 1), ("not_allowed", 2)]));
         assert_eq!(fleet.targets(), 1);
+    }
+
+    #[test]
+    fn a_misshapen_key_that_was_deleted_is_logged_anew() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let subscriber = tracing_subscriber::fmt().with_writer(Mutex::new(writer)).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let mut fleet = fleet(json!({ "services": {} }));
+            put(&mut fleet, "instances/\u{e4}", "");
+            put(&mut fleet, "instances/\u{e4}", "");
+            delete(&mut fleet, "instances/\u{e4}");
+            put(&mut fleet, "instances/\u{e4}", "");
+            assert_eq!(fleet.bad_records(), &BTreeMap::from([("key", 3)]));
+        });
+        let log = std::io::read_to_string(reader).unwrap();
+        assert_eq!(log.lines().count(), 2, "{log}");
     }
 
     #[test]
