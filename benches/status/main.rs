@@ -37,7 +37,7 @@ mod table;
 mod usage;
 mod work;
 
-const SIZES: [usize; 1] = [10_000];
+const SIZES: [usize; 3] = [100, 1_000, 10_000];
 
 const DEFAULT_SECONDS: u32 = 3;
 
