@@ -23,7 +23,7 @@ pub const SERVICE: &str = "fleet";
 const INSTANCES_PER_SHARD: usize = 100;
 
 /// How long it may take until every instance has reported.
-pub const START: Duration = Duration::from_secs(60);
+pub const START: Duration = Duration::from_secs(120);
 
 /// From then on until everything is in step: a window is 5 s, and each instance
 /// is written at least every 3 s.
@@ -79,7 +79,8 @@ impl Stage {
     /// the memory that is to be measured.
     async fn do_all_report(&mut self, log: &Path) -> bool {
         let deadline = Instant::now() + START;
-        while self.shards() < self.size.div_ceil(INSTANCES_PER_SHARD)
+        while self.keys("status") < self.size.div_ceil(INSTANCES_PER_SHARD)
+            || self.keys("instances") < self.size
             || count(self.gateway.port) != self.size
         {
             let log = || fs::read_to_string(log).unwrap_or_default();
@@ -92,9 +93,9 @@ impl Stage {
         true
     }
 
-    /// How many shards there are in etcd.
-    fn shards(&self) -> usize {
-        let prefix = format!("{}/status/", EtcdConfig::default().prefix);
+    /// How many keys of a kind there are in etcd.
+    fn keys(&self, kind: &str) -> usize {
+        let prefix = format!("{}/{kind}/", EtcdConfig::default().prefix);
         self.etcd.ctl(&["get", "--prefix", "--keys-only", &prefix]).split_whitespace().count()
     }
 

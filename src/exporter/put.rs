@@ -33,8 +33,9 @@ const RECONNECTS_PER_TTL: u32 = 10;
 /// Between tries of a user that etcd refuses: each costs it a password hash.
 const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 
-/// Registrations that are put at once: as many as one commit of etcd takes well.
-const PUTS_AT_ONCE: usize = 64;
+/// Registrations that are put at once: etcd commits what arrives together in one
+/// go.
+const PUTS_AT_ONCE: usize = 256;
 
 /// When etcd was written last, and what went wrong since.
 #[derive(Debug, Default)]

@@ -8,7 +8,7 @@
 //! whose last put is still under way skips the one that is due.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,10 +33,9 @@ use crate::wire::{self, Key};
 const PHASE: f64 = 0.618_033_988_749_895;
 
 /// The most questions under way. An exporter that has more of them than it can
-/// take the answers of in time would find all of them late, and ask again: a
-/// round that finds no room begins a little later.
+/// take the answers of in time would find all of them late, and ask again: rounds
+/// that find no room wait for it, in the order in which they were due.
 const ASKS_AT_ONCE: usize = 1000;
-const A_LITTLE_LATER: Duration = Duration::from_millis(20);
 
 /// The most of them to instances that do not answer, or have not yet: those take
 /// the longest, and a fleet that is gone must not slow down the asking of who is
@@ -59,6 +58,8 @@ pub struct Rounds {
     shards: BTreeMap<ShardName, Shard>,
     /// What comes next, and when.
     due: BinaryHeap<Reverse<(Instant, Step)>>,
+    /// Shards whose round is due and has not begun, with their serial numbers.
+    waiting: VecDeque<(u64, ShardName)>,
     asks: JoinSet<Told>,
     /// Shared by those of them that are to instances that did not answer last.
     doubtful: Arc<()>,
@@ -133,6 +134,7 @@ impl Rounds {
             by_name: BTreeMap::new(),
             shards: BTreeMap::new(),
             due: BinaryHeap::new(),
+            waiting: VecDeque::new(),
             asks: JoinSet::new(),
             doubtful: Arc::new(()),
             puts: JoinSet::new(),
@@ -177,6 +179,7 @@ impl Rounds {
                 _ = shows.tick() => self.show_fleet(),
                 () = sleep_until(next.unwrap_or(self.begun)), if next.is_some() => self.step(),
             }
+            self.begin_waiting();
         }
     }
 
@@ -313,7 +316,7 @@ impl Rounds {
         {
             let Some(Reverse((_, step))) = self.due.pop() else { return };
             match step {
-                Step::Begin(serial, name) => self.begin(serial, name, now),
+                Step::Begin(serial, name) => self.waiting.push_back((serial, name)),
                 Step::Report(serial, name, round) => {
                     let is_due = |it: &&Shard| it.serial == serial && it.round == round;
                     if self.shards.get(&name).is_some_and(|it| is_due(&it)) {
@@ -324,15 +327,20 @@ impl Rounds {
         }
     }
 
+    /// Begins the rounds that are due, as far as there is room.
+    fn begin_waiting(&mut self) {
+        while self.asks.len() < ASKS_AT_ONCE
+            && let Some((serial, name)) = self.waiting.pop_front()
+        {
+            self.begin(serial, name, Instant::now());
+        }
+    }
+
     fn begin(&mut self, serial: u64, name: ShardName, now: Instant) {
         let next = self.next_round(serial, now);
         let Some(shard) = self.shards.get_mut(&name).filter(|it| it.serial == serial) else {
             return;
         };
-        if self.asks.len() >= ASKS_AT_ONCE {
-            self.due.push(Reverse((now + A_LITTLE_LATER, Step::Begin(serial, name))));
-            return;
-        }
         shard.round += 1;
         shard.begun = now;
         shard.awaited = 0;
