@@ -185,6 +185,14 @@ mod tests {
         assert!(!refused(Code::NotFound, LEASE_NOT_FOUND).is_retryable());
     }
 
+    /// That a full etcd answers with the same code is tested with a real one.
+    #[test]
+    fn too_many_requests_are_no_reason_to_give_up_a_lease_or_a_user() {
+        let error = refused(Code::ResourceExhausted, "etcdserver: too many requests");
+        assert!(error.is_retryable());
+        assert!(!error.is_lease_gone() && !error.is_auth_failure() && !error.is_too_large());
+    }
+
     #[test]
     fn an_error_knows_whether_the_user_is_at_fault() {
         for message in [AUTH_FAILED, AUTH_USER_EMPTY, AUTH_STORE_IS_OLD] {
