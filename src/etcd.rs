@@ -10,9 +10,9 @@ use std::fmt;
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KvClient,
-    LeaseClient, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions, TlsOptions, Txn,
-    TxnOp, WatchClient,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, GetResponse, Identity,
+    KvClient, LeaseClient, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions,
+    TlsOptions, Txn, TxnOp, WatchClient,
 };
 use tokio::time::timeout;
 use tonic::Code;
@@ -343,33 +343,45 @@ impl Connection {
     /// Reads every key that begins with `prefix`, in order. In pages: keys that
     /// are written meanwhile may be of different revisions.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Entry>, EtcdError> {
-        let mut kv = self.kv.clone();
         let mut entries: Vec<Entry> = Vec::new();
         // What follows everything that begins with the prefix.
         let mut end = prefix.as_bytes().to_vec();
         if let Some(last) = end.last_mut() {
             *last += 1; // '/' or a letter: far from 255
         }
+        let mut after = None;
         let mut page_keys = PAGE_KEYS;
         loop {
-            let from = match entries.last() {
-                None => prefix.to_owned(),
-                Some(last) => format!("{}\0", last.key),
-            };
-            let options = GetOptions::new().with_range(end.clone()).with_limit(page_keys);
-            let page = kv.get(from, Some(options));
-            let page = call(format!("list {prefix}"), &self.endpoint, PAGE_TIMEOUT, page).await;
-            let mut page = match page {
-                Err(error) if error.is_too_large() && page_keys > 1 => {
-                    page_keys /= 2;
-                    continue;
-                }
-                page => page?,
-            };
-            let more = page.more();
+            let from = first_after(prefix.as_bytes(), after.take());
+            let options = GetOptions::new().with_range(end.clone());
+            let action = format!("list {prefix}");
+            let mut page = self.page(&action, from, options, &mut page_keys).await?;
+            // As it is, which its text may not be.
+            after = page.kvs().last().map(|kv| kv.key().to_vec());
+            let more = page.more() && after.is_some();
             entries.extend(page.take_kvs().into_iter().map(entry));
             if !more {
                 return Ok(entries);
+            }
+        }
+    }
+
+    /// Reads a part of a range, `page_keys` at most: fewer from now on if so many
+    /// are more than an answer may hold.
+    async fn page(
+        &self,
+        action: &str,
+        from: Vec<u8>,
+        options: GetOptions,
+        page_keys: &mut i64,
+    ) -> Result<GetResponse, EtcdError> {
+        let mut kv = self.kv.clone();
+        loop {
+            let options = options.clone().with_limit(*page_keys);
+            let answer = kv.get(from.clone(), Some(options));
+            match call(action, &self.endpoint, PAGE_TIMEOUT, answer).await {
+                Err(error) if error.is_too_large() && *page_keys > 1 => *page_keys /= 2,
+                answer => return answer,
             }
         }
     }
@@ -488,6 +500,17 @@ impl LeaseKeepAlive {
                 Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
                 _ => Err(failed(Cause::LeaseGone)),
             },
+        }
+    }
+}
+
+/// Where a page begins: at `first`, or with the smallest key after `after`.
+fn first_after(first: &[u8], after: Option<Vec<u8>>) -> Vec<u8> {
+    match after {
+        None => first.to_vec(),
+        Some(mut key) => {
+            key.push(0);
+            key
         }
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use etcd_client::Client;
 use ipconfig::config::{EtcdConfig, TlsConfig};
 use ipconfig::etcd::{Connection, Connector, EtcdError, EtcdSource};
 use ipconfig::watcher::{self, Event, PageRequest, Source, Timing, Watch, WatchState};
@@ -530,4 +531,19 @@ async fn tls_takes_both_sides_certificates_from_the_configured_authority_alone()
     assert!(texts(&distrusting).contains("UnknownIssuer"), "{}", texts(&distrusting));
     let anonymous = connect_with(TlsConfig { ca, ..TlsConfig::default() }).await.err().unwrap();
     assert!(anonymous.is_retryable(), "{}", texts(&anonymous));
+}
+
+#[tokio::test]
+async fn a_list_of_several_pages_has_each_key_once_also_one_that_is_no_text() {
+    let etcd = Etcd::start().await;
+    let connection = Connector::new(&config(&[etcd.endpoint()])).connect().await.unwrap();
+    // A page's last key is one that is no text, and one comes after it.
+    let mut client = Client::connect([etcd.endpoint()], None).await.expect("etcd answers");
+    for n in 0..999 {
+        client.put(format!("/list/{n:04}"), "", None).await.expect("a put");
+    }
+    for key in [b"/list/\xff".as_slice(), b"/list/\xff\xff"] {
+        client.put(key, "", None).await.expect("a put");
+    }
+    assert_eq!(connection.list("/list/").await.expect("a list").len(), 1001);
 }

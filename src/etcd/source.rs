@@ -5,7 +5,7 @@ use tonic::Code;
 
 use super::error::Cause;
 use super::{
-    Connection, Connector, EtcdError, PAGE_KEYS, PAGE_TIMEOUT, REQUEST_TIMEOUT, Version, call,
+    Connection, Connector, EtcdError, PAGE_KEYS, REQUEST_TIMEOUT, Version, call, first_after,
 };
 use crate::config::EtcdConfig;
 use crate::watcher::{Change, Message, Page, PageRequest, Record, Source, Watch};
@@ -68,39 +68,20 @@ impl Source for EtcdSource {
     }
 
     async fn list(&mut self, page: PageRequest) -> Result<Page, EtcdError> {
-        let Connection { mut kv, endpoint, .. } = self.connection("list")?;
-        let from = match page.after {
-            None => self.first.clone(),
-            // The smallest key that is larger.
-            Some(mut key) => {
-                key.push(0);
-                key
-            }
-        };
+        let connection = self.connection("list")?;
+        let (action, from) = (self.action("list"), first_after(&self.first, page.after));
         let options = GetOptions::new().with_range(self.end.clone());
         let options = options.with_revision(page.revision.unwrap_or(0));
-        loop {
-            let options = options.clone().with_limit(self.page_keys);
-            let answer = kv.get(from.clone(), Some(options));
-            let mut answer = match call(self.action("list"), &endpoint, PAGE_TIMEOUT, answer).await
-            {
-                Ok(answer) => answer,
-                Err(error) if error.is_too_large() && self.page_keys > 1 => {
-                    self.page_keys /= 2;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let Some(header) = answer.take_header() else {
-                return Err(EtcdError::new(self.action("list"), &endpoint, Cause::NoHeader));
-            };
-            return Ok(Page {
-                cluster_id: header.cluster_id(),
-                revision: header.revision(),
-                more: answer.more(),
-                records: answer.take_kvs().into_iter().map(record).collect(),
-            });
-        }
+        let mut answer = connection.page(&action, from, options, &mut self.page_keys).await?;
+        let Some(header) = answer.take_header() else {
+            return Err(EtcdError::new(action, &connection.endpoint, Cause::NoHeader));
+        };
+        Ok(Page {
+            cluster_id: header.cluster_id(),
+            revision: header.revision(),
+            more: answer.more(),
+            records: answer.take_kvs().into_iter().map(record).collect(),
+        })
     }
 
     /// One stream for the whole range. Without fragments: the client does not

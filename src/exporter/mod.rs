@@ -31,7 +31,7 @@ use tokio::time::timeout;
 pub use self::check::{CheckError, Summary, check_file};
 use self::collect::CollectError;
 use self::discover::Fleet;
-use self::put::{Registrar, Told, WriteHealth};
+use self::put::{Registrar, Registrations, Told, WriteHealth};
 use self::rounds::Rounds;
 use self::serve::Pages;
 use crate::config::Config;
@@ -95,7 +95,8 @@ pub async fn run(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
     let exporter = &config.exporter;
     let metrics = Arc::new(ExporterMetrics::new());
     let health = Arc::new(WriteHealth::default());
-    let announcement = announcement(config);
+    let registrations = Registrations::new(config);
+    let announcement = announcement(config, registrations.name());
 
     // Room for a few: a failure that finds none says what those before it say.
     let (failures, failed) = mpsc::channel(4);
@@ -106,8 +107,8 @@ pub async fn run(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
     let fleet = Fleet::new(config, &announcement);
     let (shown, wrote) = (Arc::clone(&metrics), Arc::clone(&health));
     let rounds = Rounds::new(config, fleet, session, failures, missing, shown, wrote)?;
-    let registrar =
-        Registrar::new(config, announcement, Arc::clone(&metrics), Arc::clone(&health), sessions);
+    let (shown, wrote) = (Arc::clone(&metrics), Arc::clone(&health));
+    let registrar = Registrar::new(config, announcement, registrations, shown, wrote, sessions);
 
     let listen = exporter.listen;
     let listening = |source| ExporterError::Listen { listen, source };
@@ -139,7 +140,7 @@ pub async fn run(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
 }
 
 /// `exporters/<id>`: what this exporter says of itself.
-fn announcement(config: &Config) -> Vec<u8> {
+fn announcement(config: &Config, registrations: String) -> Vec<u8> {
     let exporter = &config.exporter;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -148,9 +149,6 @@ fn announcement(config: &Config) -> Vec<u8> {
         listen: exporter.listen,
         interval_ms: milliseconds(exporter.interval),
         started_unix_ms: milliseconds(now),
-        registrations: format!(
-            "{:016x}",
-            put::fingerprint(&put::registrations(config), exporter.lease_ttl)
-        ),
+        registrations,
     })
 }

@@ -18,10 +18,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at, sleep_until};
 use xxhash_rust::xxh64::xxh64;
 
-use crate::config::{Config, ExporterConfig};
+use crate::config::{Config, ExporterConfig, ServiceConfig};
 use crate::error::with_causes;
 use crate::etcd::{Connection, Connector, EtcdError, LeaseId, LeaseKeepAlive};
 use crate::metrics::ExporterMetrics;
+use crate::model::Instance;
 use crate::wire::{self, Key};
 
 /// Renewals in a lease's time to live: two may be lost.
@@ -104,8 +105,8 @@ pub struct Registrar {
     instances_prefix: String,
     exporters_prefix: String,
     announcement: (String, Vec<u8>),
-    /// What hangs on the shared lease, by key.
-    registrations: Vec<(String, Vec<u8>)>,
+    /// What hangs on the shared lease.
+    registrations: Registrations,
     own: Option<LeaseId>,
     /// None without registrations.
     shared: Option<LeaseId>,
@@ -136,23 +137,37 @@ enum Shared {
 }
 
 /// The instances of the configuration file, as etcd is to hold them.
-pub fn registrations(config: &Config) -> Vec<(String, Vec<u8>)> {
-    let of_service = |(service, service_config): (&String, &crate::config::ServiceConfig)| {
-        let record = |instance: &crate::model::Instance| {
-            let key = Key::Instance { service: service.clone(), id: instance.id.clone() };
-            (key.to_path(&config.etcd.prefix), wire::encode_instance(instance))
-        };
-        service_config.instances.iter().map(record).collect::<Vec<_>>()
-    };
-    config.services.iter().flat_map(of_service).collect()
+pub struct Registrations {
+    /// By key.
+    records: Vec<(String, Vec<u8>)>,
+    /// The same number wherever these, and the time for which a lease holds them,
+    /// are the same.
+    fingerprint: u64,
 }
 
-/// The number that stands for a set of registrations, the same one wherever the
-/// set, and the time for which a lease holds it, are the same.
-pub fn fingerprint(registrations: &[(String, Vec<u8>)], ttl: Duration) -> u64 {
-    registrations.iter().fold(ttl.as_secs(), |seed, (key, value)| {
-        xxh64(value, xxh64(key.as_bytes(), seed)) // in the order of the names
-    })
+impl Registrations {
+    /// Those of a file.
+    pub fn new(config: &Config) -> Self {
+        let of_service = |(service, service_config): (&String, &ServiceConfig)| {
+            let record = |instance: &Instance| {
+                let key = Key::Instance { service: service.clone(), id: instance.id.clone() };
+                (key.to_path(&config.etcd.prefix), wire::encode_instance(instance))
+            };
+            service_config.instances.iter().map(record).collect::<Vec<_>>()
+        };
+        // In the order of the names.
+        let records: Vec<_> = config.services.iter().flat_map(of_service).collect();
+        let ttl_seconds = config.exporter.lease_ttl.as_secs();
+        let fingerprint = records
+            .iter()
+            .fold(ttl_seconds, |seed, (key, value)| xxh64(value, xxh64(key.as_bytes(), seed)));
+        Self { records, fingerprint }
+    }
+
+    /// What an exporter announces of them: 16 hexadecimal digits.
+    pub fn name(&self) -> String {
+        format!("{:016x}", self.fingerprint)
+    }
 }
 
 impl Registrar {
@@ -160,15 +175,15 @@ impl Registrar {
     pub fn new(
         config: &Config,
         announcement: Vec<u8>,
+        registrations: Registrations,
         metrics: Arc<ExporterMetrics>,
         health: Arc<WriteHealth>,
         sessions: watch::Sender<Option<Session>>,
     ) -> Self {
         let prefix = &config.etcd.prefix;
         let key = Key::Exporter { id: config.exporter.id.clone() };
-        let registrations = registrations(config);
-        let is_needed = !registrations.is_empty();
-        let number = fingerprint(&registrations, config.exporter.lease_ttl);
+        let is_needed = !registrations.records.is_empty();
+        let number = registrations.fingerprint;
         Self {
             connector: Connector::new(&config.etcd),
             exporter: config.exporter.clone(),
@@ -288,6 +303,7 @@ impl Registrar {
         let held: HashMap<_, _> = entries.into_iter().map(|it| (it.key.clone(), it)).collect();
         let missing: Vec<_> = self
             .registrations
+            .records
             .iter()
             .filter_map(|(key, value)| match held.get(key) {
                 None => Some((key.clone(), value.clone())),
@@ -347,12 +363,12 @@ impl Registrar {
 
     /// Whether another live exporter has the same instances in its file.
     async fn is_shared_by_another(&self, etcd: &Connection) -> Result<bool, EtcdError> {
-        let own = fingerprint(&self.registrations, self.exporter.lease_ttl);
+        let own = self.registrations.name();
         let exporters = etcd.list(&self.exporters_prefix).await?;
         let others = exporters.iter().filter(|it| it.key != self.announcement.0);
         Ok(others
             .filter_map(|it| wire::decode_exporter(&it.value).ok())
-            .any(|it| it.registrations == format!("{own:016x}")))
+            .any(|it| it.registrations == own))
     }
 
     /// Tries once more to leave, over a new connection.

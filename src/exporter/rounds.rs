@@ -79,8 +79,6 @@ pub struct Rounds {
 struct Shard {
     serial: u64,
     members: BTreeSet<u64>,
-    /// When the round began that is under way or was the last one.
-    begun: Instant,
     round: u64,
     /// Questions of this round without an answer.
     awaited: usize,
@@ -106,10 +104,9 @@ struct Told {
     answer: Answer,
 }
 
-/// How a put ended.
+/// How a put ended. Its shard stands until then.
 struct Put {
     shard: ShardName,
-    serial: u64,
     result: Result<(), EtcdError>,
 }
 
@@ -255,7 +252,6 @@ impl Rounds {
         let shard = Shard {
             serial,
             members: BTreeSet::from([member]),
-            begun: now,
             round: 0,
             awaited: 0,
             has_reported: true,
@@ -342,7 +338,6 @@ impl Rounds {
             return;
         };
         shard.round += 1;
-        shard.begun = now;
         shard.awaited = 0;
         shard.has_reported = false;
         let round = shard.round;
@@ -425,25 +420,23 @@ impl Rounds {
             return;
         }
         shard.is_putting = true;
-        let (serial, shard) = (shard.serial, name.clone());
+        let shard = name.clone();
         let metrics = Arc::clone(&self.metrics);
         let value = wire::encode_batch(&reports);
         self.puts.spawn(async move {
             let result = put::put(&etcd, &metrics, path, value, lease).await;
-            Put { shard, serial, result }
+            Put { shard, result }
         });
     }
 
-    fn end_put(&mut self, Put { shard: name, serial, result }: Put) {
+    fn end_put(&mut self, Put { shard: name, result }: Put) {
         let is_written = result.is_ok();
         match result {
             Ok(()) => self.health.wrote(),
             // One that finds no room says what the ones before it say.
             Err(err) => _ = self.failures.try_send(err),
         }
-        let Some(shard) = self.shards.get_mut(&name).filter(|it| it.serial == serial) else {
-            return;
-        };
+        let Some(shard) = self.shards.get_mut(&name) else { return };
         shard.is_putting = false;
         if !is_written {
             shard.full = None;

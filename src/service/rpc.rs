@@ -144,7 +144,8 @@ fn length(asked: prost_types::Duration) -> Duration {
 fn orca_report(last: Option<(&Status, Duration)>, now: &Status) -> OrcaLoadReport {
     let mut report = OrcaLoadReport {
         cpu_utilization: now.cpu_utilization().map_or(0.0, told),
-        mem_utilization: memory_utilization(now).unwrap_or_default(),
+        // 1 is the most that ORCA knows.
+        mem_utilization: now.memory_utilization().map_or(0.0, |part| part.min(1.0)),
         application_utilization: now.application_utilization.unwrap_or_default(),
         ..OrcaLoadReport::default()
     };
@@ -170,12 +171,6 @@ fn orca_report(last: Option<(&Status, Duration)>, now: &Status) -> OrcaLoadRepor
 /// A utilization that is known: for ORCA 0 is one that is not.
 fn told(utilization: f64) -> f64 {
     utilization.max(f64::MIN_POSITIVE)
-}
-
-/// Memory in use as a part of what may be used; 1 is all of it, and the most that
-/// ORCA knows.
-fn memory_utilization(status: &Status) -> Option<f64> {
-    Some((status.memory_used_bytes? as f64 / status.memory_limit_bytes? as f64).min(1.0))
 }
 
 /// A report at once, and one after each interval while the client reads them:
