@@ -6,7 +6,9 @@ use std::time::Duration;
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use ipconfig::board::Board;
 use ipconfig::config::{Strategy, WindowConfig};
-use ipconfig::picker::{self, Moment, Ranked};
+use ipconfig::picker::{self, Live, Moment, Ranked};
+use ipconfig::ranking::State;
+use ipconfig::value::Record;
 use ipconfig::window::Window;
 use ipconfig::worker::Worker;
 use rand::SeedableRng;
@@ -18,15 +20,6 @@ use fleet::Fleet;
 mod fleet;
 
 const SIZES: [usize; 3] = [10, 1_000, 10_000];
-
-const STRATEGIES: [Strategy; 6] = [
-    Strategy::Best,
-    Strategy::WeightedRandom,
-    Strategy::RoundRobin,
-    Strategy::Random,
-    Strategy::P2c,
-    Strategy::Adaptive,
-];
 
 fn window(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("window");
@@ -82,19 +75,45 @@ impl Moment for SteadyTraffic {
         false
     }
 
+    fn key(&self) -> Option<u64> {
+        Some(17)
+    }
+
     fn in_flight(&self, index: usize) -> u32 {
         (index % 4) as u32
+    }
+
+    fn total_in_flight(&self) -> u64 {
+        15
+    }
+
+    fn live(&self, index: usize) -> Live {
+        Live { in_flight: self.in_flight(index), latency_ms: Some(12.0), ..Live::default() }
     }
 }
 
 fn pick(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pick");
-    for strategy in STRATEGIES {
-        for size in [10, 10_000] {
-            let weights: Vec<f64> = (0..size).map(|index| 1.0 + f64::from(index % 10)).collect();
-            let ranks: Vec<u32> = (0..size).map(|index| index as u32).collect();
+    for strategy in Strategy::all() {
+        for size in [10, 10_000_u32] {
+            let identities: Vec<u64> = (1..=size).map(u64::from).collect();
+            let record = |rank| Record {
+                score: 0.0,
+                weight: 1.0 + f64::from(rank % 10),
+                rank,
+                state: State::Reporting,
+                service_ms: 10.0,
+                concurrency: 4.0,
+            };
+            let records: Vec<Record> = (0..size).map(record).collect();
+            let priors = vec![1.0; records.len()];
             let mut rng = SmallRng::seed_from_u64(1);
-            let ranked = Ranked { weights: &weights, ranks: &ranks };
+            let ranked = Ranked {
+                identities: &identities,
+                priors: &priors,
+                records: &records,
+                own_part: 0.25,
+            };
             let mut picker = picker::build(strategy, ranked, &mut rng);
             group.bench_function(BenchmarkId::new(strategy.as_str(), size), |bencher| {
                 bencher.iter(|| picker.pick(black_box(&SteadyTraffic), &mut rng));

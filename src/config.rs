@@ -261,6 +261,11 @@ pub enum Strategy {
 }
 
 impl Strategy {
+    /// Every strategy.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::ALL.iter().map(|(_, strategy)| *strategy)
+    }
+
     /// The name in the configuration file.
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(_, it)| *it == self).map_or("adaptive", |(name, _)| name)

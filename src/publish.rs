@@ -117,7 +117,13 @@ impl<S: Store> Publisher<S> {
         let version = self.board.version(published.id) + 1;
         let instances_version = if same_instances { published.instances_version } else { version };
         let body = (!same_instances).then(|| value::encode_instances(&instances));
-        let value = RankingValue { instances_version, published_ms: now_ms, revision, records };
+        let value = RankingValue {
+            instances_version,
+            published_ms: now_ms,
+            revision,
+            own_part: 1.0,
+            records,
+        };
         let ranking_body = value.encode();
         let (board, store) = (self.board, &self.store);
         let stored = board.fenced(self.epoch, || {
@@ -209,8 +215,14 @@ fn values_of(
                 weight: entry.fallback_weight,
                 slot: slots.acquire(board::identity(service, &entry.id, &entry.addr)),
             };
-            let record =
-                Record { score: entry.score, weight: entry.weight, rank, state: entry.state };
+            let record = Record {
+                score: entry.score,
+                weight: entry.weight,
+                rank,
+                state: entry.state,
+                service_ms: 0.0,
+                concurrency: 0.0,
+            };
             (instance, record)
         })
         .unzip()

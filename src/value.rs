@@ -124,6 +124,9 @@ pub struct RankingValue {
     pub published_ms: u64,
     /// The source's revision that it was made from.
     pub revision: i64,
+    /// This host's part of the requests that the service gets from everywhere, 0
+    /// to 1.
+    pub own_part: f64,
     /// One for each instance, in the instances' order.
     pub records: Vec<Record>,
 }
@@ -136,24 +139,32 @@ pub struct Record {
     /// 0 is the best.
     pub rank: u32,
     pub state: State,
+    /// What one request takes while none waits, in milliseconds; 0 is unknown.
+    pub service_ms: f32,
+    /// Requests that it serves at once; 0 is unknown.
+    pub concurrency: f32,
 }
 
-const RANKING_HEAD: usize = 24;
-const RECORD_LEN: usize = 24;
+const RANKING_HEAD: usize = 32;
+const RECORD_LEN: usize = 32;
 
 impl RankingValue {
-    /// Little-endian: `instances_version published_ms revision` of 8 bytes each,
-    /// then records of `score weight rank state` in 8, 8, 4 and 4 bytes.
+    /// Little-endian: `instances_version published_ms revision own_part` of 8 bytes
+    /// each, then records of `score weight rank state service_ms concurrency` in 8,
+    /// 8, and four times 4 bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(RANKING_HEAD + self.records.len() * RECORD_LEN);
         body.extend_from_slice(&self.instances_version.to_le_bytes());
         body.extend_from_slice(&self.published_ms.to_le_bytes());
         body.extend_from_slice(&self.revision.to_le_bytes());
+        body.extend_from_slice(&self.own_part.to_le_bytes());
         for record in &self.records {
             body.extend_from_slice(&record.score.to_le_bytes());
             body.extend_from_slice(&record.weight.to_le_bytes());
             body.extend_from_slice(&record.rank.to_le_bytes());
             body.extend_from_slice(&state_code(record.state).to_le_bytes());
+            body.extend_from_slice(&record.service_ms.to_le_bytes());
+            body.extend_from_slice(&record.concurrency.to_le_bytes());
         }
         body
     }
@@ -176,20 +187,30 @@ impl RankingValue {
                 weight: f64::from_le_bytes(bytes(record, 8)),
                 rank: u32::from_le_bytes(bytes(record, 16)),
                 state: state_of(u32::from_le_bytes(bytes(record, 20)))?,
+                service_ms: f32::from_le_bytes(bytes(record, 24)),
+                concurrency: f32::from_le_bytes(bytes(record, 28)),
             };
+            let is_ability = |figure: f32| figure.is_finite() && figure >= 0.0;
             let sound = record.score.is_finite()
                 && record.weight.is_finite()
                 && record.weight >= 0.0
+                && is_ability(record.service_ms)
+                && is_ability(record.concurrency)
                 && (record.rank as usize) < count;
             sound.then_some(record)
         });
         let Some(records) = records.collect::<Option<Vec<_>>>() else {
             return refuse("a record out of range");
         };
+        let own_part = f64::from_le_bytes(bytes(head, 24));
+        if !(0.0..=1.0).contains(&own_part) {
+            return refuse("an own part that is no part");
+        }
         Ok(RankingValue {
             instances_version: u64::from_le_bytes(bytes(head, 0)),
             published_ms: u64::from_le_bytes(bytes(head, 8)),
             revision: i64::from_le_bytes(bytes(head, 16)),
+            own_part,
             records,
         })
     }
@@ -219,11 +240,19 @@ mod tests {
     use super::*;
 
     fn ranking() -> RankingValue {
-        let record = Record { score: -0.25, weight: 1.5, rank: 0, state: State::Reporting };
+        let record = Record {
+            score: -0.25,
+            weight: 1.5,
+            rank: 0,
+            state: State::Reporting,
+            service_ms: 10.0,
+            concurrency: 4.0,
+        };
         RankingValue {
             instances_version: 3,
             published_ms: 1000,
             revision: -1,
+            own_part: 0.25,
             records: vec![record, Record { rank: 1, state: State::Unreported, ..record }],
         }
     }
@@ -280,10 +309,16 @@ mod tests {
         assert!(with(|record| record.weight = f64::NAN).is_err());
         assert!(with(|record| record.score = f64::INFINITY).is_err());
         assert!(with(|record| record.rank = 2).is_err());
-        let mut unknown_state = ranking().encode();
-        *unknown_state.last_mut().unwrap() = 1;
-        assert!(RankingValue::decode(&unknown_state).is_err());
-        assert!(RankingValue::decode(&ranking().encode()[..47]).is_err());
+        assert!(with(|record| record.service_ms = f32::NAN).is_err());
+        assert!(with(|record| record.concurrency = -1.0).is_err());
+        let with_byte = |at, byte| {
+            let mut bytes = ranking().encode();
+            bytes[at] = byte;
+            RankingValue::decode(&bytes)
+        };
+        assert!(with_byte(RANKING_HEAD + 20, 9).is_err(), "a state that there is not");
+        assert!(with_byte(31, 0xff).is_err(), "an own part of NaN");
+        assert!(RankingValue::decode(&ranking().encode()[..RANKING_HEAD + 31]).is_err());
     }
 
     #[test]

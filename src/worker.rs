@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::board::{self, Board, RowId, ServiceId};
 use crate::config::{BalanceConfig, Config, Discover};
-use crate::picker::{self, Moment, Picker, Ranked};
+use crate::picker::{self, Live, Moment, Picker, Ranked};
 use crate::value::{self, InstanceValue, RankingValue, ValueError};
 
 /// Tries that one request can have: the first, and `balance.tries` of 16.
@@ -61,6 +61,7 @@ struct Peers {
     instances: Vec<InstanceValue>,
     hosts: Vec<String>,
     identities: Vec<u64>,
+    priors: Vec<f64>,
 }
 
 /// A request that was sent somewhere and has not been logged yet.
@@ -95,6 +96,8 @@ pub struct Request {
     /// It will have a log phase; nginx gives subrequests none. One that will not
     /// is counted and is never in flight.
     pub is_logged: bool,
+    /// A hash of what it is to be kept together by; `None` if it is not.
+    pub key: Option<u64>,
 }
 
 /// What a worker is to load before it can pick by the newest ranking.
@@ -279,7 +282,13 @@ impl Worker {
         });
         self.board.end_request(self.row, flight.slot, true);
         flight.slot = board::NO_SLOT;
-        let now = Try { board: self.board, peers: &view.peers, tried: flight.tried() };
+        let now = Try {
+            board: self.board,
+            service: known.id,
+            peers: &view.peers,
+            tried: flight.tried(),
+            key: request.key,
+        };
         let room = flight.tries < MAX_TRIES;
         let Some(index) = room.then(|| view.picker.pick(&now, &mut self.rng)).flatten() else {
             return Choice::Nothing;
@@ -431,13 +440,16 @@ impl Service {
             let what = format!("{} records for {count} instances", ranking.records.len());
             return Err(ValueError::Body(what));
         }
-        let weights: Vec<f64> = ranking.records.iter().map(|record| record.weight).collect();
-        let ranks: Vec<u32> = ranking.records.iter().map(|record| record.rank).collect();
-        let ranked = Ranked { weights: &weights, ranks: &ranks };
-        let picker = picker::build(self.balance.strategy, ranked, rng);
         let peers = decoded
             .or_else(|| self.view.take().map(|view| view.peers))
             .ok_or(ValueError::Missing)?;
+        let ranked = Ranked {
+            identities: &peers.identities,
+            priors: &peers.priors,
+            records: &ranking.records,
+            own_part: ranking.own_part,
+        };
+        let picker = picker::build(self.balance.strategy, ranked, rng);
         Ok(Read::View(View { version, peers, ranking, picker }))
     }
 }
@@ -449,6 +461,7 @@ impl Peers {
             version,
             hosts: instances.iter().map(|instance| host(&instance.addr)).collect(),
             identities: instances.iter().map(identity).collect(),
+            priors: instances.iter().map(|instance| instance.weight).collect(),
             instances,
         }
     }
@@ -471,8 +484,10 @@ impl Flight {
 /// One try of one request.
 struct Try<'a> {
     board: Board,
+    service: ServiceId,
     peers: &'a Peers,
     tried: &'a [u64],
+    key: Option<u64>,
 }
 
 impl Moment for Try<'_> {
@@ -484,8 +499,20 @@ impl Moment for Try<'_> {
         self.tried.contains(&self.peers.identities[index])
     }
 
+    fn key(&self) -> Option<u64> {
+        self.key
+    }
+
     fn in_flight(&self, index: usize) -> u32 {
         self.board.in_flight(self.peers.instances[index].slot)
+    }
+
+    fn total_in_flight(&self) -> u64 {
+        self.board.service_in_flight(self.service)
+    }
+
+    fn live(&self, index: usize) -> Live {
+        Live { in_flight: self.in_flight(index), ..Live::default() }
     }
 }
 

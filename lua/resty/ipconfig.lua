@@ -289,6 +289,9 @@ end
 -- called again by nginx when that try failed, it moves on to another. Without a
 -- service it takes the variable $ipconfig_service. A service with nothing to
 -- offer ends the request with 503 and a line in the log.
+--
+-- `opts.key`, a string or a number, is what the strategy `chash` keeps requests
+-- together by; nil or empty for a request that may go anywhere.
 function _M.balance(service, opts)
     if service == nil then
         service = ngx.var.ipconfig_service
@@ -300,7 +303,18 @@ function _M.balance(service, opts)
         error("opts must be a table, not a " .. type(opts), 2)
     end
 
-    return balancer.balance(self, service)
+    local key = opts and opts.key
+
+    if key ~= nil and type(key) ~= "string" then
+        if type(key) ~= "number" then
+            error("opts.key must be a string or a number, not a "
+                  .. type(key), 2)
+        end
+
+        key = tostring(key)
+    end
+
+    return balancer.balance(self, service, key)
 end
 
 

@@ -23,6 +23,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use border::{BorderError, Bytes, TextOut, guard};
 use thread::PluginThread;
+use xxhash_rust::xxh64::xxh64;
 
 use crate::board::{self, Board};
 use crate::config::Config;
@@ -32,7 +33,7 @@ use crate::worker::{Choice, Due, Request, Worker};
 
 /// The version of this border. It grows with every change of a declaration, and
 /// the Lua side refuses another.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// Done.
 pub const OK: c_int = 0;
@@ -303,7 +304,8 @@ pub unsafe extern "C" fn ipconfig_load(
 }
 
 /// Chooses where a request goes. `request` is its address, `is_retry` is not 0
-/// when its last try failed, `is_logged` when [`ipconfig_finish`] will follow. [`OK`] with `peer` written; [`AGAIN`] when the service's
+/// when its last try failed, `is_logged` when [`ipconfig_finish`] will follow;
+/// `key`, which may be NULL, is what consistent hashing keeps requests together by. [`OK`] with `peer` written; [`AGAIN`] when the service's
 /// values are to be loaded first; [`UNRANKED`] while it has no ranking;
 /// [`DECLINED`] when it has nothing (left) to offer.
 ///
@@ -315,8 +317,12 @@ pub unsafe extern "C" fn ipconfig_balance(
     request: *const c_void,
     is_retry: c_int,
     is_logged: c_int,
+    key: *const c_char,
+    key_len: usize,
     peer: *mut Peer,
 ) -> c_int {
+    // SAFETY: the caller's promise.
+    let key = unsafe { Bytes::new(key, key_len) };
     guard(TextOut::none(), || {
         // SAFETY: the caller's promise; NULL is told apart.
         let peer = unsafe { peer.as_mut() }.ok_or(BorderError::Null)?;
@@ -324,6 +330,8 @@ pub unsafe extern "C" fn ipconfig_balance(
             address: request as usize,
             is_retry: is_retry != 0,
             is_logged: is_logged != 0,
+            // Of an empty key nothing can be told apart: as if there were none.
+            key: key.bytes().filter(|key| !key.is_empty()).map(|key| xxh64(key, 0)),
         };
         with_worker(|worker| match worker.balance(service, request) {
             Choice::Load => Ok(AGAIN),

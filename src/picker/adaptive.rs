@@ -18,7 +18,7 @@ pub struct Adaptive {
 
 impl Adaptive {
     pub fn new(ranked: Ranked<'_>) -> Self {
-        Adaptive { table: AliasTable::new(ranked.weights) }
+        Adaptive { table: AliasTable::new(&ranked.weights()) }
     }
 }
 

@@ -14,9 +14,11 @@ pub struct Best {
 
 impl Best {
     pub fn new(ranked: Ranked<'_>) -> Self {
-        let mut order: Vec<usize> = (0..ranked.ranks.len()).collect();
+        let mut order: Vec<usize> = (0..ranked.records.len()).collect();
         // Weight 0 last: the ranking puts it there, manual weights may not.
-        order.sort_by_key(|&index| (ranked.weights[index] == 0.0, ranked.ranks[index]));
+        let place =
+            |&index: &usize| (ranked.records[index].weight == 0.0, ranked.records[index].rank);
+        order.sort_by_key(place);
         Best { order }
     }
 }

@@ -13,16 +13,50 @@ mod weighted_random;
 use rand::rngs::SmallRng;
 
 use crate::config::Strategy;
+use crate::value::Record;
 
-/// A service's instances as a strategy sees them: what the ranking says of each
-/// by index, the same index that [`Picker::pick`] answers with.
+/// A service's instances as a strategy sees them: what is known of each by
+/// index, the same index that [`Picker::pick`] answers with. All slices have one
+/// length.
 #[derive(Debug, Clone, Copy)]
 pub struct Ranked<'a> {
-    /// Weights, finite and not negative. An instance of weight 0 is picked only
-    /// when all weights are 0, or when nothing else is left to try.
-    pub weights: &'a [f64],
-    /// Ranks, 0 the best; each index's rank is below the number of instances.
-    pub ranks: &'a [u32],
+    /// [`board::identity`](crate::board::identity) of each: stays the same from
+    /// ranking to ranking.
+    pub identities: &'a [u64],
+    /// The fallback weights: what an operator set, whatever is reported. Finite
+    /// and not negative.
+    pub priors: &'a [f64],
+    /// What the ranking says. An instance of weight 0 is picked only when all
+    /// weights are 0, or when nothing else is left to try.
+    pub records: &'a [Record],
+    /// This host's part of the requests that the service gets from everywhere, 0
+    /// to 1.
+    pub own_part: f64,
+}
+
+impl Ranked<'_> {
+    /// The ranking's weights.
+    pub fn weights(&self) -> Vec<f64> {
+        self.records.iter().map(|record| record.weight).collect()
+    }
+}
+
+/// What this host has seen of an instance in the last seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Live {
+    /// Requests that this host has open on it.
+    pub in_flight: u32,
+    /// Mean latency of its answers, in milliseconds; `None` without any.
+    pub latency_ms: Option<f32>,
+    /// The part of its answers that were failures, 0 to 1.
+    pub failed: f32,
+    /// Failures since the last answer that was none.
+    pub consecutive_failures: u32,
+    /// How long requests have been open with none of them ending, in
+    /// milliseconds; 0 when none is open.
+    pub stalled_ms: u32,
+    /// How long this host has not picked it, in milliseconds.
+    pub unpicked_ms: u32,
 }
 
 /// What is known at the moment of the request.
@@ -31,8 +65,14 @@ pub trait Moment {
     fn is_retry(&self) -> bool;
     /// Whether this request has tried the instance already.
     fn is_tried(&self, index: usize) -> bool;
+    /// A hash of what the request is to be kept together by; `None` if it is not.
+    fn key(&self) -> Option<u64>;
     /// Requests that this host has open on the instance.
     fn in_flight(&self, index: usize) -> u32;
+    /// Requests that this host has open on all instances of the service.
+    fn total_in_flight(&self) -> u64;
+    /// All that this host has seen of the instance.
+    fn live(&self, index: usize) -> Live;
 }
 
 /// A strategy over one ranking; a new ranking makes a new one.

@@ -21,7 +21,8 @@ pub struct P2c {
 
 impl P2c {
     pub fn new(ranked: Ranked<'_>) -> Self {
-        P2c { even: Even::new(ranked.weights), weights: in_force(ranked.weights) }
+        let weights = ranked.weights();
+        P2c { even: Even::new(&weights), weights: in_force(&weights) }
     }
 }
 

@@ -12,7 +12,7 @@ pub struct Random {
 
 impl Random {
     pub fn new(ranked: Ranked<'_>) -> Self {
-        Random { even: Even::new(ranked.weights) }
+        Random { even: Even::new(&ranked.weights()) }
     }
 }
 

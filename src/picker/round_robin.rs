@@ -35,7 +35,7 @@ struct Turn {
 
 impl RoundRobin {
     pub fn new(ranked: Ranked<'_>, rng: &mut SmallRng) -> Self {
-        let weights = in_force(ranked.weights);
+        let weights = in_force(&ranked.weights());
         let largest = weights.iter().copied().fold(0.0, f64::max);
         let (mut due, mut idle) = (Vec::new(), Vec::new());
         for (index, weight) in weights.into_iter().enumerate() {

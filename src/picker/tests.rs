@@ -4,19 +4,12 @@ use proptest::prelude::{Just, any, prop_assert, prop_assert_eq, prop_oneof, prop
 use rand::SeedableRng;
 
 use super::*;
-
-const ALL: [Strategy; 6] = [
-    Strategy::Best,
-    Strategy::WeightedRandom,
-    Strategy::RoundRobin,
-    Strategy::Random,
-    Strategy::P2c,
-    Strategy::Adaptive,
-];
+use crate::ranking::State;
 
 #[derive(Default)]
 struct Now {
     tried: Vec<usize>,
+    key: Option<u64>,
     in_flight: RefCell<Vec<u32>>,
 }
 
@@ -29,14 +22,48 @@ impl Moment for Now {
         self.tried.contains(&index)
     }
 
+    fn key(&self) -> Option<u64> {
+        self.key
+    }
+
     fn in_flight(&self, index: usize) -> u32 {
         self.in_flight.borrow().get(index).copied().unwrap_or(0)
+    }
+
+    fn total_in_flight(&self) -> u64 {
+        self.in_flight.borrow().iter().copied().map(u64::from).sum()
+    }
+
+    fn live(&self, index: usize) -> Live {
+        Live { in_flight: self.in_flight(index), ..Live::default() }
     }
 }
 
 fn picker(strategy: Strategy, weights: &[f64], rng: &mut SmallRng) -> Box<dyn Picker> {
     let ranks: Vec<u32> = (0..weights.len() as u32).collect();
-    build(strategy, Ranked { weights, ranks: &ranks }, rng)
+    build_ranked(strategy, weights, &ranks, rng)
+}
+
+/// A picker over instances of which nothing but this is known.
+fn build_ranked(
+    strategy: Strategy,
+    weights: &[f64],
+    ranks: &[u32],
+    rng: &mut SmallRng,
+) -> Box<dyn Picker> {
+    let record = |(&weight, &rank)| Record {
+        score: 0.0,
+        weight,
+        rank,
+        state: State::Unreported,
+        service_ms: 0.0,
+        concurrency: 0.0,
+    };
+    let records: Vec<Record> = weights.iter().zip(ranks).map(record).collect();
+    let identities: Vec<u64> = (1..=weights.len() as u64).collect();
+    let ranked =
+        Ranked { identities: &identities, priors: weights, records: &records, own_part: 1.0 };
+    build(strategy, ranked, rng)
 }
 
 fn shares(strategy: Strategy, weights: &[f64], picks: usize, now: &Now) -> Vec<usize> {
@@ -136,8 +163,7 @@ fn a_retry_takes_nobodys_turn() {
 #[test]
 fn best_goes_down_the_ranking_as_tries_fail() {
     let mut rng = SmallRng::seed_from_u64(1);
-    let ranked = Ranked { weights: &[1.0, 1.0, 0.0], ranks: &[1, 2, 0] };
-    let mut picker = build(Strategy::Best, ranked, &mut rng);
+    let mut picker = build_ranked(Strategy::Best, &[1.0, 1.0, 0.0], &[1, 2, 0], &mut rng);
     let mut now = Now::default();
     for expected in [Some(0), Some(1), Some(2), None] {
         let pick = picker.pick(&now, &mut rng);
@@ -148,7 +174,7 @@ fn best_goes_down_the_ranking_as_tries_fail() {
 
 #[test]
 fn no_strategy_picks_weight_0_while_others_are_left() {
-    for strategy in ALL {
+    for strategy in Strategy::all() {
         let counts = shares(strategy, &[0.0, 1.0, 0.0], 200, &Now::default());
         assert_eq!(counts, [0, 200, 0], "{strategy:?}");
     }
@@ -158,7 +184,7 @@ fn no_strategy_picks_weight_0_while_others_are_left() {
 fn no_retry_goes_to_weight_0_while_others_are_left() {
     // The draws hit the tried one nearly always.
     let (weights, now) = ([0.0, 1000.0, 0.001], Now { tried: vec![1], ..Now::default() });
-    for strategy in ALL {
+    for strategy in Strategy::all() {
         assert_eq!(shares(strategy, &weights, 200, &now), [0, 0, 200], "{strategy:?}");
     }
 }
@@ -172,7 +198,7 @@ fn retries_keep_to_the_weights_of_what_is_left() {
 
 #[test]
 fn weights_that_are_all_0_are_equal() {
-    for strategy in ALL {
+    for strategy in Strategy::all() {
         let counts = shares(strategy, &[0.0; 3], 600, &Now::default());
         let shared = counts.iter().all(|&count| count > 100);
         assert!(shared || strategy == Strategy::Best, "{strategy:?}: {counts:?}");
@@ -185,7 +211,7 @@ proptest! {
         weights in proptest::collection::vec(prop_oneof![Just(0.0), 1e-300..1e300, Just(1.0)], 0..12),
         seed in any::<u64>(),
     ) {
-        for strategy in ALL {
+        for strategy in Strategy::all() {
             let mut rng = SmallRng::seed_from_u64(seed);
             let mut picker = picker(strategy, &weights, &mut rng);
             let mut now = Now::default();

@@ -12,7 +12,7 @@ pub struct WeightedRandom {
 
 impl WeightedRandom {
     pub fn new(ranked: Ranked<'_>) -> Self {
-        WeightedRandom { table: AliasTable::new(ranked.weights) }
+        WeightedRandom { table: AliasTable::new(&ranked.weights()) }
     }
 }
 

@@ -19,7 +19,7 @@ struct Gateway {
 }
 
 fn first_try(address: usize) -> Request {
-    Request { address, is_retry: false, is_logged: true }
+    Request { address, is_retry: false, is_logged: true, key: None }
 }
 
 impl Gateway {
@@ -62,11 +62,14 @@ impl Gateway {
             weight,
             rank,
             state: State::Unreported,
+            service_ms: 0.0,
+            concurrency: 0.0,
         };
         let ranking = RankingValue {
             instances_version: version,
             published_ms: 1000 * version,
             revision: 17,
+            own_part: 1.0,
             records: by_id.iter().map(record).collect(),
         };
         self.instances = Some(seal(version, &value::encode_instances(&instances)));

@@ -144,8 +144,9 @@ end
 
 
 -- Sends the current request, or its next try, to an instance of the service.
--- `self` is what resty.ipconfig knows: config, dict, fallen_back.
-function _M.balance(self, service)
+-- `self` is what resty.ipconfig knows: config, dict, fallen_back; `key` is what
+-- consistent hashing keeps requests together by, or nil.
+function _M.balance(self, service, key)
     local retry = get_last_failure() ~= nil
 
     if self.fallen_back then
@@ -163,7 +164,7 @@ function _M.balance(self, service)
 
     for _ = 1, MAX_LOADS do
         local code, host, port, more_tries =
-            native.balance(handle, request, retry, is_logged)
+            native.balance(handle, request, retry, is_logged, key)
         if code == OK then
             return set_peer(self, service, host, port, more_tries, retry)
         end

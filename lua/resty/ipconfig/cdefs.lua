@@ -35,7 +35,8 @@ ffi.cdef [[
         const char *ranking, size_t ranking_len,
         char *text, size_t *text_len);
     int ipconfig_balance(uint32_t service, const void *request,
-        int is_retry, int is_logged, ipconfig_peer_t *peer);
+        int is_retry, int is_logged, const char *key, size_t key_len,
+        ipconfig_peer_t *peer);
     int ipconfig_finish(const void *request, int failed);
 
     int ipconfig_best(uint32_t service, uint32_t n,
@@ -51,7 +52,7 @@ ffi.cdef [[
 
 return {
     -- the border's version: the library must have the same
-    ABI      = 1,
+    ABI      = 2,
 
     -- codes, with OpenResty's numbers where the meaning is the same
     OK       = 0,

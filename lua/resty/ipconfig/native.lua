@@ -244,11 +244,13 @@ function _M.refresh(handle, name, dict)
 end
 
 
--- Where a request goes. Returns a code, and with OK the host, the port and how
--- often the request may move on.
-function _M.balance(handle, request, is_retry, is_logged)
+-- Where a request goes; `key` is what consistent hashing keeps requests together
+-- by, or nil. Returns a code, and with OK the host, the port and how often the
+-- request may move on.
+function _M.balance(handle, request, is_retry, is_logged, key)
     local code = lib.ipconfig_balance(handle, request, is_retry and 1 or 0,
-                                      is_logged and 1 or 0, peer)
+                                      is_logged and 1 or 0,
+                                      key, key and #key or 0, peer)
     if code ~= OK then
         return code
     end
