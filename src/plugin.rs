@@ -20,9 +20,8 @@ use crate::board::{self, Board, SourceState};
 use crate::config::{Config, Discover};
 use crate::etcd::EtcdSource;
 use crate::publish::{PublishError, Publisher, Store};
-use crate::ranking::{self, Candidate, Ranking};
+use crate::ranking::{self, Ranking};
 use crate::registry::Registry;
-use crate::score;
 use crate::value::{self, ValueError};
 use crate::watcher::{self, Timing, WatchState};
 
@@ -312,19 +311,14 @@ impl<S: Store> Conductor<S> {
         if !synced && reading.members.is_empty() {
             return None;
         }
-        let loads: Vec<_> = reading.members.iter().map(|member| member.load).collect();
-        let scores = score::scores(&reading.config.score, &loads);
-        let candidates: Vec<_> = reading
+        let observed: Vec<_> = reading
             .members
             .iter()
-            .zip(scores)
-            .map(|(member, score)| Candidate {
-                instance: member.instance,
-                state: member.state,
-                score,
-            })
+            .map(|member| self.publisher.observed(service, member.instance))
             .collect();
-        Some(ranking::rank(&candidates, self.rankings.get(service)))
+        let previous = self.rankings.get(service);
+        let now_ms = board::monotonic_ms();
+        Some(ranking::rank(&reading.members, &reading.config.score, &observed, previous, now_ms))
     }
 
     fn publish_status(&mut self) {

@@ -1,22 +1,36 @@
-//! Scores to an ordered ranking with a weight for each instance: what is
-//! published, and what the pickers draw from.
+//! Members to an ordered ranking with a weight for each: what is published, and
+//! what the pickers draw from.
 //!
-//! A weight is the instance's prior, tilted by its score:
+//! The order is that of the scores. The weights are shares of the traffic: the
+//! optimal ones by what each instance can do ([`estimate`], [`shares`]), as soon as
+//! any report tells that. Until then a weight is the instance's prior, tilted by
+//! its score:
 //!
 //! ```text
 //! weight = prior * clamp(exp(score), 0.1, 10)
 //! ```
 //!
-//! averaged half and half with the weight that it had before. The average damps
-//! a loop: more weight brings more load, which a window later brings a lower
-//! score.
+//! Weights move by half of the way in a second, and by no more than a factor of
+//! two. That damps a loop: more weight brings more load, which a window later
+//! changes the reports. None falls below a hundredth of an equal share, the
+//! trickle by which a recovery is seen.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
+use crate::config::ScoreConfig;
 use crate::model::Instance;
 pub use crate::registry::State;
+use crate::registry::Member;
+use crate::score;
+
+mod estimate;
+mod shares;
+
+pub use estimate::{Estimate, FAILURE_FACTOR, Observed};
+use estimate::{Abilities, Subject};
+pub use shares::{Ability, wait};
 
 /// The bounds of a score's effect on a weight. Ten times the middle is the most
 /// that gRPC's weighted round robin lets a weight be (`static_stride_scheduler.cc`).
@@ -24,11 +38,51 @@ pub use crate::registry::State;
 /// enough traffic that its recovery is seen within a window.
 const TILT: std::ops::RangeInclusive<f64> = 0.1..=10.0;
 
+/// The least share, as a part of an equal one.
+const TRICKLE: f64 = 0.01;
+
+/// The time between two rankings counts as no more than this, in seconds.
+const LONGEST_STEP_S: f64 = 5.0;
+
+/// What a ranking's weights rest on, from the most that is known to the least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Basis {
+    /// Reports of now, of most instances.
+    Reports,
+    /// Reports of the last minute.
+    OldReports,
+    /// Scores and priors: nobody reports what could be divided by.
+    #[default]
+    Priors,
+}
+
+impl Basis {
+    /// Every one, by its code in the shared dict.
+    pub const ALL: [Self; 3] = [Self::Reports, Self::OldReports, Self::Priors];
+
+    /// The name in the HTTP API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reports => "reports",
+            Self::OldReports => "old_reports",
+            Self::Priors => "priors",
+        }
+    }
+}
+
 /// The instances of one service, best first.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Ranking {
     /// In rank order.
     pub entries: Vec<Entry>,
+    /// What the weights rest on.
+    pub basis: Basis,
+    /// Requests that the service gets from everywhere, a second; 0 is unknown.
+    pub rate_per_s: f64,
+    /// This host's part of them, 0 to 1; 0 is unknown.
+    pub own_part: f64,
+    /// When it was made, in milliseconds of a monotonic clock.
+    pub made_ms: u64,
 }
 
 /// One instance's place.
@@ -43,66 +97,160 @@ pub struct Entry {
     /// Higher is better; finite.
     pub score: f64,
     /// Its share of the traffic is its weight over the sum of all; finite, not
-    /// negative, and not 0 throughout a ranking.
+    /// negative, and not 0 throughout a ranking. The sum of all is that of the
+    /// fallback weights.
     pub weight: f64,
-    /// The weight for when scores are not to be trusted: the prior.
+    /// The weight for when nothing is known of what the instance can do: the prior.
     pub fallback_weight: f64,
     /// What the score rests on.
     pub state: State,
+    /// What it can do, or what a typical one of its service can; `None` if nothing
+    /// is known of any.
+    pub ability: Option<Ability>,
+    estimate: Estimate,
 }
 
 /// An instance to be ranked.
 #[derive(Debug, Clone, Copy)]
-pub struct Candidate<'a> {
-    /// Its prior is `weight`, 0 to [`crate::model::MAX_WEIGHT`].
-    pub instance: &'a Instance,
-    /// What the score rests on.
-    pub state: State,
+struct Candidate<'a> {
+    member: &'a Member<'a>,
+    observed: Observed,
     /// Higher is better; not a number counts as 0, the middle.
-    pub score: f64,
+    score: f64,
 }
 
-/// Ranks instances by score, best first; equal ones by prior and then by id, so
-/// that every gateway ranks alike. Ids are unique.
+/// Ranks a service's members by score, best first; equal ones by prior and then by
+/// id, so that every gateway ranks alike. Ids are unique. `observed` is what this
+/// host has seen of each member, in their order.
 ///
 /// An instance with prior 0 comes last and has weight 0: its operator wants no
 /// traffic on it. Where that is every instance of the service, all have prior 1
 /// instead: they were registered to be used, and an answer from any is better
 /// than none.
 ///
-/// `previous` is the service's ranking before this one; an instance's weight is
-/// averaged with its weight there unless its prior has changed since, which is an
-/// operator's wish and takes effect at once.
-pub fn rank(candidates: &[Candidate<'_>], previous: Option<&Ranking>) -> Ranking {
-    let all_zero = candidates.iter().all(|candidate| candidate.instance.weight == 0.0);
-    let previous: HashMap<&str, &Entry> = previous
+/// `previous` is the service's ranking before this one. A changed prior is an
+/// operator's wish, and takes effect at once where weights rest on priors.
+pub fn rank(
+    members: &[Member<'_>],
+    scorer: &ScoreConfig,
+    observed: &[Observed],
+    previous: Option<&Ranking>,
+    now_ms: u64,
+) -> Ranking {
+    let loads: Vec<_> = members.iter().map(|member| member.load).collect();
+    let scores = score::scores(scorer, &loads);
+    let candidates: Vec<_> = members
+        .iter()
+        .zip(observed)
+        .zip(scores)
+        .map(|((member, &observed), score)| Candidate { member, observed, score })
+        .collect();
+    rank_scored(&candidates, previous, now_ms)
+}
+
+fn rank_scored(
+    candidates: &[Candidate<'_>],
+    previous: Option<&Ranking>,
+    now_ms: u64,
+) -> Ranking {
+    let before: HashMap<&str, &Entry> = previous
         .iter()
         .flat_map(|ranking| &ranking.entries)
         .map(|entry| (entry.id.as_str(), entry))
         .collect();
-    let to_entry = |candidate: &Candidate<'_>| {
-        let Instance { id, addr, zone, weight, .. } = candidate.instance;
-        let prior = if all_zero { 1.0 } else { *weight };
+    let before: Vec<Option<&Entry>> =
+        candidates.iter().map(|it| before.get(it.member.instance.id.as_str()).copied()).collect();
+    let seconds = previous.map_or(LONGEST_STEP_S, |previous| {
+        (now_ms.saturating_sub(previous.made_ms) as f64 / 1e3).min(LONGEST_STEP_S)
+    });
+
+    let subject = |(candidate, before): (&Candidate<'_>, &Option<&Entry>)| Subject {
+        load: candidate.member.load,
+        observed: candidate.observed,
+        before: before.map(|entry| entry.estimate),
+    };
+    let subjects: Vec<_> = candidates.iter().zip(&before).map(subject).collect();
+    let (estimates, abilities) = estimate::estimate(&subjects, seconds, now_ms);
+
+    let priors = priors(candidates);
+    let aims = match abilities.of.is_empty() {
+        true => tilted(candidates, &priors),
+        false => optimal(&abilities, &priors),
+    };
+    let basis = basis(&abilities);
+    let weight = |index: usize| match before[index] {
+        _ if priors[index] == 0.0 => 0.0,
+        // A prior counts, and its change at once, where nothing better is known.
+        Some(last) if basis == Basis::Priors && last.fallback_weight != priors[index] => aims[index],
+        Some(last) if last.weight > 0.0 => step(last.weight, aims[index], seconds),
+        _ => aims[index],
+    };
+
+    let to_entry = |index: usize| {
+        let Candidate { member, score, .. } = candidates[index];
+        let Instance { id, addr, zone, .. } = member.instance;
         // Adding 0 turns -0 into 0, which sorts apart from it otherwise.
-        let score = if candidate.score.is_nan() { 0.0 } else { candidate.score + 0.0 };
-        let tilted = prior * score.exp().clamp(*TILT.start(), *TILT.end());
-        let weight = match previous.get(id.as_str()) {
-            Some(last) if last.fallback_weight == prior => (last.weight + tilted) / 2.0,
-            _ => tilted,
-        };
+        let score = if score.is_nan() { 0.0 } else { score + 0.0 };
         Entry {
             id: id.clone(),
             addr: *addr,
             zone: zone.clone(),
             score: score.clamp(f64::MIN, f64::MAX),
-            weight,
-            fallback_weight: prior,
-            state: candidate.state,
+            weight: weight(index),
+            fallback_weight: priors[index],
+            state: member.state,
+            ability: abilities.of.get(index).copied(),
+            estimate: estimates[index],
         }
     };
-    let mut entries: Vec<Entry> = candidates.iter().map(to_entry).collect();
+    let mut entries: Vec<Entry> = (0..candidates.len()).map(to_entry).collect();
     entries.sort_unstable_by(by_rank);
-    Ranking { entries }
+    let Abilities { rate_per_s, own_part, .. } = abilities;
+    Ranking { entries, basis, rate_per_s, own_part, made_ms: now_ms }
+}
+
+fn priors(candidates: &[Candidate<'_>]) -> Vec<f64> {
+    let all_zero = candidates.iter().all(|candidate| candidate.member.instance.weight == 0.0);
+    let prior = |candidate: &Candidate<'_>| candidate.member.instance.weight;
+    candidates.iter().map(|it| if all_zero { 1.0 } else { prior(it) }).collect()
+}
+
+fn tilted(candidates: &[Candidate<'_>], priors: &[f64]) -> Vec<f64> {
+    let tilt = |candidate: &Candidate<'_>| {
+        let score = if candidate.score.is_nan() { 0.0 } else { candidate.score };
+        score.exp().clamp(*TILT.start(), *TILT.end())
+    };
+    candidates.iter().zip(priors).map(|(candidate, prior)| prior * tilt(candidate)).collect()
+}
+
+/// Weights in proportion to the optimal rates, of the sum of the priors.
+fn optimal(abilities: &Abilities, priors: &[f64]) -> Vec<f64> {
+    // Who is to get nothing is not there.
+    let offered: Vec<usize> = (0..priors.len()).filter(|&index| priors[index] > 0.0).collect();
+    let of: Vec<Ability> = offered.iter().map(|&index| abilities.of[index]).collect();
+    let rates = shares::optimal_rates(&of, abilities.rate_per_s);
+    let (all, total) = (rates.iter().sum::<f64>(), priors.iter().sum::<f64>());
+    let least = TRICKLE / offered.len() as f64;
+    let mut weights = vec![0.0; priors.len()];
+    for (&index, rate) in offered.iter().zip(&rates) {
+        weights[index] = (rate / all).max(least) * total;
+    }
+    weights
+}
+
+fn basis(abilities: &Abilities) -> Basis {
+    match abilities.fresh {
+        _ if abilities.of.is_empty() => Basis::Priors,
+        fresh if 2 * fresh >= abilities.of.len() => Basis::Reports,
+        _ => Basis::OldReports,
+    }
+}
+
+/// Where a weight goes from `last` towards `aim`.
+fn step(last: f64, aim: f64, seconds: f64) -> f64 {
+    let moved = last + seconds / (seconds + 1.0) * (aim - last);
+    let most = seconds.exp2();
+    moved.clamp(last / most, last * most)
 }
 
 fn by_rank(a: &Entry, b: &Entry) -> Ordering {
@@ -134,17 +282,25 @@ mod tests {
         }
     }
 
+    /// A ranking of instances of which nothing but priors and scores is known, a
+    /// second after the previous one.
     fn rank_of(instances: &[(&str, f64, f64)], previous: Option<&Ranking>) -> Ranking {
         let owned: Vec<_> =
             instances.iter().map(|(id, prior, score)| (instance(id, *prior), *score)).collect();
-        rank(&candidates(&owned), previous)
+        rank_owned(&owned, previous)
     }
 
-    fn candidates(instances: &[(Instance, f64)]) -> Vec<Candidate<'_>> {
-        instances
-            .iter()
-            .map(|(instance, score)| Candidate { instance, state: State::Reporting, score: *score })
-            .collect()
+    fn rank_owned(instances: &[(Instance, f64)], previous: Option<&Ranking>) -> Ranking {
+        let member = |(instance, _)| Member { instance, state: State::Reporting, load: None };
+        let members: Vec<_> = instances.iter().map(|(it, score)| member((it, score))).collect();
+        let candidate = |(member, (_, score))| Candidate {
+            member,
+            observed: Observed::default(),
+            score: *score,
+        };
+        let candidates: Vec<_> = members.iter().zip(instances).map(candidate).collect();
+        let now_ms = previous.map_or(0, |previous| previous.made_ms + 1000);
+        rank_scored(&candidates, previous, now_ms)
     }
 
     fn ids(ranking: &Ranking) -> Vec<&str> {
@@ -186,8 +342,15 @@ mod tests {
     #[test]
     fn a_weight_moves_half_way_from_the_previous_one() {
         let before = rank_of(&[("a", 1.0, 0.0)], None);
-        let after = rank_of(&[("a", 1.0, 9.0), ("new", 1.0, 9.0)], Some(&before));
-        assert_eq!(weights(&after), [5.5, 10.0]);
+        let after = rank_of(&[("a", 1.0, -9.0), ("new", 1.0, 9.0)], Some(&before));
+        assert_eq!(weights(&after), [10.0, 0.55]);
+    }
+
+    #[test]
+    fn a_weight_no_more_than_doubles_in_a_second() {
+        let before = rank_of(&[("a", 1.0, 0.0)], None);
+        let after = rank_of(&[("a", 1.0, 9.0)], Some(&before));
+        assert_eq!(weights(&after), [2.0]);
     }
 
     #[test]

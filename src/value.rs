@@ -17,7 +17,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::ranking::State;
+use crate::ranking::{Basis, State};
 
 /// `ipconfig1 ` + crc + ` ` + length + ` ` + version + `\n`.
 const HEADER_LEN: usize = 10 + 9 + 9 + 17;
@@ -125,8 +125,12 @@ pub struct RankingValue {
     /// The source's revision that it was made from.
     pub revision: i64,
     /// This host's part of the requests that the service gets from everywhere, 0
-    /// to 1.
+    /// to 1; 0 is unknown.
     pub own_part: f64,
+    /// Requests that the service gets from everywhere, a second; 0 is unknown.
+    pub rate_per_s: f64,
+    /// What the weights rest on.
+    pub basis: Basis,
     /// One for each instance, in the instances' order.
     pub records: Vec<Record>,
 }
@@ -145,12 +149,12 @@ pub struct Record {
     pub concurrency: f32,
 }
 
-const RANKING_HEAD: usize = 32;
+const RANKING_HEAD: usize = 48;
 const RECORD_LEN: usize = 32;
 
 impl RankingValue {
-    /// Little-endian: `instances_version published_ms revision own_part` of 8 bytes
-    /// each, then records of `score weight rank state service_ms concurrency` in 8,
+    /// Little-endian: `instances_version published_ms revision own_part rate_per_s
+    /// basis` of 8 bytes each, then records of `score weight rank state service_ms concurrency` in 8,
     /// 8, and four times 4 bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(RANKING_HEAD + self.records.len() * RECORD_LEN);
@@ -158,6 +162,8 @@ impl RankingValue {
         body.extend_from_slice(&self.published_ms.to_le_bytes());
         body.extend_from_slice(&self.revision.to_le_bytes());
         body.extend_from_slice(&self.own_part.to_le_bytes());
+        body.extend_from_slice(&self.rate_per_s.to_le_bytes());
+        body.extend_from_slice(&basis_code(self.basis).to_le_bytes());
         for record in &self.records {
             body.extend_from_slice(&record.score.to_le_bytes());
             body.extend_from_slice(&record.weight.to_le_bytes());
@@ -206,11 +212,20 @@ impl RankingValue {
         if !(0.0..=1.0).contains(&own_part) {
             return refuse("an own part that is no part");
         }
+        let rate_per_s = f64::from_le_bytes(bytes(head, 32));
+        if !(rate_per_s.is_finite() && rate_per_s >= 0.0) {
+            return refuse("a rate that is none");
+        }
+        let Some(basis) = basis_of(u64::from_le_bytes(bytes(head, 40))) else {
+            return refuse("an unknown basis");
+        };
         Ok(RankingValue {
             instances_version: u64::from_le_bytes(bytes(head, 0)),
             published_ms: u64::from_le_bytes(bytes(head, 8)),
             revision: i64::from_le_bytes(bytes(head, 16)),
             own_part,
+            rate_per_s,
+            basis,
             records,
         })
     }
@@ -227,6 +242,15 @@ const STATES: [State; 4] =
 
 fn state_code(state: State) -> u32 {
     STATES.iter().position(|known| *known == state).map_or(u32::MAX, |code| code as u32)
+}
+
+/// Codes are append-only.
+fn basis_code(basis: Basis) -> u64 {
+    Basis::ALL.iter().position(|known| *known == basis).map_or(u64::MAX, |code| code as u64)
+}
+
+fn basis_of(code: u64) -> Option<Basis> {
+    Basis::ALL.get(usize::try_from(code).ok()?).copied()
 }
 
 fn state_of(code: u32) -> Option<State> {
@@ -253,6 +277,8 @@ mod tests {
             published_ms: 1000,
             revision: -1,
             own_part: 0.25,
+            rate_per_s: 1200.0,
+            basis: Basis::OldReports,
             records: vec![record, Record { rank: 1, state: State::Unreported, ..record }],
         }
     }
@@ -318,6 +344,8 @@ mod tests {
         };
         assert!(with_byte(RANKING_HEAD + 20, 9).is_err(), "a state that there is not");
         assert!(with_byte(31, 0xff).is_err(), "an own part of NaN");
+        assert!(with_byte(39, 0xff).is_err(), "a negative rate");
+        assert!(with_byte(40, 3).is_err(), "a basis that there is not");
         assert!(RankingValue::decode(&ranking().encode()[..RANKING_HEAD + 31]).is_err());
     }
 

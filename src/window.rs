@@ -18,6 +18,8 @@ use crate::model::Status;
 pub struct Load {
     /// CPU in use as a part of what may be used; 1 is all of it.
     pub cpu: Option<f64>,
+    /// How busy it is: what the application says of itself, else CPU; 1 is full.
+    pub utilization: Option<f64>,
     /// Memory that is left, in bytes.
     pub memory_free_bytes: Option<f64>,
     /// Requests answered, a second.
@@ -60,6 +62,8 @@ enum Quantity {
     LatencyNs,
     CpuMicros,
     CpuSamples,
+    UsedMicros,
+    UsedSamples,
     FreeBytes,
     FreeSamples,
     InFlight,
@@ -148,6 +152,9 @@ impl Window {
 
         let cpu_micros = status.cpu_utilization().and_then(to_micros);
         self.add_gauge(Quantity::CpuMicros, Quantity::CpuSamples, cpu_micros);
+        let used = status.application_utilization.or_else(|| status.cpu_utilization());
+        let used_micros = used.and_then(to_micros);
+        self.add_gauge(Quantity::UsedMicros, Quantity::UsedSamples, used_micros);
         self.add_gauge(Quantity::FreeBytes, Quantity::FreeSamples, status.memory_free_bytes());
         self.add_gauge(Quantity::InFlight, Quantity::InFlightSamples, status.in_flight);
         true
@@ -161,6 +168,7 @@ impl Window {
         use Quantity::*;
         Load {
             cpu: self.ratio(CpuMicros, CpuSamples).map(|micros| micros / 1e6),
+            utilization: self.ratio(UsedMicros, UsedSamples).map(|micros| micros / 1e6),
             memory_free_bytes: self.ratio(FreeBytes, FreeSamples),
             rate: self.ratio(Requests, ElapsedMs).map(|per_ms| per_ms * 1e3),
             latency_ms: self.ratio(LatencyNs, Requests).map(|ns| ns / 1e6),

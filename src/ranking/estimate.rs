@@ -1,0 +1,457 @@
+//! What each instance can do, from what it reports and what this host sees.
+//!
+//! Reports say how many requests an instance answers, how busy that makes it and
+//! how long they take. From these follow its capacity (gRPC's A58: rate over
+//! utilization, which does not depend on how the traffic is split) and its service
+//! time (the latency less the wait that such a utilization makes, see
+//! [`shares`](super::shares)).
+//!
+//! A report is a claim. It is believed as far as what this host sees allows:
+//!
+//! - a rate, as far as twice what the others' reports make of the requests that
+//!   this host sent there;
+//! - a latency, unless this host's own requests take more than twice as long;
+//! - a utilization, down to a quarter: what an instance could bear beyond four
+//!   times its traffic is not known from how it bears that;
+//! - a good service time, as far as the requests do not fail.
+//!
+//! What differs by chance counts as equal: with few requests in the window two
+//! equal instances look different, and whoever acts on that sends all hosts to
+//! the lucky one. Each estimate is drawn towards the service's mean by the part of
+//! the differences that noise explains (C. Stein's shrinkage; B. Efron and
+//! C. Morris, Data Analysis Using Stein's Estimator and its Generalizations,
+//! Journal of the American Statistical Association 70, 1975).
+
+use super::shares::{self, Ability};
+use crate::window::Load;
+
+/// What this host itself has seen of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Observed {
+    /// Requests that it sent there, since whenever.
+    pub requests: u64,
+    /// Their mean latency of late, in milliseconds; `None` without any.
+    pub latency_ms: Option<f64>,
+}
+
+/// What is known of an instance, kept from ranking to ranking.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Estimate {
+    /// Of its own, not yet drawn towards the mean.
+    known: Option<Known>,
+    /// [`Observed::requests`] when it was last looked at.
+    requests: u64,
+    /// Requests that this host sends there, a second.
+    own_rate: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Known {
+    ln_service_ms: f64,
+    ln_capacity: f64,
+    /// Requests that the last report told of.
+    samples: f64,
+    /// When a report last confirmed it.
+    reported_ms: u64,
+}
+
+/// What a service's instances can do.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Abilities {
+    /// One for each instance, the typical one for those that are not known; empty
+    /// if none is.
+    pub of: Vec<Ability>,
+    /// Requests that the service gets from everywhere, a second.
+    pub rate_per_s: f64,
+    /// This host's part of them, 0 to 1.
+    pub own_part: f64,
+    /// Instances whose ability rests on a report of now.
+    pub fresh: usize,
+}
+
+/// How long what was known of an instance is used without a report.
+const KEPT_MS: u64 = 60_000;
+
+/// Over so long this host's own rates are averaged, in seconds: as long as the
+/// reports' window, whose weights fall with age, reaches back on average twice.
+const OWN_RATE_S: f64 = 3.0;
+
+/// How much more than by this host's own requests a rate may be.
+const RATE_FACTOR: f64 = 2.0;
+
+/// Requests a second beyond that, since a few are no measure.
+const RATE_SLACK_PER_S: f64 = 2.0;
+
+/// How much longer than reported this host's own requests may take until they
+/// are believed in the report's place. Some of it is the way there and back.
+const LATENCY_FACTOR: f64 = 2.0;
+const LATENCY_SLACK_MS: f64 = 1.0;
+
+/// Below this utilization a capacity is known to be as much at least.
+const MIN_UTILIZATION: f64 = 0.25;
+
+/// A failed request counts as one that took so many times the usual.
+pub const FAILURE_FACTOR: f64 = 10.0;
+
+/// Requests in a window below which a report tells too little.
+const MIN_SAMPLES: f64 = 5.0;
+
+/// The window's mean reach, in seconds, by which a rate makes samples.
+const SAMPLES_S: f64 = 3.0;
+
+/// So many requests weigh as much as what was known before, at one report a
+/// second.
+const PRIOR_SAMPLES: f64 = 50.0;
+
+/// The variance of the logarithm of a mean of `n` samples is taken for
+/// `NOISE / (n + NOISE_SAMPLES)`: 1/n for exponential service times, doubled for
+/// neighbours that wait for each other, and no more than a long memory leaves.
+const NOISE: f64 = 2.0;
+const NOISE_SAMPLES: f64 = 100.0;
+
+/// An instance to be estimated.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject {
+    /// What it reports; `None` if no report is fresh.
+    pub load: Option<Load>,
+    /// What this host has seen.
+    pub observed: Observed,
+    /// What was known before.
+    pub before: Option<Estimate>,
+}
+
+/// Estimates all instances of a service, `seconds` after the last time.
+pub fn estimate(subjects: &[Subject], seconds: f64, now_ms: u64) -> (Vec<Estimate>, Abilities) {
+    let mut estimates: Vec<_> = subjects.iter().map(|it| it.count_own(seconds)).collect();
+    let own_part = own_part(subjects, &estimates);
+    let reports: Vec<Option<Believed>> = subjects
+        .iter()
+        .zip(&estimates)
+        .map(|(subject, estimate)| subject.believed(estimate.own_rate, own_part))
+        .collect();
+    let typical_capacity =
+        median(reports.iter().flatten().map(|report| report.capacity_per_s).collect());
+    let services: Vec<_> = reports.iter().flatten().map(Believed::service_ms).collect();
+    let typical_service = median(services);
+
+    for (estimate, report) in estimates.iter_mut().zip(&reports) {
+        if let (Some(report), Some(capacity), Some(service)) =
+            (report, typical_capacity, typical_service)
+        {
+            let new = report.known(capacity, service, now_ms);
+            estimate.known = Some(new.after(estimate.known, seconds));
+        }
+        estimate.known = estimate.known.filter(|it| now_ms.saturating_sub(it.reported_ms) < KEPT_MS);
+    }
+    let abilities = Abilities {
+        of: abilities(&estimates),
+        rate_per_s: reports.iter().flatten().map(|report| report.rate).sum(),
+        own_part: own_part.unwrap_or(0.0),
+        fresh: reports.iter().flatten().count(),
+    };
+    (estimates, abilities)
+}
+
+impl Subject {
+    /// Moves the own rate on.
+    fn count_own(&self, seconds: f64) -> Estimate {
+        let requests = self.observed.requests;
+        let Some(before) = self.before else {
+            return Estimate { requests, ..Estimate::default() };
+        };
+        // A counter that fell is another one: the instance was away for long.
+        let grown = requests.checked_sub(before.requests).unwrap_or(0) as f64;
+        let own_rate = if seconds > 0.0 {
+            let gain = seconds / (seconds + OWN_RATE_S);
+            before.own_rate + gain * (grown / seconds - before.own_rate)
+        } else {
+            before.own_rate
+        };
+        let requests = if seconds > 0.0 { requests } else { before.requests };
+        Estimate { requests, own_rate, ..before }
+    }
+
+    /// What of the report is believed; `None` if it tells too little.
+    fn believed(&self, own_rate: f64, own_part: Option<f64>) -> Option<Believed> {
+        let load = self.load?;
+        let sound = |figure: &f64| figure.is_finite() && *figure >= 0.0;
+        let mut rate = load.rate.filter(sound)?;
+        if let Some(part) = own_part {
+            rate = rate.min((RATE_FACTOR * own_rate + RATE_SLACK_PER_S) / part);
+        }
+        let utilization = load.utilization.filter(sound)?;
+        let reported = load.latency_ms.filter(|ms| sound(ms) && *ms > 0.0);
+        let latency_ms = match (reported, self.observed.latency_ms) {
+            (Some(told), Some(seen)) if seen > LATENCY_FACTOR * told + LATENCY_SLACK_MS => seen,
+            (told, seen) => told.or(seen)?,
+        };
+        let failed = load.errors.filter(sound).unwrap_or(0.0).min(1.0);
+        (rate * SAMPLES_S >= MIN_SAMPLES).then(|| Believed {
+            rate,
+            utilization: (utilization + failed).max(MIN_UTILIZATION),
+            capacity_per_s: rate / (utilization + failed).max(MIN_UTILIZATION),
+            latency_ms: latency_ms.max(1e-3),
+            failed,
+        })
+    }
+}
+
+/// This host's part of all requests: the middle one of what the instances'
+/// reports say, so that one that lies changes nothing. `None` without reports.
+fn own_part(subjects: &[Subject], estimates: &[Estimate]) -> Option<f64> {
+    let part = |(subject, estimate): (&Subject, &Estimate)| {
+        let rate = subject.load?.rate?;
+        (rate * SAMPLES_S >= MIN_SAMPLES).then(|| estimate.own_rate / rate)
+    };
+    let parts: Vec<f64> = subjects.iter().zip(estimates).filter_map(part).collect();
+    median(parts).filter(|part| *part > 0.0).map(|part| part.min(1.0))
+}
+
+/// A report as far as it is believed.
+struct Believed {
+    rate: f64,
+    utilization: f64,
+    capacity_per_s: f64,
+    latency_ms: f64,
+    failed: f64,
+}
+
+impl Believed {
+    fn service_ms(&self) -> f64 {
+        shares::service_of(self.latency_ms, self.capacity_per_s / 1e3, self.utilization)
+    }
+
+    fn known(&self, typical_capacity: f64, typical_service: f64, now_ms: u64) -> Known {
+        let capacity = if self.utilization > MIN_UTILIZATION {
+            self.capacity_per_s
+        } else {
+            self.capacity_per_s.max(typical_capacity)
+        };
+        let service = self.service_ms();
+        let failing = FAILURE_FACTOR * service.max(typical_service);
+        let service = service + self.failed * (failing - service);
+        Known {
+            ln_service_ms: service.ln(),
+            ln_capacity: capacity.max(1e-6).ln(),
+            samples: self.rate * SAMPLES_S,
+            reported_ms: now_ms,
+        }
+    }
+}
+
+impl Known {
+    /// Averaged with what was known: the longer ago that was, and the more
+    /// requests the report tells of, the less it counts.
+    fn after(self, before: Option<Known>, seconds: f64) -> Known {
+        let Some(before) = before else { return self };
+        let gain = seconds / (seconds + 1.0 + PRIOR_SAMPLES / self.samples);
+        let mix = |before: f64, new: f64| before + gain * (new - before);
+        Known {
+            ln_service_ms: mix(before.ln_service_ms, self.ln_service_ms),
+            ln_capacity: mix(before.ln_capacity, self.ln_capacity),
+            ..self
+        }
+    }
+
+    fn noise(&self) -> f64 {
+        NOISE / (self.samples + NOISE_SAMPLES)
+    }
+}
+
+fn abilities(estimates: &[Estimate]) -> Vec<Ability> {
+    let known: Vec<Known> = estimates.iter().filter_map(|estimate| estimate.known).collect();
+    if known.is_empty() {
+        return Vec::new();
+    }
+    let service = Shrinkage::of(&known, |it| it.ln_service_ms);
+    let capacity = Shrinkage::of(&known, |it| it.ln_capacity);
+    let ability = |estimate: &Estimate| match &estimate.known {
+        Some(known) => Ability {
+            service_ms: service.apply(known.ln_service_ms, known.noise()).exp(),
+            capacity_per_s: capacity.apply(known.ln_capacity, known.noise()).exp(),
+        },
+        None => Ability { service_ms: service.median.exp(), capacity_per_s: capacity.median.exp() },
+    };
+    estimates.iter().map(ability).collect()
+}
+
+/// Draws figures towards their mean.
+struct Shrinkage {
+    mean: f64,
+    median: f64,
+    /// The variance that noise does not explain.
+    true_variance: f64,
+}
+
+impl Shrinkage {
+    /// `known` is not empty.
+    fn of(known: &[Known], figure: fn(&Known) -> f64) -> Self {
+        let count = known.len() as f64;
+        let mean = known.iter().map(figure).sum::<f64>() / count;
+        let squares: f64 = known.iter().map(|it| (figure(it) - mean).powi(2)).sum();
+        let noise = known.iter().map(Known::noise).sum::<f64>() / count;
+        Shrinkage {
+            mean,
+            median: median(known.iter().map(figure).collect()).unwrap_or(mean),
+            true_variance: (squares / (count - 1.0).max(1.0) - noise).max(0.0),
+        }
+    }
+
+    fn apply(&self, figure: f64, noise: f64) -> f64 {
+        self.mean + self.true_variance / (self.true_variance + noise) * (figure - self.mean)
+    }
+}
+
+/// The middle value; the upper one of two.
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    let middle = values.len() / 2;
+    (!values.is_empty()).then(|| *values.select_nth_unstable_by(middle, f64::total_cmp).1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A report of `rate` requests a second at this utilization and latency.
+    fn load(rate: f64, utilization: f64, latency_ms: f64) -> Load {
+        Load {
+            rate: Some(rate),
+            utilization: Some(utilization),
+            latency_ms: Some(latency_ms),
+            errors: Some(0.0),
+            ..Load::default()
+        }
+    }
+
+    fn subject(load: Load) -> Subject {
+        Subject { load: Some(load), observed: Observed::default(), before: None }
+    }
+
+    /// Estimates again and again, a second apart, until they stand.
+    fn settle(subjects: &mut [Subject], own_rates: &[u64]) -> Abilities {
+        let mut last = Abilities::default();
+        for second in 1..=30 {
+            for (subject, rate) in subjects.iter_mut().zip(own_rates) {
+                subject.observed.requests = rate * second;
+            }
+            let (estimates, abilities) = estimate(subjects, 1.0, 1000 * second);
+            for (subject, estimate) in subjects.iter_mut().zip(estimates) {
+                subject.before = Some(estimate);
+            }
+            last = abilities;
+        }
+        last
+    }
+
+    fn near(found: f64, expected: f64, part: f64) -> bool {
+        (found / expected - 1.0).abs() < part
+    }
+
+    #[test]
+    fn capacity_is_rate_over_utilization_and_service_time_the_latency_without_its_wait() {
+        let waits = shares::wait(10.0, 4.0, 0.75);
+        let mut subjects = [
+            subject(load(300.0, 0.75, 10.0 + waits)),
+            subject(load(60.0, 0.45, 30.0 + shares::wait(30.0, 4.0, 0.45))),
+        ];
+        let abilities = settle(&mut subjects, &[75, 15]);
+        let [fast, slow] = abilities.of[..] else { panic!("two") };
+        assert!(near(fast.service_ms, 10.0, 0.05) && near(fast.capacity_per_s, 400.0, 0.05));
+        assert!(near(slow.service_ms, 30.0, 0.05) && near(slow.capacity_per_s, 133.3, 0.05));
+        assert!(near(slow.concurrency(), 4.0, 0.1), "{slow:?}");
+        assert!(near(abilities.own_part, 0.25, 0.01), "{abilities:?}");
+        assert_eq!((abilities.rate_per_s, abilities.fresh), (360.0, 2));
+    }
+
+    #[test]
+    fn what_differs_by_chance_counts_as_equal_and_what_differs_for_good_does_not() {
+        let mut alike: Vec<_> =
+            (0..10).map(|n| subject(load(100.0, 0.5 + 0.01 * f64::from(n % 3), 20.0))).collect();
+        let abilities = settle(&mut alike, &[100; 10]);
+        let capacities: Vec<_> = abilities.of.iter().map(|it| it.capacity_per_s).collect();
+        assert!(capacities.iter().all(|it| near(*it, capacities[0], 1e-6)), "{capacities:?}");
+
+        let mut two: Vec<_> =
+            (0..10).map(|n| subject(load(100.0, if n < 5 { 0.4 } else { 0.8 }, 20.0))).collect();
+        let abilities = settle(&mut two, &[100; 10]);
+        assert!(near(abilities.of[0].capacity_per_s / abilities.of[9].capacity_per_s, 2.0, 0.1));
+    }
+
+    #[test]
+    fn a_rate_is_believed_to_twice_what_this_host_sends() {
+        let mut subjects = vec![subject(load(100.0, 0.5, 20.0)); 4];
+        subjects.push(subject(load(1e9, 0.5, 20.0)));
+        let abilities = settle(&mut subjects, &[50; 5]);
+        let (honest, liar) = (abilities.of[0].capacity_per_s, abilities.of[4].capacity_per_s);
+        assert!(liar < 2.2 * honest, "{liar} beside {honest}");
+        assert!(near(abilities.own_part, 0.5, 0.01), "the liar has no say in it");
+    }
+
+    #[test]
+    fn an_idle_one_is_not_believed_to_bear_without_bound() {
+        let mut subjects = vec![subject(load(100.0, 0.5, 20.0)); 4];
+        subjects.push(subject(load(100.0, 0.0, 20.0)));
+        let abilities = settle(&mut subjects, &[100; 5]);
+        let ratio = abilities.of[4].capacity_per_s / abilities.of[0].capacity_per_s;
+        assert!((1.0..=2.1).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
+    fn a_latency_that_this_host_sees_to_be_much_longer_is_not_believed() {
+        let mut subjects = vec![subject(load(100.0, 0.3, 10.0)); 4];
+        subjects[3].observed.latency_ms = Some(80.0);
+        let abilities = settle(&mut subjects, &[100; 4]);
+        assert!(abilities.of[3].service_ms > 5.0 * abilities.of[0].service_ms, "{abilities:?}");
+    }
+
+    #[test]
+    fn failures_count_as_slow_however_fast_they_come() {
+        let mut subjects = vec![subject(load(100.0, 0.4, 20.0)); 4];
+        let failing = Load { errors: Some(1.0), ..load(100.0, 0.05, 0.2) };
+        subjects.push(subject(failing));
+        let abilities = settle(&mut subjects, &[100; 5]);
+        assert!(abilities.of[4].service_ms > 5.0 * abilities.of[0].service_ms, "{abilities:?}");
+        assert!(abilities.of[4].capacity_per_s < abilities.of[0].capacity_per_s);
+    }
+
+    #[test]
+    fn an_instance_of_which_nothing_is_known_is_a_typical_one() {
+        let mut subjects: Vec<_> =
+            [0.4, 0.5, 0.6].map(|used| subject(load(100.0, used, 20.0))).into();
+        subjects.push(Subject { load: None, ..subjects[0] });
+        let abilities = settle(&mut subjects, &[100; 4]);
+        assert!(near(abilities.of[3].capacity_per_s, abilities.of[1].capacity_per_s, 0.02));
+        assert_eq!(abilities.fresh, 3);
+    }
+
+    #[test]
+    fn what_was_known_is_kept_for_a_minute_and_then_forgotten() {
+        let (estimates, _) = estimate(&[subject(load(100.0, 0.5, 20.0))], 1.0, 1000);
+        let silent =
+            Subject { load: None, observed: Observed::default(), before: Some(estimates[0]) };
+        let (_, kept) = estimate(&[silent], 1.0, 1000 + KEPT_MS - 1);
+        assert_eq!((kept.of.len(), kept.fresh), (1, 0));
+        let (_, forgotten) = estimate(&[silent], 1.0, 1000 + KEPT_MS);
+        assert!(forgotten.of.is_empty());
+    }
+
+    #[test]
+    fn absurd_reports_make_no_absurd_abilities() {
+        let absurd = [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e300, f64::MIN_POSITIVE];
+        for rate in absurd {
+            for utilization in absurd {
+                for latency in absurd {
+                    let mut subjects =
+                        [subject(load(rate, utilization, latency)), subject(load(100.0, 0.5, 9.0))];
+                    let abilities = settle(&mut subjects, &[100; 2]);
+                    assert!(abilities.of.iter().all(|it| {
+                        it.service_ms.is_finite()
+                            && it.service_ms > 0.0
+                            && it.capacity_per_s.is_finite()
+                            && it.capacity_per_s > 0.0
+                    }));
+                }
+            }
+        }
+    }
+}
