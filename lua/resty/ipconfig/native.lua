@@ -244,7 +244,7 @@ function _M.refresh(handle, name, dict)
 end
 
 
--- Where a request goes; `key` is what consistent hashing keeps requests together
+-- Ends a request that may have been balanced; `outcome` is a code of cdefs.lua.
 -- by, or nil. Returns a code, and with OK the host, the port and how often the
 -- request may move on.
 function _M.balance(handle, request, is_retry, is_logged, key)
@@ -259,9 +259,9 @@ function _M.balance(handle, request, is_retry, is_logged, key)
 end
 
 
--- Ends a request that may have been balanced.
-function _M.finish(request, failed)
-    lib.ipconfig_finish(request, failed and 1 or 0)
+-- Ends a request that may have been balanced; `outcome` is one of cdefs' codes.
+function _M.finish(request, outcome)
+    lib.ipconfig_finish(request, outcome)
 end
 
 
