@@ -244,9 +244,9 @@ function _M.refresh(handle, name, dict)
 end
 
 
--- Ends a request that may have been balanced; `outcome` is a code of cdefs.lua.
--- by, or nil. Returns a code, and with OK the host, the port and how often the
--- request may move on.
+-- Where a request goes; `key` is what consistent hashing keeps requests
+-- together by, or nil. Returns a code, and with OK the host, the port and how
+-- often the request may move on.
 function _M.balance(handle, request, is_retry, is_logged, key)
     local code = lib.ipconfig_balance(handle, request, is_retry and 1 or 0,
                                       is_logged and 1 or 0,
