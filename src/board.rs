@@ -6,26 +6,35 @@
 //!
 //! ```text
 //! header    epoch, store gate, heartbeat, source state
-//! services  name -> version of the ranking in the shared dict
-//! slots     instance -> requests, failures, in-flight (of the whole host)
+//! services  name -> version of the ranking in the shared dict, in-flight
+//! slots     instance -> counters, in-flight and live averages (of the whole host)
 //! rows      worker   -> owner's pid, its part of each slot's in-flight
 //! ```
 //!
-//! Each worker adds its in-flight to the slot and to a row of its own, so that
-//! the share of a worker that was killed can be given back.
+//! Each worker adds its in-flight to the slot, to the service and to a row of its
+//! own, so that the share of a worker that was killed can be given back.
 //!
 //! Everything here is atomics, relaxed unless a comment says otherwise: the
 //! figures steer and show, and are never locks. Indexes from outside are
 //! checked, and one out of range counts nowhere.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
+mod average;
+mod clock;
+mod rows;
+mod slots;
+
 use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64};
 
 use once_cell::sync::OnceCell;
+
+pub use clock::{coarse_ms, monotonic_ms};
+use rows::Row;
+pub use rows::RowId;
+use slots::Slot;
+pub use slots::{NO_SLOT, Open, Outcome, Seen, identity};
 
 /// Services that the board has room for.
 pub const MAX_SERVICES: usize = 1024;
@@ -35,8 +44,6 @@ pub const MAX_SLOTS: usize = 65_536;
 const MAX_ROWS: usize = 256;
 /// Longest service name, as in [`crate::wire`].
 const MAX_NAME: usize = 128;
-/// The slot of an instance that found no room; its counters count nowhere.
-pub const NO_SLOT: u32 = u32::MAX;
 
 /// What the plugin's thread tells of its source, see [`Board::source`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,6 +92,8 @@ struct Header {
     view_errors: AtomicU64,
     /// Slots at and past this one were never used.
     slots_used: AtomicU32,
+    /// Instances that are published without a slot.
+    uncounted: AtomicU64,
     /// Port of the loopback responder that says 503; 0 is none.
     refusal_port: AtomicU32,
 }
@@ -100,24 +109,13 @@ struct Service {
     instances_version: AtomicU64,
     /// The newest version that some worker could not read.
     damaged: AtomicU64,
+    in_flight: OwnLine<AtomicI64>,
 }
 
-/// The counters of one instance.
-#[repr(C)]
-struct Slot {
-    /// [`identity`] of the instance; 0 while the slot is free.
-    identity: AtomicU64,
-    requests: AtomicU64,
-    failures: AtomicU64,
-    in_flight: AtomicI64,
-}
-
-#[repr(C)]
-struct Row {
-    /// Pid of the worker; 0 while the row is free.
-    owner: AtomicU32,
-    in_flight: [AtomicU32; MAX_SLOTS],
-}
+/// Kept on a cache line of its own: each request of each worker writes it, and
+/// what stands around it would have to be fetched anew as often.
+#[repr(C, align(64))]
+struct OwnLine<T>(T);
 
 #[repr(C)]
 struct Layout {
@@ -132,10 +130,6 @@ struct Layout {
 pub struct Board {
     layout: &'static Layout,
 }
-
-/// One worker's row, claimed by [`Board::claim_row`].
-#[derive(Clone, Copy)]
-pub struct RowId(usize);
 
 static BOARD: OnceCell<Board> = OnceCell::new();
 
@@ -347,132 +341,15 @@ impl Board {
         damaged != 0 && damaged == service.version.load(Relaxed)
     }
 
-    // ------------------------------------------------------------------ slots
-
-    /// The slots in use, with their identities.
-    pub fn used_slots(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
-        let used = self.layout.header.slots_used.load(Acquire).min(MAX_SLOTS as u32);
-        (0..used).filter_map(|slot| {
-            let identity = self.layout.slots[slot as usize].identity.load(Relaxed);
-            (identity != 0).then_some((slot, identity))
-        })
+    /// Requests that all workers of this host have open on a service's instances,
+    /// as far as they have slots.
+    pub fn service_in_flight(&self, id: ServiceId) -> u64 {
+        self.layout.services[id.0].in_flight.0.load(Relaxed).try_into().unwrap_or(0)
     }
 
-    /// Takes a free slot for an identity, at or after `from`.
-    pub fn claim_slot(&self, identity: u64, from: u32) -> Option<u32> {
-        let slots = self.layout.slots.iter().enumerate().skip(from as usize);
-        let free = slots.map(|(index, slot)| (index as u32, slot)).find(|(_, slot)| {
-            slot.identity.load(Relaxed) == 0
-                && slot.identity.compare_exchange(0, identity, AcqRel, Relaxed).is_ok()
-        });
-        let (index, slot) = free?;
-        slot.requests.store(0, Relaxed);
-        slot.failures.store(0, Relaxed);
-        self.layout.header.slots_used.fetch_max(index + 1, AcqRel);
-        Some(index)
-    }
-
-    /// Gives a slot back, unless requests are in flight on it.
-    pub fn release_slot(&self, slot: u32) -> bool {
-        let Some(slot) = self.slot(slot) else { return false };
-        let idle = slot.in_flight.load(Relaxed) <= 0;
-        if idle {
-            slot.identity.store(0, Release);
-        }
-        idle
-    }
-
-    /// Counts a request that goes to the slot's instance.
-    pub fn begin_request(&self, row: Option<RowId>, slot: u32) {
-        if let Some(counters) = self.slot(slot) {
-            counters.requests.fetch_add(1, Relaxed);
-            counters.in_flight.fetch_add(1, Relaxed);
-            self.add_to_row(row, slot, 1);
-        }
-    }
-
-    /// Counts a request whose end will not be seen.
-    pub fn count_request(&self, slot: u32) {
-        if let Some(counters) = self.slot(slot) {
-            counters.requests.fetch_add(1, Relaxed);
-        }
-    }
-
-    /// Counts the end of a request that [`begin_request`](Self::begin_request)
-    /// counted.
-    pub fn end_request(&self, row: Option<RowId>, slot: u32, failed: bool) {
-        if let Some(counters) = self.slot(slot) {
-            counters.in_flight.fetch_sub(1, Relaxed);
-            if failed {
-                counters.failures.fetch_add(1, Relaxed);
-            }
-            self.add_to_row(row, slot, -1);
-        }
-    }
-
-    /// A row is written by its owner alone, so that it takes no atomic addition.
-    fn add_to_row(&self, row: Option<RowId>, slot: u32, change: i32) {
-        if let Some(row) = row {
-            let part = &self.layout.rows[row.0].in_flight[slot as usize];
-            part.store(part.load(Relaxed).wrapping_add_signed(change), Relaxed);
-        }
-    }
-
-    /// Requests that all workers of this host have open on the slot's instance.
-    pub fn in_flight(&self, slot: u32) -> u32 {
-        let open = self.slot(slot).map_or(0, |slot| slot.in_flight.load(Relaxed));
-        u32::try_from(open.max(0)).unwrap_or(u32::MAX)
-    }
-
-    /// Requests that all workers of this host have open on a service.
-    pub fn service_in_flight(&self, _: ServiceId) -> u64 {
-        0
-    }
-
-    /// Requests sent to the slot's instance and failed tries among them.
-    pub fn counters(&self, slot: u32) -> (u64, u64) {
-        self.slot(slot)
-            .map_or((0, 0), |slot| (slot.requests.load(Relaxed), slot.failures.load(Relaxed)))
-    }
-
-    fn slot(&self, slot: u32) -> Option<&Slot> {
-        self.layout.slots.get(slot as usize)
-    }
-
-    // ------------------------------------------------------------------- rows
-
-    /// A row for a worker. `None` when 256 workers live already: the worker's
-    /// in-flight then stays if it is killed.
-    pub fn claim_row(&self, pid: u32) -> Option<RowId> {
-        self.reclaim_rows();
-        let rows = &self.layout.rows;
-        (0..MAX_ROWS)
-            .find(|&row| rows[row].owner.compare_exchange(0, pid, AcqRel, Relaxed).is_ok())
-            .map(RowId)
-    }
-
-    /// Gives back the in-flight of workers that are gone.
-    pub fn reclaim_rows(&self) {
-        for row in &self.layout.rows {
-            let owner = row.owner.load(Acquire);
-            if owner != 0 && !is_alive(owner) {
-                self.reclaim(row, owner);
-            }
-        }
-    }
-
-    fn reclaim(&self, row: &Row, owner: u32) {
-        // The row's new owner is this process until it is empty, so that two
-        // workers that start at once do not both give it back.
-        if row.owner.compare_exchange(owner, std::process::id(), AcqRel, Relaxed).is_err() {
-            return;
-        }
-        let used = self.layout.header.slots_used.load(Acquire) as usize;
-        for (slot, part) in self.layout.slots.iter().zip(&row.in_flight).take(used) {
-            let open = part.swap(0, Relaxed);
-            slot.in_flight.fetch_sub(open.into(), Relaxed);
-        }
-        row.owner.store(0, Release);
+    /// Where a service's in-flight is counted; `None` for an index out of range.
+    fn total(&self, service: u32) -> Option<&AtomicI64> {
+        self.layout.services.get(service as usize).map(|service| &service.in_flight.0)
     }
 }
 
@@ -522,157 +399,5 @@ impl Service {
     }
 }
 
-/// What an instance's counters are kept by: the same service, id and address
-/// are the same instance. Never 0.
-pub fn identity(service: &str, id: &str, addr: &std::net::SocketAddr) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (service, id, addr).hash(&mut hasher);
-    hasher.finish().max(1)
-}
-
-/// Milliseconds of the host's monotonic clock: the same in every process, and
-/// never set back.
-pub fn monotonic_ms() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call writes the timespec that it is given and nothing else.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
-    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
-}
-
-fn is_alive(pid: u32) -> bool {
-    let Ok(pid) = libc::pid_t::try_from(pid) else { return false };
-    // SAFETY: signal 0 asks whether the process exists and sends nothing.
-    let exists = unsafe { libc::kill(pid, 0) } == 0;
-    exists || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn addr(port: u16) -> std::net::SocketAddr {
-        ([127, 0, 0, 1], port).into()
-    }
-
-    #[test]
-    fn a_service_has_one_entry_however_often_it_is_asked_for() {
-        let board = Board::map().unwrap();
-        let chat = board.service("chat").unwrap();
-        let chatter = board.service("chatter").unwrap();
-        assert_ne!(chat, chatter);
-        assert_eq!(board.service("chat"), Some(chat));
-    }
-
-    #[test]
-    fn two_workers_that_ask_at_the_same_moment_get_the_same_entry() {
-        let board = Board::map().unwrap();
-        let together = std::sync::Barrier::new(2);
-        let ask_for_all = || -> Vec<_> {
-            let ask = |index| {
-                together.wait();
-                // Long, so that writing it takes a while.
-                board.service(&format!("{index:0>100}"))
-            };
-            (0..MAX_SERVICES).map(ask).collect()
-        };
-        let (one, other) = std::thread::scope(|scope| {
-            let other = scope.spawn(ask_for_all);
-            (ask_for_all(), other.join().unwrap())
-        });
-        assert_eq!(one, other);
-    }
-
-    #[test]
-    fn names_that_do_not_fit_and_services_past_the_room_are_refused() {
-        let board = Board::map().unwrap();
-        assert_eq!(board.service(""), None);
-        assert_eq!(board.service(&"x".repeat(MAX_NAME + 1)), None);
-        for index in 0..MAX_SERVICES {
-            assert!(board.service(&format!("s{index}")).is_some());
-        }
-        assert_eq!(board.service("one-too-many"), None);
-        assert!(board.service("s17").is_some(), "a full board still finds what it has");
-    }
-
-    #[test]
-    fn an_older_writer_stores_nothing_once_a_newer_one_has_begun() {
-        let board = Board::map().unwrap();
-        let old = board.begin_epoch();
-        assert_eq!(board.fenced(old, || 1), Some(1));
-        let new = board.begin_epoch();
-        assert_eq!(board.fenced(old, || 1), None);
-        assert_eq!(board.fenced(new, || 2), Some(2));
-        assert!(board.is_superseded(old) && !board.is_superseded(new));
-    }
-
-    #[test]
-    fn a_writer_that_was_killed_inside_a_store_does_not_stop_the_next() {
-        let board = Board::map().unwrap();
-        board.layout.header.storing.store(7, SeqCst);
-        let epoch = board.begin_epoch();
-        assert_eq!(board.fenced(epoch, || ()), Some(()));
-    }
-
-    #[test]
-    fn in_flight_of_a_killed_worker_is_given_back() {
-        let board = Board::map().unwrap();
-        let slot = board.claim_slot(identity("chat", "a", &addr(1)), 0).unwrap();
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let theirs = board.claim_row(child.id()).unwrap();
-        let ours = board.claim_row(std::process::id()).unwrap();
-        board.begin_request(Some(theirs), slot);
-        board.begin_request(Some(theirs), slot);
-        board.begin_request(Some(ours), slot);
-        child.wait().unwrap();
-        board.reclaim_rows();
-        assert_eq!(board.in_flight(slot), 1, "ours is still open");
-        board.end_request(Some(ours), slot, false);
-        assert_eq!(board.in_flight(slot), 0);
-    }
-
-    #[test]
-    fn a_slot_is_reused_only_when_nothing_is_in_flight_on_it() {
-        let board = Board::map().unwrap();
-        let slot = board.claim_slot(1, 0).unwrap();
-        board.begin_request(None, slot);
-        assert!(!board.release_slot(slot));
-        board.end_request(None, slot, true);
-        assert_eq!(board.counters(slot), (1, 1));
-        assert!(board.release_slot(slot));
-        assert_eq!(board.claim_slot(2, 0), Some(slot));
-        assert_eq!(board.counters(slot), (0, 0), "the next one starts from nothing");
-    }
-
-    #[test]
-    fn a_slot_out_of_range_counts_nowhere() {
-        let board = Board::map().unwrap();
-        for slot in [NO_SLOT, MAX_SLOTS as u32] {
-            board.begin_request(None, slot);
-            board.end_request(None, slot, true);
-            assert_eq!((board.in_flight(slot), board.counters(slot)), (0, (0, 0)));
-            assert!(!board.release_slot(slot));
-        }
-    }
-
-    #[test]
-    fn a_refusal_port_is_taken_back_by_its_owner_alone() {
-        let board = Board::map().unwrap();
-        board.announce_refusal_port(1);
-        board.announce_refusal_port(2);
-        board.retract_refusal_port(1);
-        assert_eq!(board.refusal_port(), Some(2));
-        board.retract_refusal_port(2);
-        assert_eq!(board.refusal_port(), None);
-    }
-
-    #[test]
-    fn damage_is_that_of_the_current_version_alone() {
-        let board = Board::map().unwrap();
-        let id = board.service("chat").unwrap();
-        board.set_version(id, 3, 3);
-        board.report_damaged(id, 3);
-        assert!(board.is_damaged(id));
-        board.set_version(id, 4, 3);
-        assert!(!board.is_damaged(id));
-    }
-}
+mod tests;

@@ -70,6 +70,8 @@ struct Published {
     instances_version: u64,
     /// `None`: unknown, store whatever comes.
     records: Option<Vec<Record>>,
+    /// Instances of it that the board has no slots for.
+    uncounted: usize,
 }
 
 impl<S: Store> Publisher<S> {
@@ -104,10 +106,13 @@ impl<S: Store> Publisher<S> {
                     instances: Vec::new(),
                     instances_version: 0,
                     records: None,
+                    uncounted: 0,
                 })
             }
         };
-        let (instances, records) = values_of(service, ranking, &mut self.slots);
+        let id = published.id;
+        let acquire = |identity| self.slots.acquire(identity, id, now_ms);
+        let (instances, records) = values_of(service, ranking, acquire);
         let known = published.records.is_some() && !self.board.is_damaged(published.id);
         let same_instances = known && published.instances == instances;
         if same_instances && published.records.as_ref() == Some(&records) {
@@ -148,9 +153,33 @@ impl<S: Store> Publisher<S> {
                     published.instances_version = version;
                 }
                 published.records = Some(value.records);
+                if !same_instances {
+                    self.show_uncounted(service);
+                }
                 Ok(())
             }
         }
+    }
+
+    /// Says once that a service has instances without slots, and counts those of
+    /// all services.
+    fn show_uncounted(&mut self, service: &str) {
+        let Some(published) = self.services.get_mut(service) else { return };
+        let without = |instance: &&InstanceValue| instance.slot == NO_SLOT;
+        let uncounted = published.instances.iter().filter(without).count();
+        if uncounted > 0 && published.uncounted == 0 {
+            tracing::error!(
+                "no room to count {uncounted} of the {} instances of service {service}: the board \
+                 has {} slots, for all services of this host together; those instances are served \
+                 without in-flight, latency and failures, until there are fewer instances: serve \
+                 fewer services here (`services`, `discover`), or remove instances that are gone",
+                published.instances.len(),
+                board::MAX_SLOTS,
+            );
+        }
+        published.uncounted = uncounted;
+        let all = self.services.values().map(|published| published.uncounted as u64).sum();
+        self.board.set_uncounted(all);
     }
 
     /// Publishes the plugin's own state: any text.
@@ -185,8 +214,10 @@ impl<S: Store> Publisher<S> {
         self.board.is_superseded(self.epoch)
     }
 
-    /// Gives back the counters of instances that are gone for good.
+    /// Gives back what workers that are gone had open, and the counters of instances
+    /// that are gone for good.
     pub fn tidy(&mut self, now_ms: u64) {
+        self.board.reclaim_rows();
         self.slots.release_rested(now_ms);
     }
 }
@@ -201,7 +232,7 @@ fn set(store: &impl Store, key: String, version: u64, body: &[u8]) -> Result<(),
 fn values_of(
     service: &str,
     ranking: &Ranking,
-    slots: &mut Slots,
+    mut acquire: impl FnMut(u64) -> u32,
 ) -> (Vec<InstanceValue>, Vec<Record>) {
     let mut ranked: Vec<_> = ranking.entries.iter().zip(0..).collect();
     ranked.sort_unstable_by(|(a, _), (b, _)| a.id.cmp(&b.id));
@@ -213,7 +244,7 @@ fn values_of(
                 addr: entry.addr,
                 zone: entry.zone.clone(),
                 weight: entry.fallback_weight,
-                slot: slots.acquire(board::identity(service, &entry.id, &entry.addr)),
+                slot: acquire(board::identity(service, &entry.id, &entry.addr)),
             };
             let record = Record {
                 score: entry.score,
@@ -234,6 +265,7 @@ struct Slots {
     by_identity: HashMap<u64, Tenant>,
     /// No slot before this one is free, unless one was given back.
     next: u32,
+    /// No slot is free, unless one was given back.
     full: bool,
 }
 
@@ -251,21 +283,16 @@ impl Slots {
         Slots { board, by_identity, next: 0, full: false }
     }
 
-    fn acquire(&mut self, identity: u64) -> u32 {
+    fn acquire(&mut self, identity: u64, service: ServiceId, now_ms: u64) -> u32 {
         if let Some(tenant) = self.by_identity.get_mut(&identity) {
             tenant.gone_since_ms = None;
             return tenant.slot;
         }
-        let claimed = (!self.full).then(|| self.board.claim_slot(identity, self.next)).flatten();
-        let Some(slot) = claimed else {
-            if !self.full {
-                self.full = true;
-                tracing::error!(
-                    "the board is full: it counts {} instances, those past that are served \
-                     without counters",
-                    board::MAX_SLOTS
-                );
-            }
+        if self.full {
+            return NO_SLOT;
+        }
+        let Some(slot) = self.board.claim_slot(identity, service, self.next, now_ms) else {
+            self.full = true;
             return NO_SLOT;
         };
         self.next = slot + 1;
@@ -309,6 +336,7 @@ mod tests {
     use std::cell::{Cell, RefCell};
 
     use super::*;
+    use crate::board::{MAX_SLOTS, Outcome};
     use crate::ranking::{Entry, State};
 
     #[derive(Default)]
@@ -441,8 +469,9 @@ mod tests {
         let mut publisher = Publisher::new(&dict, board);
         publisher.publish("chat", &ranking(&["a", "b"], 1.0), 1, 0).unwrap();
         let slots: Vec<_> = dict.instances().1.iter().map(|i| i.slot).collect();
-        board.begin_request(None, slots[0]);
-        board.end_request(None, slots[0], false);
+        let identity = board.used_slots().find(|(slot, _)| *slot == slots[0]).unwrap().1;
+        let open = board.begin_request(None, slots[0], identity, 0);
+        board.end_request(None, open, Outcome::Answered, 0);
 
         let mut publisher = Publisher::new(&dict, board);
         publisher.publish("chat", &ranking(&["a", "b"], 1.0), 1, 0).unwrap();
@@ -453,6 +482,45 @@ mod tests {
         publisher.tidy(1000 + SLOT_REST_MS);
         assert_eq!(board.used_slots().count(), 2);
         publisher.tidy(1001 + SLOT_REST_MS);
+        assert_eq!(board.used_slots().count(), 1);
+    }
+    #[test]
+    fn instances_past_the_room_are_published_without_slots_counted_and_get_the_next_free_ones() {
+        let (dict, board) = (Dict::default(), board());
+        let mail = board.service("mail").unwrap();
+        for identity in 1..MAX_SLOTS as u64 {
+            board.claim_slot(identity, mail, identity as u32 - 1, 0).unwrap();
+        }
+        let mut publisher = Publisher::new(&dict, board);
+        let slots = || dict.instances().1.iter().map(|i| i.slot).collect::<Vec<_>>();
+        let last = MAX_SLOTS as u32 - 1;
+
+        publisher.publish("chat", &ranking(&["a"], 1.0), 1, 0).unwrap();
+        assert_eq!((slots(), board.uncounted()), (vec![last], 0));
+        publisher.publish("chat", &ranking(&["a", "b", "c"], 1.0), 2, 0).unwrap();
+        assert_eq!((slots(), board.uncounted()), (vec![last, NO_SLOT, NO_SLOT], 2));
+        assert_eq!(dict.ranking().1.records.len(), 3, "all of them are served");
+
+        // What an earlier writer left is given back after a rest.
+        publisher.tidy(board::monotonic_ms() + SLOT_REST_MS + 1);
+        publisher.publish("chat", &ranking(&["a", "b", "c"], 1.0), 2, 0).unwrap();
+        assert_eq!((slots(), board.uncounted()), (vec![last, 0, 1], 0));
+    }
+
+    #[test]
+    fn what_a_worker_that_is_gone_had_open_is_given_back_before_its_slots_are() {
+        let (dict, board) = (Dict::default(), board());
+        let mut publisher = Publisher::new(&dict, board);
+        publisher.publish("chat", &ranking(&["a", "b"], 1.0), 1, 0).unwrap();
+        let (slot, identity) = board.used_slots().find(|(slot, _)| *slot == 0).unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let row = board.claim_row(child.id());
+        board.begin_request(row, slot, identity, 0);
+        publisher.publish("chat", &ranking(&["b"], 1.0), 2, 0).unwrap();
+        publisher.tidy(SLOT_REST_MS + 1);
+        assert_eq!(board.used_slots().count(), 2, "it may still end");
+        child.wait().unwrap();
+        publisher.tidy(SLOT_REST_MS + 1);
         assert_eq!(board.used_slots().count(), 1);
     }
 }

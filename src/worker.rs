@@ -9,7 +9,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde::Serialize;
 
-use crate::board::{self, Board, RowId, ServiceId};
+use crate::board::{self, Board, Open, Outcome, RowId, ServiceId};
 use crate::config::{BalanceConfig, Config, Discover};
 use crate::picker::{self, Live, Moment, Picker, Ranked};
 use crate::value::{self, InstanceValue, RankingValue, ValueError};
@@ -60,13 +60,17 @@ struct Peers {
     version: u64,
     instances: Vec<InstanceValue>,
     hosts: Vec<String>,
+    /// Close together: a pick looks at two that are far apart otherwise.
+    slots: Vec<u32>,
     identities: Vec<u64>,
     priors: Vec<f64>,
 }
 
 /// A request that was sent somewhere and has not been logged yet.
+#[derive(Default)]
 struct Flight {
-    slot: u32,
+    /// The try that is under way.
+    open: Open,
     tries: usize,
     /// Identities of the instances that it went to, by try.
     tried: [u64; MAX_TRIES],
@@ -117,6 +121,9 @@ pub enum Choice<'a> {
     Peer { host: &'a str, port: u16, more_tries: u32 },
     /// Load the service's values first, then ask again.
     Load,
+    /// The request is open already, by an earlier choice: [`Worker::finish`] it as
+    /// far as is known, then ask again.
+    Open,
     /// There is no ranking of the service yet.
     Unranked,
     /// The service has nothing to offer, or nothing that was not tried.
@@ -265,57 +272,56 @@ impl Worker {
         if self.due(service) != Due::Nothing {
             return Choice::Load;
         }
-        if !request.is_retry {
-            // The address served an earlier request whose log phase never came
-            // (a location without the hook), or went to another service first.
-            self.finish(request.address, false);
-        } else if !self.flights.contains_key(&request.address) {
-            return Choice::Unranked; // Lua made the first try and knows what it was
+        // Without a try that failed, an open request was sent elsewhere by an internal
+        // redirect, or its address was an earlier one's whose log phase never came (a
+        // location without the hook). A retry that is not open was begun by Lua, which
+        // knows what it tried.
+        match self.flights.contains_key(&request.address) {
+            true if !request.is_retry => return Choice::Open,
+            false if request.is_retry => return Choice::Unranked,
+            _ => {}
         }
         let Some(known) = self.services.get_mut(service as usize) else { return Choice::Unranked };
         let Some(view) = &mut known.view else { return Choice::Unranked };
 
-        let flight = self.flights.entry(request.address).or_insert(Flight {
-            slot: board::NO_SLOT,
-            tries: 0,
-            tried: [0; MAX_TRIES],
-        });
-        self.board.end_request(self.row, flight.slot, true);
-        flight.slot = board::NO_SLOT;
+        let flight = self.flights.entry(request.address).or_default();
+        let now_ms = board::coarse_ms();
+        let last = std::mem::take(&mut flight.open);
+        self.board.end_request(self.row, last, Outcome::Failed, now_ms);
         let now = Try {
             board: self.board,
             service: known.id,
             peers: &view.peers,
             tried: flight.tried(),
             key: request.key,
+            now_ms,
         };
         let room = flight.tries < MAX_TRIES;
         let Some(index) = room.then(|| view.picker.pick(&now, &mut self.rng)).flatten() else {
             return Choice::Nothing;
         };
 
-        let instance = &view.peers.instances[index];
-        flight.tried[flight.tries] = view.peers.identities[index];
+        let (slot, identity) = (view.peers.slots[index], view.peers.identities[index]);
+        flight.tried[flight.tries] = identity;
         flight.tries += 1;
         if request.is_logged {
-            flight.slot = instance.slot;
-            self.board.begin_request(self.row, instance.slot);
+            flight.open = self.board.begin_request(self.row, slot, identity, now_ms);
         } else {
-            self.board.count_request(instance.slot);
+            self.board.count_request(slot, identity, now_ms);
         }
         let others = view.peers.instances.len() - 1;
         Choice::Peer {
             host: &view.peers.hosts[index],
-            port: instance.addr.port(),
+            port: view.peers.instances[index].addr.port(),
             more_tries: known.balance.tries.min(u32::try_from(others).unwrap_or(u32::MAX)),
         }
     }
 
-    /// Ends a request: counts its last try as failed or not. A request that was
-    /// not balanced here is none of ours.
-    pub fn finish(&mut self, request: usize, failed: bool) {
+    /// Ends a request: counts how its last try ended. A request that was not
+    /// balanced here is none of ours.
+    pub fn finish(&mut self, request: usize, outcome: Outcome) {
         if let Some(flight) = self.flights.remove(&request) {
-            self.board.end_request(self.row, flight.slot, failed);
+            self.board.end_request(self.row, flight.open, outcome, board::coarse_ms());
         }
     }
 
@@ -460,6 +466,7 @@ impl Peers {
         Peers {
             version,
             hosts: instances.iter().map(|instance| host(&instance.addr)).collect(),
+            slots: instances.iter().map(|instance| instance.slot).collect(),
             identities: instances.iter().map(identity).collect(),
             priors: instances.iter().map(|instance| instance.weight).collect(),
             instances,
@@ -488,6 +495,7 @@ struct Try<'a> {
     peers: &'a Peers,
     tried: &'a [u64],
     key: Option<u64>,
+    now_ms: u64,
 }
 
 impl Moment for Try<'_> {
@@ -504,7 +512,7 @@ impl Moment for Try<'_> {
     }
 
     fn in_flight(&self, index: usize) -> u32 {
-        self.board.in_flight(self.peers.instances[index].slot)
+        self.board.in_flight(self.peers.slots[index])
     }
 
     fn total_in_flight(&self) -> u64 {
@@ -512,7 +520,15 @@ impl Moment for Try<'_> {
     }
 
     fn live(&self, index: usize) -> Live {
-        Live { in_flight: self.in_flight(index), ..Live::default() }
+        let seen = self.board.seen(self.peers.slots[index], self.now_ms);
+        Live {
+            in_flight: seen.in_flight,
+            latency_ms: seen.latency_ms,
+            failed: seen.failed,
+            consecutive_failures: seen.consecutive_failures,
+            stalled_ms: seen.stalled_ms,
+            unpicked_ms: seen.unpicked_ms,
+        }
     }
 }
 

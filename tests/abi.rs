@@ -57,12 +57,18 @@ fn the_codes_and_the_version_are_the_same_on_both_sides_and_there_are_no_others(
     declared.sort_unstable();
     let of_the_library = [
         ("ABI", i64::from(ffi::ABI)),
+        ("ABORTED", ffi::ABORTED.into()),
         ("AGAIN", ffi::AGAIN.into()),
+        ("ANSWERED", ffi::ANSWERED.into()),
         ("DECLINED", ffi::DECLINED.into()),
         ("ERROR", ffi::ERROR.into()),
+        ("FAILED", ffi::FAILED.into()),
         ("OK", ffi::OK.into()),
+        ("OPEN", ffi::OPEN.into()),
         ("RANKING_DUE", ffi::RANKING_DUE.into()),
         ("UNRANKED", ffi::UNRANKED.into()),
+        ("UNSEEN", ffi::UNSEEN.into()),
+        ("UPGRADED", ffi::UPGRADED.into()),
     ];
     assert_eq!(declared, of_the_library.map(|(name, value)| (name.to_owned(), value)));
 }
@@ -264,7 +270,9 @@ fn null_for_a_pointer_is_an_error_and_not_a_crash() {
         equal(lib.ipconfig_metrics(nil, 0, 0, 0, nil, nil), ERROR)
         equal(lib.ipconfig_status(nil, 0, nil, nil), ERROR)
         equal(lib.ipconfig_load(0, nil, 0, nil, 0, nil, nil), ERROR)
-        equal(lib.ipconfig_finish(nil, 1), cdefs.OK) -- a request that is none of ours
+        for outcome = -1, 5 do -- a request that is none of ours
+            equal(lib.ipconfig_finish(nil, outcome), cdefs.OK)
+        end
     "#);
 }
 

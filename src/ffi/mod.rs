@@ -25,7 +25,7 @@ use border::{BorderError, Bytes, TextOut, guard};
 use thread::PluginThread;
 use xxhash_rust::xxh64::xxh64;
 
-use crate::board::{self, Board};
+use crate::board::{self, Board, Outcome};
 use crate::config::Config;
 use crate::metrics::{self, Fallback};
 use crate::plugin;
@@ -47,6 +47,20 @@ pub const DECLINED: c_int = -5;
 pub const UNRANKED: c_int = -6;
 /// The ranking alone is to be loaded.
 pub const RANKING_DUE: c_int = 1;
+/// The request is open already.
+pub const OPEN: c_int = 2;
+
+/// How a request ended, for [`ipconfig_finish`]: see [`Outcome`], whose variants
+/// these are. Any other number is one that nobody saw.
+pub const ANSWERED: c_int = 0;
+/// See [`Outcome::Failed`].
+pub const FAILED: c_int = 1;
+/// See [`Outcome::Aborted`].
+pub const ABORTED: c_int = 2;
+/// See [`Outcome::Upgraded`].
+pub const UPGRADED: c_int = 3;
+/// See [`Outcome::Unseen`].
+pub const UNSEEN: c_int = 4;
 
 /// Where a request goes, written by [`ipconfig_balance`].
 #[repr(C)]
@@ -305,9 +319,11 @@ pub unsafe extern "C" fn ipconfig_load(
 
 /// Chooses where a request goes. `request` is its address, `is_retry` is not 0
 /// when its last try failed, `is_logged` when [`ipconfig_finish`] will follow;
-/// `key`, which may be NULL, is what consistent hashing keeps requests together by. [`OK`] with `peer` written; [`AGAIN`] when the service's
-/// values are to be loaded first; [`UNRANKED`] while it has no ranking;
-/// [`DECLINED`] when it has nothing (left) to offer.
+/// `key`, which may be NULL, is what consistent hashing keeps requests together by.
+/// [`OK`] with `peer` written; [`AGAIN`] when the service's values are to be loaded
+/// first; [`OPEN`] when the request is to be finished first, as it was sent
+/// somewhere before and that try did not fail; [`UNRANKED`] while the service has
+/// no ranking; [`DECLINED`] when it has nothing (left) to offer.
 ///
 /// # Safety
 /// As the module says; `request` is never read through.
@@ -335,6 +351,7 @@ pub unsafe extern "C" fn ipconfig_balance(
         };
         with_worker(|worker| match worker.balance(service, request) {
             Choice::Load => Ok(AGAIN),
+            Choice::Open => Ok(OPEN),
             Choice::Unranked => Ok(UNRANKED),
             Choice::Nothing => Ok(DECLINED),
             Choice::Peer { host, port, more_tries } => {
@@ -350,12 +367,20 @@ pub unsafe extern "C" fn ipconfig_balance(
     })
 }
 
-/// Ends a request that was balanced; `failed` is not 0 when its last try failed.
+/// Ends a request that may have been balanced; `outcome` is how, one of
+/// [`ANSWERED`] and those after it.
 #[unsafe(no_mangle)]
-pub extern "C" fn ipconfig_finish(request: *const c_void, failed: c_int) -> c_int {
+pub extern "C" fn ipconfig_finish(request: *const c_void, outcome: c_int) -> c_int {
+    let outcome = match outcome {
+        ANSWERED => Outcome::Answered,
+        FAILED => Outcome::Failed,
+        ABORTED => Outcome::Aborted,
+        UPGRADED => Outcome::Upgraded,
+        _ => Outcome::Unseen,
+    };
     guard(TextOut::none(), || {
         with_worker(|worker| {
-            worker.finish(request as usize, failed != 0);
+            worker.finish(request as usize, outcome);
             Ok(OK)
         })
     })

@@ -129,10 +129,16 @@ impl Page {
         self.add(
             MetricType::Counter,
             "failed_tries",
-            "Requests to the instance that failed and moved on or ended with 502 or 504",
+            "Requests to the instance that failed and moved on, or ended with a status of 500 or more",
             failed,
         );
         self.add(MetricType::Gauge, "in_flight", "Requests open on the instance", open);
+        self.add(
+            MetricType::Gauge,
+            "uncounted_instances",
+            "Instances that are served without counters, as there is no more room for them",
+            [(vec![], worker.board().uncounted() as f64)],
+        );
     }
 
     fn rankings(&mut self, worker: &Worker, now_ms: u64) {

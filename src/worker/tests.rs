@@ -80,7 +80,9 @@ impl Gateway {
         let addr = ([127, 0, 0, 1], port(id)).into();
         let identity = board::identity("chat", &id.to_string(), &addr);
         let known = self.board.used_slots().find(|(_, known)| *known == identity);
-        let slot = known.map(|(slot, _)| slot).or_else(|| self.board.claim_slot(identity, 0));
+        let slot = known
+            .map(|(slot, _)| slot)
+            .or_else(|| self.board.claim_slot(identity, self.id(), 0, 0));
         let (id, zone) = (id.to_string(), "z".to_owned());
         InstanceValue { id, addr, zone, weight: 1.0, slot: slot.unwrap() }
     }
@@ -105,7 +107,12 @@ impl Gateway {
         if self.worker.due(self.chat) != Due::Nothing {
             self.load().unwrap();
         }
-        match self.worker.balance(self.chat, Request { is_retry: retry, ..first_try(request) }) {
+        let request = Request { is_retry: retry, ..first_try(request) };
+        match self.worker.balance(self.chat, request) {
+            Choice::Open => {
+                self.worker.finish(request.address, Outcome::Unseen);
+                self.balance(request.address, retry)
+            }
             Choice::Peer { host: "127.0.0.1", port, .. } => Some(letter(port)),
             Choice::Nothing => None,
             other => panic!("{other:?}"),
@@ -331,7 +338,7 @@ fn an_instance_that_was_tried_stays_so_when_the_members_change_in_between() {
             let tried = [first, second, third, fourth];
             let repeated = (1..4).any(|n| tried[n] != '-' && tried[..n].contains(&tried[n]));
             assert!(!repeated, "{strategy}: {tried:?}");
-            gateway.worker.finish(request, false);
+            gateway.worker.finish(request, Outcome::Answered);
         }
     }
 }
@@ -391,11 +398,11 @@ fn a_request_is_in_flight_from_its_choice_to_its_end() {
     gateway.send(1);
     gateway.send(2);
     assert_eq!(gateway.in_flight(), 2);
-    gateway.worker.finish(1, false);
+    gateway.worker.finish(1, Outcome::Answered);
     assert_eq!(gateway.in_flight(), 1);
-    gateway.worker.finish(1, false);
+    gateway.worker.finish(1, Outcome::Answered);
     assert_eq!(gateway.in_flight(), 1, "a request ends once");
-    gateway.worker.finish(2, true);
+    gateway.worker.finish(2, Outcome::Failed);
     assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (2, 1)));
 }
 
@@ -406,7 +413,7 @@ fn a_try_that_failed_ends_where_it_was_and_begins_at_the_next() {
     gateway.resend(1);
     gateway.resend(1);
     assert_eq!(gateway.in_flight(), 1);
-    gateway.worker.finish(1, false);
+    gateway.worker.finish(1, Outcome::Answered);
     assert_eq!(gateway.in_flight(), 0);
     assert_eq!(['a', 'b', 'c'].map(|id| gateway.counted(id)), [(1, 1), (1, 1), (1, 0)]);
 }
@@ -417,7 +424,7 @@ fn a_request_that_ran_out_of_instances_is_over() {
     gateway.send(1);
     assert_eq!(gateway.resend(1), None);
     assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (1, 1)));
-    gateway.worker.finish(1, true); // its log phase comes all the same
+    gateway.worker.finish(1, Outcome::Failed); // its log phase comes all the same
     assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (1, 1)), "counted once");
 }
 
@@ -426,19 +433,21 @@ fn a_request_whose_log_phase_never_came_ends_when_its_address_is_used_again() {
     let mut gateway = Gateway::ranked("best", 2, "abc");
     gateway.send(1);
     gateway.resend(1);
+    assert_eq!(gateway.worker.balance(gateway.chat, first_try(1)), Choice::Open);
     gateway.send(1);
     assert_eq!(gateway.in_flight(), 1);
+    assert_eq!(gateway.counted('b'), (1, 0), "how it ended was not seen");
     assert_eq!(gateway.resend(1), Some('b'), "the tries of the earlier one are forgotten");
-    gateway.worker.finish(1, false);
+    gateway.worker.finish(1, Outcome::Answered);
     assert_eq!(gateway.in_flight(), 0);
 }
 
 #[test]
 fn the_end_of_a_request_that_was_balanced_elsewhere_counts_nothing() {
     let mut gateway = Gateway::ranked("best", 2, "a");
-    gateway.worker.finish(1, true);
+    gateway.worker.finish(1, Outcome::Failed);
     gateway.send(2);
-    gateway.worker.finish(3, true);
+    gateway.worker.finish(3, Outcome::Failed);
     assert_eq!((gateway.in_flight(), gateway.counted('a')), (1, (1, 0)));
 }
 
@@ -448,9 +457,9 @@ fn an_instance_that_left_is_still_counted_down() {
     gateway.send(1);
     gateway.publish("b");
     gateway.send(2);
-    gateway.worker.finish(1, false);
+    gateway.worker.finish(1, Outcome::Answered);
     assert_eq!(gateway.in_flight(), 1);
-    gateway.worker.finish(2, false);
+    gateway.worker.finish(2, Outcome::Answered);
     assert_eq!(gateway.in_flight(), 0);
 }
 
@@ -479,8 +488,30 @@ fn a_request_that_was_refused_still_knows_what_it_tried() {
     assert_eq!(gateway.send(1), Some('a'));
     assert_eq!(gateway.resend(1), None);
     assert_eq!(gateway.resend(1), None, "not the tried one again");
-    gateway.worker.finish(1, false);
+    gateway.worker.finish(1, Outcome::Answered);
     assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (1, 1)));
+}
+
+#[test]
+fn what_a_picker_asks_for_is_what_the_board_has_seen() {
+    let mut gateway = Gateway::ranked("best", 2, "ab");
+    gateway.send(1);
+    gateway.worker.finish(1, Outcome::Failed);
+    gateway.send(2);
+    let (service, worker) = (gateway.id(), &gateway.worker);
+    let view = worker.services[0].view.as_ref().unwrap();
+    let now_ms = board::coarse_ms() + 700;
+    let now =
+        Try { board: gateway.board, service, peers: &view.peers, tried: &[], key: None, now_ms };
+    let seen = gateway.board.seen(view.peers.slots[0], now_ms);
+    let live = now.live(0);
+    assert_eq!((live.in_flight, live.failed, live.consecutive_failures), (1, 1.0, 1));
+    assert_eq!((live.stalled_ms, live.unpicked_ms), (seen.stalled_ms, seen.unpicked_ms));
+    assert!(live.stalled_ms >= 700 && live.unpicked_ms >= 700, "{live:?}");
+    assert_eq!(live.latency_ms, None, "of failures alone nothing is known");
+    assert_eq!((now.in_flight(0), now.in_flight(1), now.total_in_flight()), (1, 0, 1));
+    let idle = now.live(1);
+    assert_eq!(idle, Live { unpicked_ms: idle.unpicked_ms, ..Live::default() });
 }
 
 #[test]

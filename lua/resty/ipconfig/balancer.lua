@@ -15,19 +15,31 @@ local set_more_tries   = balancer.set_more_tries
 local exit             = ngx.exit
 local gmatch           = string.gmatch
 local log              = ngx.log
+local match            = string.match
 local min              = math.min
+local tonumber         = tonumber
 local ERR              = ngx.ERR
 
 
 local OK       = cdefs.OK
 local AGAIN    = cdefs.AGAIN
+local OPEN     = cdefs.OPEN
 local UNRANKED = cdefs.UNRANKED
 
--- a view that is outdated again while it is loaded is loaded so often; then the
--- fallback takes the request
-local MAX_LOADS = 3
+local ANSWERED = cdefs.ANSWERED
+local FAILED   = cdefs.FAILED
+local ABORTED  = cdefs.ABORTED
+local UPGRADED = cdefs.UPGRADED
+local UNSEEN   = cdefs.UNSEEN
 
-local HTTP_SERVICE_UNAVAILABLE = 503
+-- the library is asked so often: what hinders it can come again, such as a new
+-- ranking while one is loaded; then the fallback takes the request
+local MAX_CALLS = 4
+
+local HTTP_SWITCHING_PROTOCOLS   = 101
+local HTTP_CLIENT_CLOSED_REQUEST = 499 -- nginx's own
+local HTTP_INTERNAL_SERVER_ERROR = 500
+local HTTP_SERVICE_UNAVAILABLE   = 503
 
 
 local _M = {}
@@ -143,6 +155,35 @@ function _M.view(self, service)
 end
 
 
+-- How a request of this status ended, as far as its instance is concerned.
+local function outcome_of(status)
+    if status >= HTTP_INTERNAL_SERVER_ERROR then
+        return FAILED
+    end
+
+    if status == HTTP_CLIENT_CLOSED_REQUEST then
+        return ABORTED
+    end
+
+    if status == HTTP_SWITCHING_PROTOCOLS then
+        return UPGRADED
+    end
+
+    return ANSWERED
+end
+
+
+-- How the current request ended where it was sent before an internal redirect
+-- (error_page, X-Accel-Redirect) sent it here. Without such a redirect, another
+-- request was at this address before and never came to its log phase.
+local function outcome_before_redirect()
+    -- "503, 502 : -": the tries before the redirect, then the one that begins
+    local status = match(ngx.var.upstream_status or "", "(%d+) : [^:]*$")
+
+    return status and outcome_of(tonumber(status)) or UNSEEN
+end
+
+
 -- Sends the current request, or its next try, to an instance of the service.
 -- `self` is what resty.ipconfig knows: config, dict, fallen_back; `key` is what
 -- consistent hashing keeps requests together by, or nil.
@@ -162,23 +203,26 @@ function _M.balance(self, service, key)
     -- nginx runs no log phase for a subrequest, unless log_subrequest says so
     local is_logged = not ngx.is_subrequest
 
-    for _ = 1, MAX_LOADS do
+    for _ = 1, MAX_CALLS do
         local code, host, port, more_tries =
             native.balance(handle, request, retry, is_logged, key)
         if code == OK then
             return set_peer(self, service, host, port, more_tries, retry)
         end
 
-        if code ~= AGAIN then
-            if code == UNRANKED then
-                break
-            end
+        if code == AGAIN then
+            refresh(self, service, handle)
 
+        elseif code == OPEN then
+            native.finish(request, outcome_before_redirect())
+
+        elseif code == UNRANKED then
+            break
+
+        else
             return refuse(self, service, retry and "all instances were tried"
                                    or "it has no instances")
         end
-
-        refresh(self, service, handle)
     end
 
     return balance_in_lua(self, service, retry)
@@ -187,10 +231,7 @@ end
 
 -- Counts the end of the current request.
 function _M.log()
-    local status = ngx.status
-
-    -- nginx's own words for a last try that it could not save
-    native.finish(get_request(), status == 502 or status == 504)
+    native.finish(get_request(), outcome_of(ngx.status))
 end
 
 

@@ -37,7 +37,7 @@ ffi.cdef [[
     int ipconfig_balance(uint32_t service, const void *request,
         int is_retry, int is_logged, const char *key, size_t key_len,
         ipconfig_peer_t *peer);
-    int ipconfig_finish(const void *request, int failed);
+    int ipconfig_finish(const void *request, int outcome);
 
     int ipconfig_best(uint32_t service, uint32_t n,
         char *text, size_t *text_len);
@@ -62,4 +62,12 @@ return {
     UNRANKED = -6,
 
     RANKING_DUE = 1,
+    OPEN        = 2,
+
+    -- how a request ended, for ipconfig_finish
+    ANSWERED = 0,
+    FAILED   = 1,
+    ABORTED  = 2,
+    UPGRADED = 3,
+    UNSEEN   = 4,
 }

@@ -244,9 +244,9 @@ function _M.refresh(handle, name, dict)
 end
 
 
--- Where a request goes; `key` is what consistent hashing keeps requests together
--- by, or nil. Returns a code, and with OK the host, the port and how often the
--- request may move on.
+-- Where a request goes; `key` is what consistent hashing keeps requests
+-- together by, or nil. Returns a code, and with OK the host, the port and how
+-- often the request may move on.
 function _M.balance(handle, request, is_retry, is_logged, key)
     local code = lib.ipconfig_balance(handle, request, is_retry and 1 or 0,
                                       is_logged and 1 or 0,
@@ -259,9 +259,9 @@ function _M.balance(handle, request, is_retry, is_logged, key)
 end
 
 
--- Ends a request that may have been balanced.
-function _M.finish(request, failed)
-    lib.ipconfig_finish(request, failed and 1 or 0)
+-- Ends a request that may have been balanced; `outcome` is one of cdefs' codes.
+function _M.finish(request, outcome)
+    lib.ipconfig_finish(request, outcome)
 end
 
 

@@ -1,0 +1,364 @@
+//! Slots: what all workers of this host have seen of each instance.
+//!
+//! A slot is an instance's from [`Board::claim_slot`] to [`Board::release_slot`],
+//! over rankings, reloads and the writers that come and go. An instance is known
+//! by its [`identity`]: a request begins on a slot only if that is still the one
+//! that the worker has in mind, whose view may be an old one, and its end counts
+//! only for the one that it began on.
+//!
+//! # Time
+//! `now_ms` is [`coarse_ms`](super::coarse_ms) throughout. Of the requests to an
+//! instance, the first that begins in a tick of that clock is timed with the
+//! precise one, 250 a second with ticks of 4 ms. Reading that one for each request
+//! would double what balancing costs, and more samples would not make a better
+//! mean. It is fair, as nothing of how long a request takes decides whether it is
+//! the first.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
+
+use super::average::{Latency, Part};
+use super::clock::precise_ns;
+use super::{Board, MAX_SLOTS, RowId, ServiceId};
+
+/// The slot of an instance that found no room; its counters count nowhere.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// How a request, or one try of it, ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The instance answered.
+    Answered,
+    /// It did not, or said that it could not: the try moved on, or ended in a
+    /// status of 500 or more.
+    Failed,
+    /// The client went away before there was an answer.
+    Aborted,
+    /// The instance took the connection over (status 101). That was an answer;
+    /// how long the connection lasted is not how long it took.
+    Upgraded,
+    /// Nobody saw how: it is over, and that is all.
+    Unseen,
+}
+
+/// A request that is open on an instance: what [`Board::end_request`] ends.
+#[derive(Debug)]
+pub struct Open {
+    slot: u32,
+    service: u32,
+    identity: u64,
+    /// When it began, by the precise clock; 0 for one that is not timed.
+    began_ns: u64,
+}
+
+/// What this host has seen of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Seen {
+    /// Requests that are open on it.
+    pub in_flight: u32,
+    /// Mean latency of its answers over the last second, in milliseconds.
+    pub latency_ms: Option<f32>,
+    /// The largest of its latencies, forgotten within some ten seconds.
+    pub peak_ms: Option<f32>,
+    /// The part of its answers that were failures, over the last second: 0 to 1.
+    pub failed: f32,
+    /// Failures since the last answer that was none.
+    pub consecutive_failures: u32,
+    /// How long requests have been open with none of them ending, in
+    /// milliseconds; 0 when none is open.
+    pub stalled_ms: u32,
+    /// Time since it was last picked, or else since it came, in milliseconds.
+    pub unpicked_ms: u32,
+}
+
+/// Two cache lines: what each request touches, and the rest.
+#[repr(C, align(128))]
+pub(super) struct Slot {
+    /// [`identity`] of the instance; 0 while the slot is free.
+    identity: AtomicU64,
+    requests: AtomicU64,
+    in_flight: AtomicI32,
+    /// Index of the instance's service.
+    service: AtomicU32,
+    last_pick_ms: AtomicU64,
+    /// When a request last ended, other than by an abort.
+    last_answer_ms: AtomicU64,
+    /// Since when requests are open.
+    busy_since_ms: AtomicU64,
+    latency: Latency,
+    peak: Latency,
+    failed: Part,
+    consecutive_failures: AtomicU32,
+
+    failures: AtomicU64,
+    /// When the newest sample came into `latency`.
+    timed_ms: AtomicU64,
+    ejected_until_ms: AtomicU64,
+}
+
+/// A request that counts nowhere.
+impl Default for Open {
+    fn default() -> Self {
+        Open { slot: NO_SLOT, service: u32::MAX, identity: 0, began_ns: 0 }
+    }
+}
+
+impl Board {
+    // ------------------------------------------------------------- the writer
+
+    /// The slots in use, with their identities.
+    pub fn used_slots(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        (0..self.slots_used()).filter_map(|slot| {
+            let identity = self.slot(slot)?.identity.load(Relaxed);
+            (identity != 0).then_some((slot, identity))
+        })
+    }
+
+    /// Takes a free slot for an instance of a service, at or after `from`. All of
+    /// its figures begin anew.
+    pub fn claim_slot(
+        &self,
+        identity: u64,
+        service: ServiceId,
+        from: u32,
+        now_ms: u64,
+    ) -> Option<u32> {
+        let slots = self.layout.slots.iter().enumerate().skip(from as usize);
+        let free = slots.map(|(index, slot)| (index as u32, slot)).find(|(_, slot)| {
+            slot.identity.load(Relaxed) == 0
+                && slot.identity.compare_exchange(0, identity, AcqRel, Relaxed).is_ok()
+        });
+        let (index, slot) = free?;
+        slot.begin_anew(service.0 as u32, now_ms);
+        self.layout.header.slots_used.fetch_max(index + 1, AcqRel);
+        Some(index)
+    }
+
+    /// Gives a slot back, unless requests are in flight on it.
+    pub fn release_slot(&self, slot: u32) -> bool {
+        let Some(slot) = self.slot(slot) else { return false };
+        let idle = slot.in_flight.load(Relaxed) <= 0;
+        if idle {
+            slot.identity.store(0, Release);
+        }
+        idle
+    }
+
+    /// Slots at and past this one were never used.
+    pub(super) fn slots_used(&self) -> u32 {
+        self.layout.header.slots_used.load(Acquire).min(MAX_SLOTS as u32)
+    }
+
+    /// Shows how many instances are published without a slot.
+    pub fn set_uncounted(&self, instances: u64) {
+        self.layout.header.uncounted.store(instances, Relaxed);
+    }
+
+    /// Instances that are published without a slot, as the board is full.
+    pub fn uncounted(&self) -> u64 {
+        self.layout.header.uncounted.load(Relaxed)
+    }
+
+    // ------------------------------------------------------------ the workers
+
+    /// Counts a request that goes to an instance. One whose slot is another's by
+    /// now counts nowhere.
+    pub fn begin_request(&self, row: Option<RowId>, slot: u32, identity: u64, now_ms: u64) -> Open {
+        let Some(counters) = self.slot_of(slot, identity) else { return Open::default() };
+        let is_first_in_tick = counters.count(now_ms);
+        if counters.open() == 0 {
+            counters.busy_since_ms.store(now_ms, Relaxed);
+        }
+        // Whoever sees that it is busy sees since when.
+        counters.in_flight.fetch_add(1, Release);
+        let service = counters.service.load(Relaxed);
+        if let Some(total) = self.total(service) {
+            total.fetch_add(1, Relaxed);
+        }
+        self.add_to_row(row, slot, 1);
+        let began_ns = if is_first_in_tick { precise_ns() } else { 0 };
+        Open { slot, service, identity, began_ns }
+    }
+
+    /// Counts a request whose end will not be seen.
+    pub fn count_request(&self, slot: u32, identity: u64, now_ms: u64) {
+        if let Some(counters) = self.slot_of(slot, identity) {
+            counters.count(now_ms);
+        }
+    }
+
+    /// Counts the end of a request.
+    pub fn end_request(&self, row: Option<RowId>, open: Open, outcome: Outcome, now_ms: u64) {
+        let Some(counters) = self.slot(open.slot) else { return };
+        counters.in_flight.fetch_sub(1, Relaxed);
+        if let Some(total) = self.total(open.service) {
+            total.fetch_sub(1, Relaxed);
+        }
+        self.add_to_row(row, open.slot, -1);
+        if counters.identity.load(Relaxed) == open.identity {
+            counters.learn(outcome, open.began_ns, now_ms);
+        }
+    }
+
+    /// Requests that all workers of this host have open on the slot's instance.
+    pub fn in_flight(&self, slot: u32) -> u32 {
+        self.slot(slot).map_or(0, Slot::open)
+    }
+
+    /// What this host has seen of the slot's instance lately.
+    pub fn seen(&self, slot: u32, now_ms: u64) -> Seen {
+        self.slot(slot).map_or_else(Seen::default, |slot| slot.seen(now_ms))
+    }
+
+    /// Requests sent to the slot's instance and failed tries among them.
+    pub fn counters(&self, slot: u32) -> (u64, u64) {
+        self.slot(slot)
+            .map_or((0, 0), |slot| (slot.requests.load(Relaxed), slot.failures.load(Relaxed)))
+    }
+
+    /// Until when the slot's instance is to get no requests, by
+    /// [`monotonic_ms`](super::monotonic_ms); 0 for one that is not ejected.
+    pub fn ejected_until_ms(&self, slot: u32) -> u64 {
+        self.slot(slot).map_or(0, |slot| slot.ejected_until_ms.load(Relaxed))
+    }
+
+    /// Ejects the slot's instance until then; 0 takes it back.
+    pub fn eject_until(&self, slot: u32, until_ms: u64) {
+        if let Some(slot) = self.slot(slot) {
+            slot.ejected_until_ms.store(until_ms, Relaxed);
+        }
+    }
+
+    /// Takes back from a slot what a worker that is gone had open on it.
+    pub(super) fn give_back(&self, slot: u32, open: u32) {
+        let (Some(slot), Ok(open)) = (self.slot(slot), i32::try_from(open)) else { return };
+        slot.in_flight.fetch_sub(open, Relaxed);
+        if let Some(total) = self.total(slot.service.load(Relaxed)) {
+            total.fetch_sub(open.into(), Relaxed);
+        }
+    }
+
+    fn slot(&self, slot: u32) -> Option<&Slot> {
+        self.layout.slots.get(slot as usize)
+    }
+
+    fn slot_of(&self, slot: u32, identity: u64) -> Option<&Slot> {
+        self.slot(slot).filter(|slot| slot.identity.load(Relaxed) == identity)
+    }
+}
+
+impl Slot {
+    fn begin_anew(&self, service: u32, now_ms: u64) {
+        self.service.store(service, Relaxed);
+        // Those that began when the slot was another's still end on it.
+        self.in_flight.fetch_max(0, Relaxed);
+        for counter in [&self.requests, &self.failures] {
+            counter.store(0, Relaxed);
+        }
+        for time in
+            [&self.last_answer_ms, &self.busy_since_ms, &self.timed_ms, &self.ejected_until_ms]
+        {
+            time.store(0, Relaxed);
+        }
+        self.last_pick_ms.store(now_ms, Relaxed);
+        self.latency.forget();
+        self.peak.forget();
+        self.failed.forget();
+        self.consecutive_failures.store(0, Relaxed);
+    }
+
+    /// Counts a pick; whether it is the first in its tick of the clock.
+    fn count(&self, now_ms: u64) -> bool {
+        self.requests.fetch_add(1, Relaxed);
+        let is_first = self.last_pick_ms.load(Relaxed) != now_ms;
+        if is_first {
+            self.last_pick_ms.store(now_ms, Relaxed);
+        }
+        is_first
+    }
+
+    fn open(&self) -> u32 {
+        u32::try_from(self.in_flight.load(Acquire)).unwrap_or(0)
+    }
+
+    fn learn(&self, outcome: Outcome, began_ns: u64, now_ms: u64) {
+        match outcome {
+            Outcome::Answered => {
+                self.time(began_ns, now_ms, |_, _| true);
+                self.answer(false, now_ms);
+            }
+            Outcome::Upgraded => self.answer(false, now_ms),
+            Outcome::Failed => {
+                self.time(began_ns, now_ms, is_longer);
+                self.answer(true, now_ms);
+            }
+            Outcome::Aborted => self.time(began_ns, now_ms, is_longer),
+            Outcome::Unseen => {}
+        }
+    }
+
+    fn answer(&self, has_failed: bool, now_ms: u64) {
+        let last_ms = self.last_answer_ms.load(Relaxed);
+        let dt_ms = (last_ms != 0).then(|| now_ms.saturating_sub(last_ms));
+        self.failed.add(has_failed, dt_ms);
+        if last_ms != now_ms {
+            self.last_answer_ms.store(now_ms, Relaxed);
+        }
+        if has_failed {
+            self.failures.fetch_add(1, Relaxed);
+            self.consecutive_failures.fetch_add(1, Relaxed);
+        } else if self.consecutive_failures.load(Relaxed) != 0 {
+            self.consecutive_failures.store(0, Relaxed);
+        }
+    }
+
+    /// Takes the time since `began_ns` for a sample of the latency, if it `counts`
+    /// beside the mean so far.
+    fn time(&self, began_ns: u64, now_ms: u64, counts: impl FnOnce(f32, Option<f32>) -> bool) {
+        if began_ns == 0 {
+            return;
+        }
+        let sample_ms = precise_ns().saturating_sub(began_ns) as f32 / 1e6;
+        if !counts(sample_ms, self.latency.get()) {
+            return;
+        }
+        let dt_ms = now_ms.saturating_sub(self.timed_ms.swap(now_ms, Relaxed));
+        self.latency.add_to_mean(sample_ms, dt_ms);
+        self.peak.add_to_peak(sample_ms, dt_ms);
+    }
+
+    fn seen(&self, now_ms: u64) -> Seen {
+        let in_flight = self.open();
+        let since = |ms: u64| u32::try_from(now_ms.saturating_sub(ms)).unwrap_or(u32::MAX);
+        let open_since = || self.busy_since_ms.load(Relaxed).max(self.last_answer_ms.load(Relaxed));
+        Seen {
+            in_flight,
+            latency_ms: self.latency.get(),
+            peak_ms: self.peak.get(),
+            failed: self.failed.get(),
+            consecutive_failures: self.consecutive_failures.load(Relaxed),
+            stalled_ms: if in_flight > 0 { since(open_since()) } else { 0 },
+            unpicked_ms: since(self.last_pick_ms.load(Relaxed)),
+        }
+    }
+}
+
+/// What ended without an answer would have taken longer: of that the mean learns
+/// where it is news. A quick failure would make the instance look quick.
+fn is_longer(sample_ms: f32, mean_ms: Option<f32>) -> bool {
+    mean_ms.is_some_and(|mean_ms| sample_ms > mean_ms)
+}
+
+/// What an instance's counters are kept by: the same service, id and address
+/// are the same instance. Never 0.
+pub fn identity(service: &str, id: &str, addr: &SocketAddr) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (service, id, addr).hash(&mut hasher);
+    hasher.finish().max(1)
+}
+
+#[cfg(test)]
+mod tests;
