@@ -113,6 +113,7 @@ fn pick(criterion: &mut Criterion) {
                 priors: &priors,
                 records: &records,
                 own_part: 0.25,
+                rate_per_s: 1000.0,
             };
             let mut picker = picker::build(strategy, ranked, &mut rng);
             group.bench_function(BenchmarkId::new(strategy.as_str(), size), |bencher| {

@@ -311,13 +311,13 @@ impl<S: Store> Conductor<S> {
         if !synced && reading.members.is_empty() {
             return None;
         }
+        let now_ms = board::monotonic_ms();
         let observed: Vec<_> = reading
             .members
             .iter()
-            .map(|member| self.publisher.observed(service, member.instance))
+            .map(|member| self.publisher.observed(service, member.instance, now_ms))
             .collect();
         let previous = self.rankings.get(service);
-        let now_ms = board::monotonic_ms();
         Some(ranking::rank(&reading.members, &reading.config.score, &observed, previous, now_ms))
     }
 

@@ -10,7 +10,8 @@ use std::collections::HashMap;
 use thiserror::Error;
 
 use crate::board::{self, Board, NO_SLOT, ServiceId};
-use crate::ranking::Ranking;
+use crate::model::Instance;
+use crate::ranking::{Observed, Ranking};
 use crate::value::{self, InstanceValue, RankingValue, Record};
 
 /// How long the board keeps the counters of an instance that is gone, so that
@@ -126,7 +127,9 @@ impl<S: Store> Publisher<S> {
             instances_version,
             published_ms: now_ms,
             revision,
-            own_part: 1.0,
+            own_part: ranking.own_part,
+            rate_per_s: ranking.rate_per_s,
+            basis: ranking.basis,
             records,
         };
         let ranking_body = value.encode();
@@ -209,6 +212,17 @@ impl<S: Store> Publisher<S> {
         self.board.find_service(service).is_some_and(|id| self.board.version(id) > 0)
     }
 
+    /// What this host has seen of an instance.
+    pub fn observed(&self, service: &str, instance: &Instance, now_ms: u64) -> Observed {
+        let identity = board::identity(service, &instance.id, &instance.addr);
+        let Some(tenant) = self.slots.by_identity.get(&identity) else {
+            return Observed::default();
+        };
+        let (requests, _) = self.board.counters(tenant.slot);
+        let latency_ms = self.board.seen(tenant.slot, now_ms).latency_ms.map(f64::from);
+        Observed { requests, latency_ms }
+    }
+
     /// Whether another writer has taken over.
     pub fn is_superseded(&self) -> bool {
         self.board.is_superseded(self.epoch)
@@ -251,8 +265,8 @@ fn values_of(
                 weight: entry.weight,
                 rank,
                 state: entry.state,
-                service_ms: 0.0,
-                concurrency: 0.0,
+                service_ms: entry.ability.map_or(0.0, |it| it.service_ms as f32),
+                concurrency: entry.ability.map_or(0.0, |it| it.concurrency() as f32),
             };
             (instance, record)
         })
@@ -337,7 +351,7 @@ mod tests {
 
     use super::*;
     use crate::board::{MAX_SLOTS, Outcome};
-    use crate::ranking::{Entry, State};
+    use crate::ranking::{Entry, Estimate, State};
 
     #[derive(Default)]
     struct Dict {
@@ -380,9 +394,11 @@ mod tests {
             score: 0.0,
             weight: if index == 0 { first_weight } else { 1.0 },
             fallback_weight: 1.0,
+            ability: None,
+            estimate: Estimate::default(),
             state: State::Reporting,
         };
-        Ranking { entries: ids.iter().zip(0..).map(entry).collect() }
+        Ranking { entries: ids.iter().zip(0..).map(entry).collect(), ..Ranking::default() }
     }
 
     fn board() -> Board {

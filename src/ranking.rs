@@ -21,15 +21,15 @@ use std::net::SocketAddr;
 
 use crate::config::ScoreConfig;
 use crate::model::Instance;
-pub use crate::registry::State;
 use crate::registry::Member;
+pub use crate::registry::State;
 use crate::score;
 
 mod estimate;
 mod shares;
 
-pub use estimate::{Estimate, FAILURE_FACTOR, Observed};
 use estimate::{Abilities, Subject};
+pub use estimate::{Estimate, FAILURE_FACTOR, Observed};
 pub use shares::{Ability, wait};
 
 /// The bounds of a score's effect on a weight. Ten times the middle is the most
@@ -107,7 +107,8 @@ pub struct Entry {
     /// What it can do, or what a typical one of its service can; `None` if nothing
     /// is known of any.
     pub ability: Option<Ability>,
-    estimate: Estimate,
+    /// What the next ranking goes on from.
+    pub(crate) estimate: Estimate,
 }
 
 /// An instance to be ranked.
@@ -148,11 +149,7 @@ pub fn rank(
     rank_scored(&candidates, previous, now_ms)
 }
 
-fn rank_scored(
-    candidates: &[Candidate<'_>],
-    previous: Option<&Ranking>,
-    now_ms: u64,
-) -> Ranking {
+fn rank_scored(candidates: &[Candidate<'_>], previous: Option<&Ranking>, now_ms: u64) -> Ranking {
     let before: HashMap<&str, &Entry> = previous
         .iter()
         .flat_map(|ranking| &ranking.entries)
@@ -181,7 +178,9 @@ fn rank_scored(
     let weight = |index: usize| match before[index] {
         _ if priors[index] == 0.0 => 0.0,
         // A prior counts, and its change at once, where nothing better is known.
-        Some(last) if basis == Basis::Priors && last.fallback_weight != priors[index] => aims[index],
+        Some(last) if basis == Basis::Priors && last.fallback_weight != priors[index] => {
+            aims[index]
+        }
         Some(last) if last.weight > 0.0 => step(last.weight, aims[index], seconds),
         _ => aims[index],
     };
@@ -293,10 +292,10 @@ mod tests {
     fn rank_owned(instances: &[(Instance, f64)], previous: Option<&Ranking>) -> Ranking {
         let member = |(instance, _)| Member { instance, state: State::Reporting, load: None };
         let members: Vec<_> = instances.iter().map(|(it, score)| member((it, score))).collect();
-        let candidate = |(member, (_, score))| Candidate {
+        let candidate = |(member, &(_, score)): (_, &(Instance, f64))| Candidate {
             member,
             observed: Observed::default(),
-            score: *score,
+            score,
         };
         let candidates: Vec<_> = members.iter().zip(instances).map(candidate).collect();
         let now_ms = previous.map_or(0, |previous| previous.made_ms + 1000);
@@ -377,11 +376,11 @@ mod tests {
             (instances, shuffled) in any_instances()
                 .prop_flat_map(|list| (Just(list.clone()), Just(list).prop_shuffle())),
         ) {
-            let before = rank(&candidates(&instances), None);
-            prop_assert_eq!(&before, &rank(&candidates(&shuffled), None));
+            let before = rank_owned(&instances, None);
+            prop_assert_eq!(&before, &rank_owned(&shuffled, None));
             prop_assert_eq!(
-                rank(&candidates(&instances), Some(&before)),
-                rank(&candidates(&shuffled), Some(&before))
+                rank_owned(&instances, Some(&before)),
+                rank_owned(&shuffled, Some(&before))
             );
         }
 
@@ -391,7 +390,7 @@ mod tests {
         ) {
             let mut previous: Option<Ranking> = None;
             for instances in &rounds {
-                let ranking = rank(&candidates(instances), previous.as_ref());
+                let ranking = rank_owned(instances, previous.as_ref());
                 for entry in &ranking.entries {
                     prop_assert!(entry.score.is_finite());
                     let prior = entry.fallback_weight;
@@ -413,7 +412,7 @@ mod tests {
                 .enumerate()
                 .map(|(n, score)| (instance(&format!("i{n}"), 3.0), *score))
                 .collect();
-            let ranking = rank(&candidates(&instances), None);
+            let ranking = rank_owned(&instances, None);
             prop_assert!(weights(&ranking).is_sorted_by(|better, worse| better >= worse));
         }
     }

@@ -241,7 +241,7 @@ impl Worker {
             Ok(Read::View(view)) => {
                 // What is read may be newer than what was announced before.
                 service.attempted = announced.max(view.version);
-                service.view = Some(view);
+                service.view = Some(*view);
                 service.lacks_instances = false;
                 service.failed = None;
                 Ok(())
@@ -406,7 +406,7 @@ impl Worker {
 
 /// What a worker found in the shared dict.
 enum Read {
-    View(View),
+    View(Box<View>),
     /// The instances have changed since they were not asked for: both are due.
     Lacking,
     /// The writer is about to store the ranking that goes with the instances; the
@@ -454,9 +454,10 @@ impl Service {
             priors: &peers.priors,
             records: &ranking.records,
             own_part: ranking.own_part,
+            rate_per_s: ranking.rate_per_s,
         };
         let picker = picker::build(self.balance.strategy, ranked, rng);
-        Ok(Read::View(View { version, peers, ranking, picker }))
+        Ok(Read::View(Box::new(View { version, peers, ranking, picker })))
     }
 }
 

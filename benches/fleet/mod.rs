@@ -12,9 +12,8 @@ use ipconfig::board::{self, Board};
 use ipconfig::config::{Config, ServiceConfig};
 use ipconfig::model::{Instance, InstanceReport, Status};
 use ipconfig::publish::{Publisher, Store, StoreError};
-use ipconfig::ranking::{self, Candidate, Ranking};
+use ipconfig::ranking::{self, Observed, Ranking};
 use ipconfig::registry::{Reading, Registry};
-use ipconfig::score;
 use ipconfig::watcher::{Event, WatchState};
 use ipconfig::wire::{self, Key};
 use tokio::time::Instant;
@@ -158,13 +157,10 @@ impl Fleet {
 
 /// Scores and ranking of a reading, as the plugin's thread makes them.
 pub fn rank(reading: &Reading<'_>, previous: Option<&Ranking>) -> Ranking {
-    let loads: Vec<_> = reading.members.iter().map(|member| member.load).collect();
-    let scores = score::scores(&reading.config.score, &loads);
-    let members = reading.members.iter().zip(scores);
-    let candidates: Vec<_> = members
-        .map(|(member, score)| Candidate { instance: member.instance, state: member.state, score })
-        .collect();
-    ranking::rank(&candidates, previous)
+    let observed = vec![Observed::default(); reading.members.len()];
+    // A second after the one before, as its reports are.
+    let now_ms = previous.map_or(0, |previous| previous.made_ms + 1000);
+    ranking::rank(&reading.members, &reading.config.score, &observed, previous, now_ms)
 }
 
 fn config_of(service: &str) -> Config {

@@ -1,34 +1,230 @@
 //! `adaptive`: slow facts make the draw, fast facts decide.
+//!
+//! The ranking's weights are the optimal shares (see [`crate::ranking`]): how much
+//! each instance should get of what all gateways send. They are seconds old. A
+//! pick draws a few candidates by them and takes the one whose cost, in
+//! milliseconds, is least by what this host sees right now.
+//!
+//! Two views of a candidate with `n` requests of this host open on it:
+//!
+//! ```text
+//! q = n * v / (part * v + 1 - part)    requests that it has from everywhere,
+//!     v = 1 + planned / 2              for this host's part of the traffic
+//! w = s * max(0, q + 1 - k) / k        the wait behind them, with k served at once
+//! d = s + w                            expected delay
+//! l = n / (rate of this host * share)  Little's law: how long requests stay, if
+//!                                      it gets its share
+//! ```
+//!
+//! The expected delay is the better guide while `n` tells what the instance has
+//! in all, which is when this host sends much of the traffic. Where many gateways
+//! send a little each, `n` is mostly 0 and says nothing, and whoever follows the
+//! expected delay sends all gateways to the same instances. There, the draw
+//! stands unless the candidate drawn would make a request wait. With `t`, the
+//! trust in one's own counts, from 0 below a twelfth of the traffic to 1 above a
+//! quarter, and `b = 0.9 * sqrt(part)`:
+//!
+//! ```text
+//! cost = t * ((1 - b) * l + b * d) + (1 - t) * (l / 10, and d if w > 0)
+//! ```
+//!
+//! Among equal costs the first draw stands: the draws are by share already.
+//!
+//! Where no report tells what the instances can do, their answers to this host
+//! have to: candidates are two, and the cost is latency times open requests, by
+//! weight (peak EWMA with the power of two choices).
+//!
+//! In either case an instance is *slow* by as many times as its answers take
+//! longer, or are overdue, than they should, once that is more than twice; by the
+//! part of its answers that are failures; and by failures in a row. What makes it
+//! slow makes it cost more. So that its recovery is seen, a slow one that comes up
+//! in a draw, and was not picked for some seconds, is picked.
+//!
+//! Sources: M. Mitzenmacher, How Useful Is Old Information?, IEEE Transactions on
+//! Parallel and Distributed Systems 11(1), 2000, for why a draw; S. Shenker and
+//! A. Weinrib, The Optimal Control of Heterogeneous Queueing Systems, 1989, for
+//! shortest expected delay. The blend was found by simulation, from 1 to 64
+//! gateways; `doc/adaptive.md` has the figures.
 
 use rand::rngs::SmallRng;
 
-use super::draw::{AliasTable, Draw, two_untried};
-use super::{Moment, Picker, Ranked};
+use super::draw::{AliasTable, Draw, one_untried};
+use super::{Live, Moment, Picker, Ranked};
+use crate::ranking::{FAILURE_FACTOR, wait};
 
-/// Draws two instances by weight and takes the one with less in flight for its
-/// weight.
-///
-/// The weights come from reports and may be seconds old; in-flight is of this
-/// host and of now. As the draw favours large weights already, idle instances
-/// tie and the first draw stands: counting the request itself, as `p2c` does,
-/// would favour them a second time.
+/// Candidates of a pick.
+const CANDIDATES: usize = 4;
+
+/// Candidates where nothing is known but latency: more of them are a herd.
+const CANDIDATES_BY_LATENCY: usize = 2;
+
+/// Between these parts of the traffic, trust in one's own counts grows.
+const NO_TRUST: f64 = 1.0 / 12.0;
+const FULL_TRUST: f64 = 1.0 / 4.0;
+
+/// The weight of the expected delay for a host that has all of the traffic.
+const BY_DELAY: f64 = 0.9;
+
+/// The weight of Little's view where own counts are not trusted: it decides
+/// among those that would not make a request wait.
+const BY_LITTLE: f32 = 0.1;
+
+/// How many times longer than expected is noise.
+const NOT_SLOW: f32 = 2.0;
+
+/// So many times the expected latency may go by without any answer: with a
+/// few requests open, gaps of that length come by chance.
+const OVERDUE: f32 = 4.0;
+
+/// What is no difference between two latencies, in milliseconds: the way there
+/// and back, and the steps of the clock.
+const LATENCY_FLOOR_MS: f32 = 2.0;
+
+/// Each failure in a row doubles the cost, up to so many.
+const DOUBLINGS: u32 = 10;
+
+/// How long a slow instance is left alone, in milliseconds; twice as long after
+/// each further failure, four times at most.
+const LEFT_ALONE_MS: u32 = 3000;
+
+/// See the [module](self).
 pub struct Adaptive {
     table: AliasTable,
+    instances: Vec<Instance>,
+    /// Trust in this host's own counts, 0 to 1.
+    trust: f32,
+    /// The weight of the expected delay.
+    by_delay: f32,
+}
+
+/// An instance in figures that are the same until the next ranking.
+#[derive(Clone, Copy)]
+struct Instance {
+    /// Its service time; 0 where nothing is known.
+    service_ms: f32,
+    /// Requests served at once.
+    concurrency: f32,
+    /// `q / n`.
+    in_all: f32,
+    /// `l / n`, or where no ability is known the reciprocal of the weight, of which
+    /// the mean is 1.
+    little_ms: f32,
+    /// The latency that its answers should have; 0 where nothing is known.
+    expected_ms: f32,
 }
 
 impl Adaptive {
     pub fn new(ranked: Ranked<'_>) -> Self {
-        Adaptive { table: AliasTable::new(&ranked.weights()) }
+        let table = AliasTable::new(&ranked.weights());
+        let sum: f64 = table.weights().iter().sum();
+        let count = table.weights().len() as f64;
+        let (part, rate) = (ranked.own_part, ranked.rate_per_s);
+        let instance = |(record, weight): (&crate::value::Record, &f64)| {
+            let (s, k) = (f64::from(record.service_ms), f64::from(record.concurrency).max(1.0));
+            let share = (weight / sum).max(1e-9);
+            let planned_per_ms = rate * share / 1e3;
+            let utilization = planned_per_ms * s / k;
+            let expected_ms = s + wait(s, k, utilization);
+            let planned = planned_per_ms * expected_ms;
+            let v = 1.0 + planned / 2.0;
+            let is_known = s > 0.0 && rate > 0.0;
+            Instance {
+                service_ms: if is_known { s as f32 } else { 0.0 },
+                concurrency: k as f32,
+                in_all: (v / (part * v + 1.0 - part)) as f32,
+                little_ms: if is_known {
+                    (1.0 / (part.max(1e-3) * planned_per_ms)).min(1e9) as f32
+                } else {
+                    (1.0 / (share * count)) as f32
+                },
+                expected_ms: if is_known { expected_ms as f32 } else { 0.0 },
+            }
+        };
+        let instances = ranked.records.iter().zip(table.weights()).map(instance).collect();
+        let trust = ((part - NO_TRUST) / (FULL_TRUST - NO_TRUST)).clamp(0.0, 1.0);
+        Adaptive {
+            instances,
+            trust: trust as f32,
+            by_delay: (BY_DELAY * part.sqrt()) as f32,
+            table,
+        }
+    }
+
+    /// The cost of a request there, and how many times slower than it should be the
+    /// instance is, 1 or more.
+    fn cost(&self, index: usize, live: Live) -> (f32, f32) {
+        let it = &self.instances[index];
+        let slow = it.slowness(live);
+        let open = live.in_flight as f32;
+        if it.service_ms == 0.0 {
+            let latency = live.latency_ms.unwrap_or(0.0) + LATENCY_FLOOR_MS;
+            return ((open * it.little_ms + 1.0) * latency * slow, slow);
+        }
+        let s = it.service_ms * slow;
+        let wait = s * (open * it.in_all + 1.0 - it.concurrency).max(0.0) / it.concurrency;
+        let little = open * it.little_ms;
+        let delay = s + wait;
+        let trusted = (1.0 - self.by_delay) * little * slow + self.by_delay * delay;
+        let is_calm = wait == 0.0 && slow == 1.0;
+        let drawn = BY_LITTLE * little + if is_calm { 0.0 } else { delay };
+        (self.trust * trusted + (1.0 - self.trust) * drawn, slow)
+    }
+}
+
+impl Instance {
+    fn slowness(&self, live: Live) -> f32 {
+        let mut slow = 1.0;
+        if self.expected_ms > 0.0 {
+            let expected = self.expected_ms + LATENCY_FLOOR_MS;
+            let seen = live.latency_ms.map_or(0.0, |ms| ms + LATENCY_FLOOR_MS);
+            let overdue = live.stalled_ms as f32 / OVERDUE;
+            let times = seen.max(overdue) / expected;
+            if times > NOT_SLOW {
+                slow = times;
+            }
+        } else if live.stalled_ms > 0 {
+            let usual = live.latency_ms.unwrap_or(0.0) + LATENCY_FLOOR_MS;
+            slow = (live.stalled_ms as f32 / (OVERDUE * usual * NOT_SLOW)).max(1.0);
+        }
+        slow *= 1.0 + (FAILURE_FACTOR as f32 - 1.0) * live.failed;
+        slow * (1_u32 << live.consecutive_failures.min(DOUBLINGS)) as f32
     }
 }
 
 impl Picker for Adaptive {
     fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
-        let (first, second) = two_untried(&self.table, now, rng)?;
-        let weights = self.table.weights();
-        // Multiplied crosswise, so that a weight of 0 divides nothing.
-        let one = f64::from(now.in_flight(first)) * weights[second];
-        let two = f64::from(now.in_flight(second)) * weights[first];
-        Some(if two < one { second } else { first })
+        let candidates = match self.instances.first()?.service_ms {
+            0.0 => CANDIDATES_BY_LATENCY,
+            _ => CANDIDATES,
+        };
+        let mut best = one_untried(&self.table, now, rng)?;
+        let live = now.live(best);
+        let (mut least, slow) = self.cost(best, live);
+        if slow > 1.0 && is_due(live) {
+            return Some(best);
+        }
+        let mut others = 0;
+        for _ in 0..2 * candidates {
+            if others + 1 == candidates {
+                break;
+            }
+            // A draw that was tried is not made up for: another one will do.
+            let Some(index) = self.table.draw(rng).filter(|&it| it != best && !now.is_tried(it))
+            else {
+                continue;
+            };
+            others += 1;
+            let (cost, _) = self.cost(index, now.live(index));
+            if cost < least {
+                (best, least) = (index, cost);
+            }
+        }
+        Some(best)
     }
+}
+
+/// Whether a slow instance has been left alone for long enough.
+fn is_due(live: Live) -> bool {
+    let doublings = live.consecutive_failures.saturating_sub(1).min(2);
+    live.unpicked_ms >= LEFT_ALONE_MS << doublings
 }

@@ -32,6 +32,8 @@ pub struct Ranked<'a> {
     /// This host's part of the requests that the service gets from everywhere, 0
     /// to 1.
     pub own_part: f64,
+    /// The requests that the service gets from everywhere, a second; 0 is unknown.
+    pub rate_per_s: f64,
 }
 
 impl Ranked<'_> {

@@ -61,8 +61,13 @@ fn build_ranked(
     };
     let records: Vec<Record> = weights.iter().zip(ranks).map(record).collect();
     let identities: Vec<u64> = (1..=weights.len() as u64).collect();
-    let ranked =
-        Ranked { identities: &identities, priors: weights, records: &records, own_part: 1.0 };
+    let ranked = Ranked {
+        identities: &identities,
+        priors: weights,
+        records: &records,
+        own_part: 1.0,
+        rate_per_s: 0.0,
+    };
     build(strategy, ranked, rng)
 }
 

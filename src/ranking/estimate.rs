@@ -141,7 +141,8 @@ pub fn estimate(subjects: &[Subject], seconds: f64, now_ms: u64) -> (Vec<Estimat
             let new = report.known(capacity, service, now_ms);
             estimate.known = Some(new.after(estimate.known, seconds));
         }
-        estimate.known = estimate.known.filter(|it| now_ms.saturating_sub(it.reported_ms) < KEPT_MS);
+        estimate.known =
+            estimate.known.filter(|it| now_ms.saturating_sub(it.reported_ms) < KEPT_MS);
     }
     let abilities = Abilities {
         of: abilities(&estimates),
@@ -160,7 +161,7 @@ impl Subject {
             return Estimate { requests, ..Estimate::default() };
         };
         // A counter that fell is another one: the instance was away for long.
-        let grown = requests.checked_sub(before.requests).unwrap_or(0) as f64;
+        let grown = requests.saturating_sub(before.requests) as f64;
         let own_rate = if seconds > 0.0 {
             let gain = seconds / (seconds + OWN_RATE_S);
             before.own_rate + gain * (grown / seconds - before.own_rate)

@@ -232,13 +232,18 @@ fn recompute(config: &WindowConfig, history: &[Step]) -> Sums {
             sample[5] = (cpu * 1e6).round() as u64;
             sample[6] = 1;
         }
-        if let Some(free) = status.memory_free_bytes() {
-            sample[7] = free;
+        let used = status.application_utilization.or(status.cpu_utilization());
+        if let Some(used) = used.filter(|x| x.is_finite() && *x >= 0.0) {
+            sample[7] = (used * 1e6).round() as u64;
             sample[8] = 1;
         }
-        if let Some(in_flight) = status.in_flight {
-            sample[9] = in_flight;
+        if let Some(free) = status.memory_free_bytes() {
+            sample[9] = free;
             sample[10] = 1;
+        }
+        if let Some(in_flight) = status.in_flight {
+            sample[11] = in_flight;
+            sample[12] = 1;
         }
         accepted = Some((now_ms, status));
         samples.push((now_ms / bucket_ms, sample));
@@ -259,6 +264,24 @@ fn recompute(config: &WindowConfig, history: &[Step]) -> Sums {
         }
     }
     sums
+}
+
+#[test]
+fn what_the_application_says_of_itself_comes_before_its_cpu() {
+    let mut window = window();
+    let cpu = |used| Status {
+        cpu_used_cores: Some(used),
+        cpu_limit_cores: Some(1.0),
+        ..Status::default()
+    };
+    window.record(&Status { seq: 1, ..cpu(0.25) }, 1000);
+    assert_eq!(window.load(1000).utilization, Some(0.25));
+    window.record(
+        &Status { boot_id: 1, seq: 1, application_utilization: Some(0.75), ..cpu(0.25) },
+        1000,
+    );
+    let load = window.load(1000);
+    assert_eq!((load.utilization, load.cpu), (Some(0.75), Some(0.25)));
 }
 
 proptest! {
@@ -289,7 +312,7 @@ proptest! {
             window.record(&step.status, now_ms);
             let load = window.load(now_ms);
             let figures = [
-                load.cpu, load.memory_free_bytes, load.rate, load.latency_ms,
+                load.cpu, load.utilization, load.memory_free_bytes, load.rate, load.latency_ms,
                 load.errors, load.busy, load.in_flight,
             ];
             for figure in figures.into_iter().flatten() {

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::ranking::State;
+use crate::ranking::{Basis, State};
 use crate::value::{Record, seal};
 
 const STRATEGIES: [&str; 6] =
@@ -70,6 +70,8 @@ impl Gateway {
             published_ms: 1000 * version,
             revision: 17,
             own_part: 1.0,
+            rate_per_s: 100.0,
+            basis: Basis::Reports,
             records: by_id.iter().map(record).collect(),
         };
         self.instances = Some(seal(version, &value::encode_instances(&instances)));
