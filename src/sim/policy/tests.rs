@@ -369,15 +369,15 @@ fn what_is_not_registered_or_was_tried_is_not_picked_and_the_rest_is() {
     for &name in NAMES {
         let mut fleet = Fleet::of(50);
         fleet.servers.iter_mut().for_each(|server| server.is_member = false);
-        assert_eq!(picks(&mut *policy(name), &fleet, 10), [], "{name}");
+        assert!(picks(&mut *policy(name), &fleet, 10).is_empty(), "{name}");
         (fleet.servers[7].is_member, fleet.servers[31].is_member) = (true, true);
         let mut policy = policy(name);
         fleet.servers[7].is_tried = true;
         assert_eq!(picks(&mut *policy, &fleet, 10), [31; 10], "{name}");
         fleet.servers[31].is_tried = true;
-        assert_eq!(picks(&mut *policy, &fleet, 10), [], "{name}");
+        assert!(picks(&mut *policy, &fleet, 10).is_empty(), "{name}");
     }
-    assert_eq!(picks(&mut *policy("random"), &Fleet::of(0), 1), []);
+    assert!(picks(&mut *policy("random"), &Fleet::of(0), 1).is_empty());
 }
 
 #[test]
@@ -554,7 +554,7 @@ fn with_all_servers_out_nginx_asks_none_and_one_alone_never_is() {
     for server in 0..2 {
         policy.ended(&fleet, server, Outcome::TimedOut(1.0));
     }
-    assert_eq!(picks(&mut *policy, &fleet, 5), []);
+    assert!(picks(&mut *policy, &fleet, 5).is_empty());
     fleet.servers[1].is_member = false;
     assert_eq!(picks(&mut *policy, &fleet, 5), [0; 5]);
 }
