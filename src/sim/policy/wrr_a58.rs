@@ -129,7 +129,6 @@ impl Endpoint {
     /// It is connected anew: what it said before does not count.
     fn connected(&mut self) {
         self.non_empty_since_s = None;
-        self.updated_s = None;
     }
 
     fn reported(&mut self, report: &ServerReport, now_s: f64) {
