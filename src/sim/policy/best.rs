@@ -1,10 +1,10 @@
 //! `best`: every request to the top of a ranking by reports, the design that
 //! sends everybody to one server.
 //!
-//! Source: this project's first draft, as measured in the literature on stale load
-//! information (M. Mitzenmacher, How Useful Is Old Information?, IEEE Transactions
-//! on Parallel and Distributed Systems 11(1), 2000: going to the apparently least
-//! loaded server can hurt significantly).
+//! Source: this project's first draft. That it cannot work with old reports is known
+//! since M. Mitzenmacher, How Useful Is Old Information?, IEEE Transactions on
+//! Parallel and Distributed Systems 11(1), 2000: going to the apparently least
+//! loaded server can hurt significantly.
 //!
 //! ```text
 //! age weight = 1 - age / 5 s                         of each report in the window
@@ -12,12 +12,10 @@
 //! ```
 //!
 //! The lowest score is first; equal ones stand by number. A new ranking is made
-//! when a report comes in; without reports the last one stays, and before the first
-//! requests go anywhere. Servers without a report in the window come last. Kept:
+//! when a report comes in; with none in the window the last one stays, and before
+//! the first requests go anywhere. Servers without a report in the window come last. Kept:
 //! a report without answers has latency 0 and so looks best, and what a report
 //! says is believed.
-
-use std::collections::VecDeque;
 
 use rand::rngs::SmallRng;
 
@@ -37,7 +35,7 @@ pub struct Best {
 /// One server's reports, oldest first.
 #[derive(Default, Clone)]
 struct Window {
-    reports: VecDeque<ServerReport>,
+    reports: Vec<ServerReport>,
     /// Of the last one.
     taken_s: Option<f64>,
 }
@@ -49,7 +47,7 @@ impl Window {
         let is_new = self.taken_s.map(f64::to_bits) != Some(report.taken_s.to_bits());
         if is_new {
             self.taken_s = Some(report.taken_s);
-            self.reports.push_back(report);
+            self.reports.push(report);
         }
         is_new
     }
@@ -83,6 +81,9 @@ impl Best {
         let now_s = world.now_s();
         let means: Vec<Option<(f64, f64)>> =
             self.windows.iter_mut().map(|window| window.means(now_s)).collect();
+        if means.iter().flatten().next().is_none() {
+            return;
+        }
         let largest_s = means.iter().flatten().map(|&(_, latency_s)| latency_s).fold(0.0, f64::max);
         let score = |server: usize| {
             let (utilization, latency_s) = means[server]?;

@@ -164,6 +164,8 @@ fn best_sends_everything_to_the_first_and_a_retry_to_the_next() {
     fleet.servers[1].is_tried = false;
     fleet.now_s = 1_000.0;
     assert_eq!(picks(&mut *policy, &fleet, 5), [1; 5], "the last ranking stays");
+    fleet.servers[0].report = report(990.0, 1.0, 0.0);
+    assert_eq!(picks(&mut *policy, &fleet, 5), [1; 5], "too late for the window");
 }
 
 #[test]
