@@ -51,5 +51,6 @@ pub mod metrics;
 pub mod ctl;
 pub mod exporter;
 pub mod service;
+pub mod sim;
 
 pub mod ffi;

@@ -1,0 +1,3 @@
+//! A discrete-event simulation of gateways before servers.
+
+pub mod policy;
