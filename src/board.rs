@@ -18,8 +18,6 @@
 //! figures steer and show, and are never locks. Indexes from outside are
 //! checked, and one out of range counts nowhere.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
@@ -524,10 +522,16 @@ impl Service {
 
 /// What an instance's counters are kept by: the same service, id and address
 /// are the same instance. Never 0.
+///
+/// CRC-32 of `service NUL id` above that of the address, which nginx's Lua can
+/// compute too: consistent hashing goes by it on both sides.
 pub fn identity(service: &str, id: &str, addr: &std::net::SocketAddr) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (service, id, addr).hash(&mut hasher);
-    hasher.finish().max(1)
+    let mut name = crc32fast::Hasher::new();
+    name.update(service.as_bytes());
+    name.update(&[0]);
+    name.update(id.as_bytes());
+    let addr = crc32fast::hash(addr.to_string().as_bytes());
+    (u64::from(name.finalize()) << 32 | u64::from(addr)).max(1)
 }
 
 /// Milliseconds of the host's monotonic clock: the same in every process, and

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::board::{self, Board, RowId, ServiceId};
 use crate::config::{BalanceConfig, Config, Discover};
-use crate::picker::{self, Live, Moment, Picker, Ranked};
+use crate::picker::{self, Live, Memory, Moment, Picker, Ranked};
 use crate::value::{self, InstanceValue, RankingValue, ValueError};
 
 /// Tries that one request can have: the first, and `balance.tries` of 16.
@@ -440,16 +440,18 @@ impl Service {
             let what = format!("{} records for {count} instances", ranking.records.len());
             return Err(ValueError::Body(what));
         }
-        let peers = decoded
-            .or_else(|| self.view.take().map(|view| view.peers))
-            .ok_or(ValueError::Missing)?;
+        let (known, memory) = match self.view.take() {
+            Some(view) => (Some(view.peers), view.picker.into_memory()),
+            None => (None, Memory::Nothing),
+        };
+        let peers = decoded.or(known).ok_or(ValueError::Missing)?;
         let ranked = Ranked {
             identities: &peers.identities,
             priors: &peers.priors,
             records: &ranking.records,
             own_part: ranking.own_part,
         };
-        let picker = picker::build(self.balance.strategy, ranked, rng);
+        let picker = picker::rebuild(&self.balance, ranked, memory, rng);
         Ok(Read::View(View { version, peers, ranking, picker }))
     }
 }
