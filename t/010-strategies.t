@@ -239,8 +239,10 @@ fits
 
 
 === TEST 17: chash sends a key to one instance, whichever worker, across a reload too
+# Without a bound: a request may be counted as open for a moment longer than its
+# client waits, and the next one of its key would find its instance full.
 --- workers: 4
---- ipconfig: chash a:1 b:1 c:1
+--- ipconfig: chash hash_balance_factor=0 a:1 b:1 c:1
 --- script
 my %homes = map { ($_ => get_anew("/?k=user-$_")) } 1 .. 60;
 my $elsewhere = sub {
@@ -258,7 +260,7 @@ a b c
 
 
 === TEST 18: chash shares the keys by weight and leaves out weight 0
---- ipconfig: chash a:1 b:3 c:6 d:0
+--- ipconfig: chash hash_balance_factor=0 a:1 b:3 c:6 d:0
 --- script
 my %count;
 $count{ get("/?k=user-$_") }++ for 1 .. 3000;
@@ -269,7 +271,7 @@ fits
 
 
 === TEST 19: a dead instance's keys are spread over the others, and come back with it
---- ipconfig: chash a:1 b:1 c:1
+--- ipconfig: chash hash_balance_factor=0 a:1 b:1 c:1
 --- script
 my $homes = sub { return { map { ($_ => get_anew("/?k=user-$_")) } 1 .. 60 } };
 my $differ = sub { my ($one, $two) = @_; grep { $one->{$_} ne $two->{$_} } keys %$one };
@@ -292,7 +294,7 @@ Connection refused
 
 === TEST 20: an instance that joins takes its part of each one's keys and moves no other
 --- workers: 2
---- ipconfig: chash a:1 b:1 c:1
+--- ipconfig: chash hash_balance_factor=0 a:1 b:1 c:1
 --- script
 my $homes = sub { return { map { ($_ => get_anew("/?k=user-$_")) } 1 .. 80 } };
 my $before = $homes->();
@@ -357,7 +359,7 @@ fits
 
 
 === TEST 24: a key may be a number, or a megabyte long
---- ipconfig: chash a:1 b:1 c:1
+--- ipconfig: chash hash_balance_factor=0 a:1 b:1 c:1
 --- script
 say names(served(20, '/?n=12')) eq get('/?k=12') ? 'as its text' : 'elsewhere';
 my %homes = map { ($_ => served(5, "/?mb=$_")) } 'a' .. 'p';

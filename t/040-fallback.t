@@ -232,7 +232,8 @@ a b c
 --- config eval: $::KeyedLocation
 --- ipconfig
 { "fallback": { "after": "1s" },
-  "services": { "chat": { "balance": { "strategy": "chash" }, "instances": [
+  "services": { "chat": { "balance": { "strategy": "chash", "hash_balance_factor": 0 },
+                          "instances": [
       { "id": "a", "addr": "$BACKEND_A", "weight": 1 },
       { "id": "b", "addr": "$BACKEND_B", "weight": 3 },
       { "id": "c", "addr": "$BACKEND_C", "weight": 2.5 },
