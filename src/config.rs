@@ -24,8 +24,9 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use self::values::{
-    Choice, Object, addr, allow, choice, discover, duration_ms, endpoints, etcd_prefix, instances,
-    integer, name, number, object, services, snapshot_path, status_url, unique_keys,
+    Choice, Object, addr, allow, choice, discover, duration_ms, endpoints, etcd_prefix,
+    hash_balance_factor, instances, integer, name, number, object, services, snapshot_path,
+    status_url, unique_keys,
 };
 use crate::model::{Allow, Instance, MAX_WEIGHT, StatusUrl};
 
@@ -234,11 +235,15 @@ pub struct BalanceConfig {
     /// 0 to 16. Default: 2.
     #[serde(deserialize_with = "integer::<0, 16, _, _>")]
     pub tries: u32,
+    /// The most that `chash` lets an instance have in flight, in percent of its
+    /// share of all, 101 to 1000; 0 for no bound. Default: 125.
+    #[serde(deserialize_with = "hash_balance_factor")]
+    pub hash_balance_factor: u32,
 }
 
 impl Default for BalanceConfig {
     fn default() -> Self {
-        Self { strategy: Strategy::default(), tries: 2 }
+        Self { strategy: Strategy::default(), tries: 2, hash_balance_factor: 125 }
     }
 }
 
@@ -253,11 +258,15 @@ pub enum Strategy {
     RoundRobin,
     /// Chance, all alike.
     Random,
+    /// The least in flight for its weight.
+    LeastConn,
     /// The better of two taken by chance.
     P2c,
     /// What the reports and the live facts together recommend.
     #[default]
     Adaptive,
+    /// The one that the request's key belongs to.
+    Chash,
 }
 
 impl Strategy {
@@ -278,11 +287,11 @@ impl Choice for Strategy {
         ("weighted_random", Self::WeightedRandom),
         ("round_robin", Self::RoundRobin),
         ("random", Self::Random),
+        ("least_conn", Self::LeastConn),
         ("p2c", Self::P2c),
         ("adaptive", Self::Adaptive),
+        ("chash", Self::Chash),
     ];
-
-    const REMARK: &'static str = "; least_conn and chash are not available in this version";
 }
 
 /// `services.<service>.score`: the coefficients of the linear score, each 0 to

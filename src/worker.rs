@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::board::{self, Board, Open, Outcome, RowId, ServiceId};
 use crate::config::{BalanceConfig, Config, Discover};
-use crate::picker::{self, Live, Moment, Picker, Ranked};
+use crate::picker::{self, Live, Memory, Moment, Picker, Ranked};
 use crate::value::{self, InstanceValue, RankingValue, ValueError};
 
 /// Tries that one request can have: the first, and `balance.tries` of 16.
@@ -446,9 +446,11 @@ impl Service {
             let what = format!("{} records for {count} instances", ranking.records.len());
             return Err(ValueError::Body(what));
         }
-        let peers = decoded
-            .or_else(|| self.view.take().map(|view| view.peers))
-            .ok_or(ValueError::Missing)?;
+        let (known, memory) = match self.view.take() {
+            Some(view) => (Some(view.peers), view.picker.into_memory()),
+            None => (None, Memory::Nothing),
+        };
+        let peers = decoded.or(known).ok_or(ValueError::Missing)?;
         let ranked = Ranked {
             identities: &peers.identities,
             priors: &peers.priors,
@@ -456,7 +458,7 @@ impl Service {
             own_part: ranking.own_part,
             rate_per_s: ranking.rate_per_s,
         };
-        let picker = picker::build(self.balance.strategy, ranked, rng);
+        let picker = picker::rebuild(&self.balance, ranked, memory, rng);
         Ok(Read::View(Box::new(View { version, peers, ranking, picker })))
     }
 }

@@ -11,10 +11,29 @@ add_block_preprocessor(sub ($) {
         sprintf '{ "id": "%s", "addr": "$BACKEND_%s", "weight": %s }', $_->[0], uc $_->[0], $_->[1]
     } map { [split /:/] } $ipconfig =~ /(\w:[\d.]+)/g;
     my ($strategy) = $ipconfig =~ /^(\w+)/;
+    my $settings = join '', map { qq(, $_) } map { s/(\w+)=/"$1": /r } $ipconfig =~ /(\w+=\d+)/g;
     $block->set_value(ipconfig => <<"_EOC_");
-{ "services": { "chat": { "balance": { "strategy": "$strategy" }, "instances": [$instances] } } }
+{ "services": { "chat": { "balance": { "strategy": "$strategy"$settings },
+                          "instances": [$instances] } } }
 _EOC_
+    return if $strategy ne 'chash';
+    $block->set_value(http_config => $::Keyed);
+    $block->set_value(config => $IpconfigTest::SERVICE_LOCATION =~ s{http://ipconfig}{http://keyed}r);
 });
+
+# The key is ?k= as a string, ?n= as a number, or ?mb= a million times.
+our $Keyed = <<'_EOC_';
+    upstream keyed {
+        server 0.0.0.1;
+        balancer_by_lua_block {
+            local var = ngx.var
+            local key = var.arg_k or tonumber(var.arg_n)
+                        or var.arg_mb and string.rep(var.arg_mb, 1048576)
+            require("resty.ipconfig").balance("chat", { key = key })
+        }
+        keepalive 64;
+    }
+_EOC_
 
 run_tests();
 
@@ -186,3 +205,167 @@ a:1 b:2.5 c:0 d:40
 say fit(served(1000), { a => 1, b => 1, c => 1 });
 --- response_body
 fits
+
+
+
+=== TEST 15: least_conn sends every request to the instance with the fewest open
+--- workers: 2
+--- ipconfig: least_conn a:1 b:1 c:1
+--- script
+my @ends;
+for my $n (1 .. 2) {
+    push @ends, meanwhile(sub { get_anew('/slow?ms=2000') });
+    await("$n are open", sub { in_flight('chat') == $n });
+}
+my %open = map { ($_->{id} => $_->{in_flight}) } @{ service('chat')->{instances} };
+my ($idler) = grep { $open{$_} == 0 } keys %open;
+my $count = served_anew(60);
+note('open ', counts(\%open), ', served ', counts($count));
+say max(values %open), ' open at most';
+say names($count) eq $idler ? 'the idler' : counts($count);
+--- response_body
+1 open at most
+the idler
+
+
+
+=== TEST 16: least_conn shares idle instances by weight and leaves out weight 0
+--- ipconfig: least_conn a:1 b:3 c:6 d:0
+--- script
+say fit(served(3000), { a => 1, b => 3, c => 6 });
+--- response_body
+fits
+
+
+
+=== TEST 17: chash sends a key to one instance, whichever worker, across a reload too
+# Without a bound: a request may be counted as open for a moment longer than its
+# client waits, and the next one of its key would find its instance full.
+--- workers: 4
+--- ipconfig: chash hash_balance_factor=0 a:1 b:1 c:1
+--- script
+my %homes = map { ($_ => get_anew("/?k=user-$_")) } 1 .. 60;
+my $elsewhere = sub {
+    scalar grep { my $k = $_; grep { get_anew("/?k=user-$k") ne $homes{$k} } 1 .. 4 } keys %homes;
+};
+say names({ reverse %homes });
+say $elsewhere->(), ' elsewhere';
+reload();
+say $elsewhere->(), ' elsewhere after a reload';
+--- response_body
+a b c
+0 elsewhere
+0 elsewhere after a reload
+
+
+
+=== TEST 18: chash shares the keys by weight and leaves out weight 0
+--- ipconfig: chash hash_balance_factor=0 a:1 b:3 c:6 d:0
+--- script
+my %count;
+$count{ get("/?k=user-$_") }++ for 1 .. 3000;
+say fit(\%count, { a => 1, b => 3, c => 6 });
+--- response_body
+fits
+
+
+
+=== TEST 19: a dead instance's keys are spread over the others, and come back with it
+--- ipconfig: chash hash_balance_factor=0 a:1 b:1 c:1
+--- script
+my $homes = sub { return { map { ($_ => get_anew("/?k=user-$_")) } 1 .. 60 } };
+my $differ = sub { my ($one, $two) = @_; grep { $one->{$_} ne $two->{$_} } keys %$one };
+my $before = $homes->();
+kill_backend('b');
+my $without = $homes->();
+my %moved = map { ("$before->{$_} to $without->{$_}" => 1) } $differ->($before, $without);
+say names(\%moved);
+say scalar $differ->($without, $homes->()), ' move again';
+start_backend('b');
+say scalar $differ->($before, $homes->()), ' stay away';
+--- response_body
+b to a b to c
+0 move again
+0 stay away
+--- error_log
+Connection refused
+
+
+
+=== TEST 20: an instance that joins takes its part of each one's keys and moves no other
+--- workers: 2
+--- ipconfig: chash hash_balance_factor=0 a:1 b:1 c:1
+--- script
+my $homes = sub { return { map { ($_ => get_anew("/?k=user-$_")) } 1 .. 80 } };
+my $before = $homes->();
+put('instances/chat/d', '{"addr":"$BACKEND_D"}');
+ready('chat', 'a b c d');
+my $with = $homes->();
+my @moved = grep { $before->{$_} ne $with->{$_} } keys %$before;
+say names({ map { ("from $before->{$_}" => 1) } @moved }), ', to ',
+    names({ map { ($with->{$_} => 1) } @moved });
+say @moved < 40 ? 'a part' : @moved . ' of 80';
+del('instances/chat/d');
+ready('chat', 'a b c');
+my $after = $homes->();
+say scalar(grep { $before->{$_} ne $after->{$_} } keys %$before), ' stay away';
+--- response_body
+from a from b from c, to d
+a part
+0 stay away
+
+
+
+=== TEST 21: a hot key's requests spill over when its instance has 125 % of its share
+--- workers: 2
+--- ipconfig: chash a:1 b:1 c:1
+--- script
+my $home = get('/?k=hot');
+my @ends = map { meanwhile(sub { get_anew('/slow?ms=2000&k=hot') }) } 1 .. 12;
+await('all are open', sub { in_flight('chat') == 12 });
+my %open = map { ($_->{id} => $_->{in_flight}) } @{ service('chat')->{instances} };
+note("home $home, open ", counts(\%open));
+say max(values %open) <= 5 ? 'at most 125 %' : counts(\%open);
+say $open{$home} >= 4 ? 'its share at home' : counts(\%open);
+--- response_body
+at most 125 %
+its share at home
+
+
+
+=== TEST 22: with a hash_balance_factor of 0 a hot key stays at home
+--- workers: 2
+--- ipconfig: chash hash_balance_factor=0 a:1 b:1 c:1
+--- script
+my $home = get('/?k=hot');
+my @ends = map { meanwhile(sub { get_anew('/slow?ms=2000&k=hot') }) } 1 .. 12;
+await('all are open', sub { in_flight('chat') == 12 });
+my %open = map { ($_->{id} => $_->{in_flight}) } @{ service('chat')->{instances} };
+say $open{$home} == 12 ? 'all at home' : counts(\%open);
+--- response_body
+all at home
+
+
+
+=== TEST 23: a request without a key, or with an empty one, goes anywhere by weight
+--- ipconfig: chash a:1 b:3 c:6
+--- script
+say fit(served(2000), { a => 1, b => 3, c => 6 });
+say fit(served(2000, '/?k='), { a => 1, b => 3, c => 6 });
+--- response_body
+fits
+fits
+
+
+
+=== TEST 24: a key may be a number, or a megabyte long
+--- ipconfig: chash hash_balance_factor=0 a:1 b:1 c:1
+--- script
+say names(served(20, '/?n=12')) eq get('/?k=12') ? 'as its text' : 'elsewhere';
+my %homes = map { ($_ => served(5, "/?mb=$_")) } 'a' .. 'p';
+say names({ map { (scalar(keys %$_) => 1) } values %homes }), ' instance for each';
+say names({ map { %$_ } values %homes });
+--- response_body
+as its text
+1 instance for each
+a b c

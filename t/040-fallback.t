@@ -10,6 +10,16 @@ our $Weights = <<'_EOC_';
       { "id": "d", "addr": "$BACKEND_D", "weight": 0 } ] } } }
 _EOC_
 
+our $Keyed = <<'_EOC_';
+    upstream keyed {
+        server 0.0.0.1;
+        balancer_by_lua_block {
+            require("resty.ipconfig").balance("chat", { key = ngx.var.arg_k })
+        }
+    }
+_EOC_
+our $KeyedLocation = $IpconfigTest::SERVICE_LOCATION =~ s{http://ipconfig}{http://keyed}r;
+
 run_tests();
 
 __DATA__
@@ -213,3 +223,56 @@ nothing to offer for service chat
 say names(served(60));
 --- response_body
 a b c
+
+
+
+=== TEST 10: with chash a key stays where it is when the fallback takes over, retries too
+--- workers: 4
+--- http_config eval: $::Keyed
+--- config eval: $::KeyedLocation
+--- ipconfig
+{ "fallback": { "after": "1s" },
+  "services": { "chat": { "balance": { "strategy": "chash", "hash_balance_factor": 0 },
+                          "instances": [
+      { "id": "a", "addr": "$BACKEND_A", "weight": 1 },
+      { "id": "b", "addr": "$BACKEND_B", "weight": 3 },
+      { "id": "c", "addr": "$BACKEND_C", "weight": 2.5 },
+      { "id": "d", "addr": "$BACKEND_D", "weight": 0 },
+      { "id": "1", "addr": "$DEAD_1", "weight": 2 } ] } } }
+--- script
+my $homes = sub { return { map { ($_ => get_anew("/?k=user-$_")) } 1 .. 150 } };
+my $live = $homes->();
+my $elsewhere = sub { my $now = $homes->(); scalar grep { $now->{$_} ne $live->{$_} } keys %$live };
+say names({ reverse %$live });
+while_stopped(writer_pid(), sub {
+    await('fallback', sub { mode('chat') eq 'fallback' });
+    say $elsewhere->(), ' elsewhere' for 1 .. 2;
+    say names(served_anew(60)), ' without a key';
+});
+--- response_body
+a b c
+0 elsewhere
+0 elsewhere
+a b c without a key
+--- error_log
+[ipconfig] mode fallback
+Connection refused
+
+
+
+=== TEST 11: in fallback mode chash shares the keys by weight
+--- workers: 2
+--- http_config eval: $::Keyed
+--- config eval: $::KeyedLocation
+--- ipconfig eval: $::Weights =~ s/best/chash/r
+--- script
+while_stopped(writer_pid(), sub {
+    await('fallback', sub { mode('chat') eq 'fallback' });
+    my %count;
+    $count{ get_anew("/?k=user-$_") }++ for 1 .. 3000;
+    say fit(\%count, { a => 1, b => 3, c => 6 });
+});
+--- response_body
+fits
+--- error_log
+[ipconfig] mode fallback

@@ -214,7 +214,7 @@ qr{$::FILE\Qservices.chat.instances[1].addr: 127.0.0.1:9001 is that of services.
 { "services": { "chat": { "balance": { "strategy": "fastest" } } } }
 --- must_die
 --- error_log eval
-qr{$::FILE\Qservices.chat.balance.strategy: "fastest" is not one of best, weighted_random, round_robin, random, p2c, adaptive; least_conn and chash are not available in this version at line 1 column \E\d}
+qr{$::FILE\Qservices.chat.balance.strategy: "fastest" is not one of best, weighted_random, round_robin, random, least_conn, p2c, adaptive, chash at line 1 column \E\d}
 
 
 

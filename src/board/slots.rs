@@ -14,8 +14,6 @@
 //! mean. It is fair, as nothing of how long a request takes decides whether it is
 //! the first.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
@@ -354,10 +352,16 @@ fn is_longer(sample_ms: f32, mean_ms: Option<f32>) -> bool {
 
 /// What an instance's counters are kept by: the same service, id and address
 /// are the same instance. Never 0.
+///
+/// CRC-32 of `service NUL id` above that of the address, which nginx's Lua can
+/// compute too: consistent hashing goes by it on both sides.
 pub fn identity(service: &str, id: &str, addr: &SocketAddr) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (service, id, addr).hash(&mut hasher);
-    hasher.finish().max(1)
+    let mut name = crc32fast::Hasher::new();
+    name.update(service.as_bytes());
+    name.update(&[0]);
+    name.update(id.as_bytes());
+    let addr = crc32fast::hash(addr.to_string().as_bytes());
+    (u64::from(name.finalize()) << 32 | u64::from(addr)).max(1)
 }
 
 #[cfg(test)]

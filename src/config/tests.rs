@@ -90,7 +90,7 @@ fn every_key_is_read_into_its_field() {
         "discover": ["a", "b*"],
         "fallback": {"after": "1m 30s"},
         "services": {"s.1_x:y-z": {
-            "balance": {"strategy": "p2c", "tries": 0},
+            "balance": {"strategy": "p2c", "tries": 0, "hash_balance_factor": 1000},
             "score": {"cpu": 1, "memory": 2, "rate": 3, "latency": 4, "errors": 5.5, "memory_unit_mib": 64},
             "status": {"missed": 7, "unreachable": "keep"},
             "instances": [{"id": "i", "addr": "[fd00::5]:8080", "weight": 0.5, "zone": "z",
@@ -100,7 +100,7 @@ fn every_key_is_read_into_its_field() {
                      "tls": {"ca": "/ca2", "cert": "/cert2", "key": "/key2"}}
     }"#;
     let service = ServiceConfig {
-        balance: BalanceConfig { strategy: Strategy::P2c, tries: 0 },
+        balance: BalanceConfig { strategy: Strategy::P2c, tries: 0, hash_balance_factor: 1000 },
         score: ScoreConfig {
             cpu: 1.0,
             memory: 2.0,
@@ -160,6 +160,12 @@ fn each_strategy_is_read_from_its_name() {
         assert_eq!(Config::parse(&text).unwrap().services["s"].balance.strategy, *strategy);
         assert_eq!(strategy.as_str(), *name);
     }
+}
+
+#[test]
+fn a_bound_of_0_is_none() {
+    let text = r#"{"services": {"s": {"balance": {"hash_balance_factor": 0}}}}"#;
+    assert_eq!(Config::parse(text).unwrap().services["s"].balance.hash_balance_factor, 0);
 }
 
 #[test]
@@ -318,6 +324,11 @@ fn a_number_of_a_wrong_type_or_out_of_its_range_is_refused() {
         &[("0", "invalid value: integer `0`"), ("101", "invalid value: integer `101`")],
     );
     assert_refused_at(
+        "services.s.balance.hash_balance_factor",
+        "0 or an integer from 101 to 1000",
+        &[("1", "invalid value: integer `1`"), ("100", "invalid value: integer `100`")],
+    );
+    assert_refused_at(
         "exporter.deadband",
         "a number from 0 to 1",
         &[
@@ -374,9 +385,8 @@ fn a_string_that_its_key_does_not_allow_is_refused() {
     );
     assert_strings_refused_at(
         "services.s.balance.strategy",
-        "one of best, weighted_random, round_robin, random, p2c, adaptive; \
-         least_conn and chash are not available in this version",
-        &["fastest", "Best", "", "chash", "least_conn"],
+        "one of best, weighted_random, round_robin, random, least_conn, p2c, adaptive, chash",
+        &["fastest", "Best", ""],
     );
     assert_strings_refused_at("window.decay", "one of linear, exponential", &["none"]);
     assert_strings_refused_at(
@@ -748,7 +758,7 @@ fn the_reference_s_ranges_are_those_of_the_code() {
         assert!(!in_range(path, &above), "{path}: {above}");
         ranges += 1;
     }
-    assert_eq!(ranges, 18, "a range is not written as `low` to `high`");
+    assert_eq!(ranges, 19, "a range is not written as `low` to `high`");
 }
 
 /// The integer, or the duration in milliseconds, that is `steps` away.

@@ -154,6 +154,17 @@ where
     from.deserialize_any(IntegerVisitor::<MIN, MAX, T>(PhantomData))
 }
 
+/// Reads a bound in percent of a share, which must leave room, or 0 for none.
+pub fn hash_balance_factor<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    match integer::<0, 1000, u32, D>(from)? {
+        tight @ 1..=100 => Err(D::Error::invalid_value(
+            Unexpected::Unsigned(tight.into()),
+            &"0 or an integer from 101 to 1000",
+        )),
+        percent => Ok(percent),
+    }
+}
+
 /// Reads a number from `MIN` to `MAX`, with or without a fraction.
 pub fn number<'de, const MIN: u64, const MAX: u64, D: Deserializer<'de>>(
     from: D,
@@ -207,14 +218,12 @@ pub fn duration_ms<'de, const MIN: u64, const MAX: u64, D: Deserializer<'de>>(
 pub trait Choice: Copy + 'static {
     /// Every value, after its name.
     const ALL: &'static [(&'static str, Self)];
-    /// What else to say when a name is none of these.
-    const REMARK: &'static str = "";
 }
 
 /// Reads one of a few names.
 pub fn choice<'de, D: Deserializer<'de>, T: Choice>(from: D) -> Result<T, D::Error> {
     let names: Vec<_> = T::ALL.iter().map(|(name, _)| *name).collect();
-    let expected = format!("one of {}{}", names.join(", "), T::REMARK);
+    let expected = format!("one of {}", names.join(", "));
     string_that_is(&expected, from, |text| {
         T::ALL.iter().find(|(name, _)| *name == text).map(|(_, value)| *value)
     })

@@ -23,11 +23,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use border::{BorderError, Bytes, TextOut, guard};
 use thread::PluginThread;
-use xxhash_rust::xxh64::xxh64;
 
 use crate::board::{self, Board, Outcome};
 use crate::config::Config;
 use crate::metrics::{self, Fallback};
+use crate::picker;
 use crate::plugin;
 use crate::worker::{Choice, Due, Request, Worker};
 
@@ -347,7 +347,7 @@ pub unsafe extern "C" fn ipconfig_balance(
             is_retry: is_retry != 0,
             is_logged: is_logged != 0,
             // Of an empty key nothing can be told apart: as if there were none.
-            key: key.bytes().filter(|key| !key.is_empty()).map(|key| xxh64(key, 0)),
+            key: key.bytes().filter(|key| !key.is_empty()).map(picker::hash_of_key),
         };
         with_worker(|worker| match worker.balance(service, request) {
             Choice::Load => Ok(AGAIN),

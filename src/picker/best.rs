@@ -2,6 +2,7 @@
 
 use rand::rngs::SmallRng;
 
+use super::draw::in_force;
 use super::{Moment, Picker, Ranked};
 
 /// Every request goes to the best instance, a retry to the next best. Fair to
@@ -14,10 +15,10 @@ pub struct Best {
 
 impl Best {
     pub fn new(ranked: Ranked<'_>) -> Self {
+        let weights = in_force(&ranked.weights());
         let mut order: Vec<usize> = (0..ranked.records.len()).collect();
         // Weight 0 last: the ranking puts it there, manual weights may not.
-        let place =
-            |&index: &usize| (ranked.records[index].weight == 0.0, ranked.records[index].rank);
+        let place = |&index: &usize| (weights[index] == 0.0, ranked.records[index].rank);
         order.sort_by_key(place);
         Best { order }
     }

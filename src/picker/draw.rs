@@ -67,10 +67,12 @@ fn among_untried(weights: &[f64], now: &dyn Moment, rng: &mut SmallRng) -> Optio
     last
 }
 
-/// The weights in force: equal ones where all are 0.
+/// The weights in force: what is no weight, such as a NaN, counts as 0, and
+/// where all are 0, all are equal.
 pub fn in_force(weights: &[f64]) -> Vec<f64> {
-    if weights.iter().any(|&weight| weight > 0.0) {
-        weights.to_vec()
+    let sound = |&weight: &f64| if weight.is_finite() { weight.max(0.0) } else { 0.0 };
+    if weights.iter().any(|weight| sound(weight) > 0.0) {
+        weights.iter().map(sound).collect()
     } else {
         vec![1.0; weights.len()]
     }
@@ -119,7 +121,7 @@ struct Column {
 }
 
 impl AliasTable {
-    /// O(n). Weights are finite and not negative; all 0 means all equal.
+    /// O(n). All 0 means all equal, see [`in_force`].
     pub fn new(weights: &[f64]) -> Self {
         let weights = in_force(weights);
         // Divided first, so that no sum of finite weights overflows.

@@ -4,7 +4,9 @@
 
 mod adaptive;
 mod best;
+mod chash;
 mod draw;
+mod least_conn;
 mod p2c;
 mod random;
 mod round_robin;
@@ -12,7 +14,8 @@ mod weighted_random;
 
 use rand::rngs::SmallRng;
 
-use crate::config::Strategy;
+pub use self::chash::hash_of_key;
+use crate::config::{BalanceConfig, Strategy};
 use crate::value::Record;
 
 /// A service's instances as a strategy sees them: what is known of each by
@@ -83,17 +86,45 @@ pub trait Picker {
     /// only when it has tried all. Costs the same for 3 instances and 10,000, a
     /// retry's aside.
     fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize>;
+
+    /// What the strategy over the next ranking goes on from.
+    fn into_memory(self: Box<Self>) -> Memory {
+        Memory::Nothing
+    }
 }
 
-/// The strategy over a ranking.
+/// What a strategy keeps from one ranking to the next.
+#[derive(Default)]
+pub enum Memory {
+    #[default]
+    Nothing,
+    Turns(round_robin::Turns),
+    Owners(chash::Owners),
+}
+
+/// The strategy over a first ranking, all else as by default.
 pub fn build(strategy: Strategy, ranked: Ranked<'_>, rng: &mut SmallRng) -> Box<dyn Picker> {
-    match strategy {
+    let balance = BalanceConfig { strategy, ..BalanceConfig::default() };
+    rebuild(&balance, ranked, Memory::Nothing, rng)
+}
+
+/// The strategy over a ranking, with the memory of the one before it: of the same
+/// service, its instances and weights may be others.
+pub fn rebuild(
+    balance: &BalanceConfig,
+    ranked: Ranked<'_>,
+    memory: Memory,
+    rng: &mut SmallRng,
+) -> Box<dyn Picker> {
+    match balance.strategy {
         Strategy::Best => Box::new(best::Best::new(ranked)),
         Strategy::WeightedRandom => Box::new(weighted_random::WeightedRandom::new(ranked)),
-        Strategy::RoundRobin => Box::new(round_robin::RoundRobin::new(ranked, rng)),
+        Strategy::RoundRobin => Box::new(round_robin::RoundRobin::new(ranked, memory, rng)),
         Strategy::Random => Box::new(random::Random::new(ranked)),
+        Strategy::LeastConn => Box::new(least_conn::LeastConn::new(ranked)),
         Strategy::P2c => Box::new(p2c::P2c::new(ranked)),
         Strategy::Adaptive => Box::new(adaptive::Adaptive::new(ranked)),
+        Strategy::Chash => Box::new(chash::Chash::new(ranked, balance.hash_balance_factor, memory)),
     }
 }
 

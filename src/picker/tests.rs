@@ -1,3 +1,7 @@
+mod chash;
+mod least_conn;
+mod round_robin;
+
 use std::cell::RefCell;
 
 use proptest::prelude::{Just, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
@@ -51,15 +55,8 @@ fn build_ranked(
     ranks: &[u32],
     rng: &mut SmallRng,
 ) -> Box<dyn Picker> {
-    let record = |(&weight, &rank)| Record {
-        score: 0.0,
-        weight,
-        rank,
-        state: State::Unreported,
-        service_ms: 0.0,
-        concurrency: 0.0,
-    };
-    let records: Vec<Record> = weights.iter().zip(ranks).map(record).collect();
+    let records: Vec<Record> =
+        weights.iter().zip(ranks).map(|(&weight, &rank)| record(weight, rank)).collect();
     let identities: Vec<u64> = (1..=weights.len() as u64).collect();
     let ranked = Ranked {
         identities: &identities,
@@ -69,6 +66,25 @@ fn build_ranked(
         rate_per_s: 0.0,
     };
     build(strategy, ranked, rng)
+}
+
+fn record(weight: f64, rank: u32) -> Record {
+    Record { score: 0.0, weight, rank, state: State::Unreported, service_ms: 0.0, concurrency: 0.0 }
+}
+
+/// A picker over instances of these identities and weights that goes on from
+/// another one.
+fn after(
+    memory: Memory,
+    balance: &BalanceConfig,
+    instances: &[(u64, f64)],
+    rng: &mut SmallRng,
+) -> Box<dyn Picker> {
+    let (identities, weights): (Vec<u64>, Vec<f64>) = instances.iter().copied().unzip();
+    let records: Vec<Record> = weights.iter().map(|&weight| record(weight, 0)).collect();
+    let ranked =
+        Ranked { identities: &identities, priors: &weights, records: &records, own_part: 1.0 };
+    rebuild(balance, ranked, memory, rng)
 }
 
 fn shares(strategy: Strategy, weights: &[f64], picks: usize, now: &Now) -> Vec<usize> {
@@ -130,42 +146,6 @@ fn p2c_counts_in_flight_by_weight() {
 }
 
 #[test]
-fn round_robin_is_exact_over_each_cycle_and_spread_within() {
-    let mut rng = SmallRng::seed_from_u64(3);
-    let mut picker = picker(Strategy::RoundRobin, &[5.0, 1.0, 1.0], &mut rng);
-    let now = Now::default();
-    let picks: Vec<_> = (0..70).map(|_| picker.pick(&now, &mut rng).unwrap()).collect();
-    for cycle in picks.chunks(7) {
-        let of = |index| cycle.iter().filter(|&&pick| pick == index).count();
-        assert_eq!((of(0), of(1), of(2)), (5, 1, 1), "{picks:?}");
-    }
-    let bursts = picks.windows(6).filter(|picks| picks.iter().all(|&pick| pick == 0)).count();
-    assert_eq!(bursts, 0, "turns are spread: {picks:?}");
-}
-
-#[test]
-fn round_robins_of_many_gateways_do_not_begin_with_the_same_instance() {
-    let firsts: std::collections::HashSet<_> = (0..40)
-        .map(|seed| {
-            let mut rng = SmallRng::seed_from_u64(seed);
-            picker(Strategy::RoundRobin, &[1.0; 4], &mut rng).pick(&Now::default(), &mut rng)
-        })
-        .collect();
-    assert_eq!(firsts.len(), 4);
-}
-
-#[test]
-fn a_retry_takes_nobodys_turn() {
-    let mut rng = SmallRng::seed_from_u64(1);
-    let mut picker = picker(Strategy::RoundRobin, &[1.0, 1.0], &mut rng);
-    let first = picker.pick(&Now::default(), &mut rng).unwrap();
-    let retry = Now { tried: vec![first], ..Now::default() };
-    assert_eq!(picker.pick(&retry, &mut rng), Some(1 - first));
-    assert_eq!(picker.pick(&Now::default(), &mut rng), Some(1 - first));
-    assert_eq!(picker.pick(&Now::default(), &mut rng), Some(first));
-}
-
-#[test]
 fn best_goes_down_the_ranking_as_tries_fail() {
     let mut rng = SmallRng::seed_from_u64(1);
     let mut picker = build_ranked(Strategy::Best, &[1.0, 1.0, 0.0], &[1, 2, 0], &mut rng);
@@ -212,20 +192,52 @@ fn weights_that_are_all_0_are_equal() {
 
 proptest! {
     #[test]
-    fn a_request_gets_each_instance_once_and_then_none(
-        weights in proptest::collection::vec(prop_oneof![Just(0.0), 1e-300..1e300, Just(1.0)], 0..12),
+    fn a_request_gets_each_instance_once_and_then_none_whatever_the_weights(
+        weights in proptest::collection::vec(
+            prop_oneof![Just(0.0), 1e-300..1e300, Just(1.0), proptest::num::f64::ANY],
+            0..12,
+        ),
+        key in any::<Option<u64>>(),
         seed in any::<u64>(),
     ) {
         for strategy in Strategy::all() {
             let mut rng = SmallRng::seed_from_u64(seed);
             let mut picker = picker(strategy, &weights, &mut rng);
-            let mut now = Now::default();
+            let mut now = Now { key, ..Now::default() };
             for _ in 0..weights.len() {
                 let pick = picker.pick(&now, &mut rng);
                 prop_assert!(pick.is_some_and(|index| index < weights.len() && !now.tried.contains(&index)));
                 now.tried.extend(pick);
             }
             prop_assert_eq!(picker.pick(&now, &mut rng), None);
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_none_count_as_0() {
+    let weights = [f64::NAN, f64::INFINITY, -1.0, f64::NEG_INFINITY, 2.0];
+    for strategy in Strategy::all() {
+        for key in [None, Some(7)] {
+            let counts = shares(strategy, &weights, 100, &Now { key, ..Now::default() });
+            assert_eq!(counts, [0, 0, 0, 0, 100], "{strategy:?}, key {key:?}");
+        }
+    }
+}
+
+#[test]
+fn every_strategy_picks_among_65_000() {
+    let weights: Vec<f64> = (0..65_000).map(|index| f64::from(index % 5)).collect();
+    for strategy in Strategy::all() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut picker = picker(strategy, &weights, &mut rng);
+        for key in 0..20 {
+            let mut now = Now { key: Some(key), ..Now::default() };
+            for _ in 0..3 {
+                let pick = picker.pick(&now, &mut rng).unwrap();
+                assert!(weights[pick] > 0.0 && !now.tried.contains(&pick), "{strategy:?}");
+                now.tried.push(pick);
+            }
         }
     }
 }

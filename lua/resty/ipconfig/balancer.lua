@@ -100,14 +100,24 @@ local function tried_of()
 end
 
 
--- The way without the library.
-local function balance_in_lua(self, service, retry)
+-- The way without the library. Requests of a key go together where the strategy
+-- is to do so, and all others by chance.
+local function balance_in_lua(self, service, retry, key)
     local list = fallback.candidates(service, self.dict)
     if not list then
         return refuse(self, service, "the service is not known")
     end
 
-    local instance = fallback.pick(list, retry and tried_of())
+    local settings = self.config.services[service]
+    local balance = settings and settings.balance or {}
+    local tried = retry and tried_of() or nil
+
+    local instance
+    if balance.strategy == "chash" and key and key ~= "" then
+        instance = fallback.owner(list, tried, key)
+    end
+
+    instance = instance or fallback.pick(list, tried)
     if not instance then
         return refuse(self, service, #list == 0 and "it has no instances"
                                or "all instances were tried")
@@ -115,11 +125,8 @@ local function balance_in_lua(self, service, retry)
 
     self.dict:incr("fallback_requests", 1)
 
-    local settings = self.config.services[service]
-    local tries = settings and settings.balance and settings.balance.tries or 2
-
     return set_peer(self, service, instance.host, instance.port,
-                    min(tries, #list - 1), retry)
+                    min(balance.tries or 2, #list - 1), retry)
 end
 
 
@@ -191,12 +198,12 @@ function _M.balance(self, service, key)
     local retry = get_last_failure() ~= nil
 
     if self.fallen_back then
-        return balance_in_lua(self, service, retry)
+        return balance_in_lua(self, service, retry, key)
     end
 
     local handle = handle_of(service)
     if not handle then
-        return balance_in_lua(self, service, retry)
+        return balance_in_lua(self, service, retry, key)
     end
 
     local request = get_request()
@@ -225,7 +232,7 @@ function _M.balance(self, service, key)
         end
     end
 
-    return balance_in_lua(self, service, retry)
+    return balance_in_lua(self, service, retry, key)
 end
 
 

@@ -1,17 +1,27 @@
 -- What serves when the library does not: weighted random over the fallback
--- weights, in Lua alone. Its instances are those of the last ranking in the
--- shared dict, or the configuration file's where there is none.
+-- weights, or by key where the strategy is chash, in Lua alone. Its instances
+-- are those of the last ranking in the shared dict, or the configuration file's
+-- where there is none.
 
+local bit   = require "bit"
 local cjson = require "cjson.safe"
 
 
+local band     = bit.band
+local bxor     = bit.bxor
 local crc32    = ngx.crc32_long
 local floor    = math.floor
+local huge     = math.huge
+local ln       = math.log
+local lshift   = bit.lshift
 local match    = string.match
 local now      = ngx.now
 local random   = math.random
+local rshift   = bit.rshift
 local sub      = string.sub
+local tobit    = bit.tobit
 local tonumber = tonumber
+local tostring = tostring
 local type     = type
 
 
@@ -45,6 +55,7 @@ local function candidates_of(instances)
     end
 
     if list.total <= 0 then
+        list.is_weightless = true
         list.total = #list
         for i = 1, #list do
             list.sums[i] = i
@@ -57,7 +68,7 @@ end
 
 -- An instance out of JSON, or nil if it has no address. What cannot be trusted
 -- is checked here, for nobody else has.
-local function instance_of(record)
+local function instance_of(record, service)
     local host, port = match(tostring(record.addr), "^(.+):(%d+)$")
     port = tonumber(port)
     if not host or port < 1 or port > 65535 or record.drain == true then
@@ -73,11 +84,15 @@ local function instance_of(record)
         weight = (weight >= 0 and weight <= 1000) and weight or 1,
         host   = host,
         port   = port,
+
+        -- the two halves of its identity (src/board.rs)
+        crc_name = crc32(service .. "\0" .. tostring(record.id)),
+        crc_addr = crc32(tostring(record.addr)),
     }
 end
 
 
-local function instances_of(records)
+local function instances_of(records, service)
     local instances = {}
 
     if type(records) ~= "table" then
@@ -86,7 +101,7 @@ local function instances_of(records)
 
     for _, record in ipairs(records) do
         if type(record) == "table" then
-            instances[#instances + 1] = instance_of(record)
+            instances[#instances + 1] = instance_of(record, service)
         end
     end
 
@@ -100,14 +115,15 @@ function _M.configure(config)
     rankings = {}
 
     for name, service in pairs(config.services) do
-        configured[name] = candidates_of(instances_of(service.instances))
+        configured[name] = candidates_of(instances_of(service.instances,
+                                                      name))
     end
 end
 
 
 -- The candidates in a value of the shared dict, or nil and what is wrong with
 -- it.
-local function decode(value)
+local function decode(value, service)
     if type(value) ~= "string" then
         return nil, "the value is foreign"
     end
@@ -131,7 +147,7 @@ local function decode(value)
         return nil, err
     end
 
-    local list = candidates_of(instances_of(records))
+    local list = candidates_of(instances_of(records, service))
     list.version = tonumber(version, 16)
 
     return list
@@ -156,7 +172,7 @@ local function ranked(service, dict)
         return known.candidates
     end
 
-    local candidates, err = decode(value)
+    local candidates, err = decode(value, service)
     if not candidates then
         ngx.log(ngx.ERR, "[ipconfig] the last ranking of ", service,
                 " cannot be used: ", err)
@@ -188,6 +204,48 @@ end
 -- The configured services.
 function _M.services()
     return configured
+end
+
+
+-- The product of two numbers modulo 2^32, the first one signed.
+local function multiplied(a, b)
+    local high = lshift(tobit(rshift(a, 16) * b), 16)
+    return tobit(band(a, 0xffff) * b + high)
+end
+
+
+-- murmur3's fmix32
+local function mixed(h)
+    h = multiplied(bxor(h, rshift(h, 16)), 0x85ebca6b)
+    h = multiplied(bxor(h, rshift(h, 13)), 0xc2b2ae35)
+    return bxor(h, rshift(h, 16))
+end
+
+
+-- The candidate, of those that `tried` (a set of addresses, or nil) does not
+-- hold, that owns a key: the same that src/picker/chash.rs finds, by the same
+-- functions. O(n). nil when none with a weight is left.
+function _M.owner(list, tried, key)
+    local bucket = rshift(mixed(tobit(crc32(key))), 16)
+    local all_equal = list.is_weightless
+    local least, owner = huge, nil
+
+    for i = 1, #list do
+        local one = list[i]
+        local weight = all_equal and 1 or one.weight
+
+        if weight > 0 and not (tried and tried[one.addr]) then
+            local hash = mixed(bxor(mixed(bxor(bucket, one.crc_name)),
+                                    one.crc_addr))
+            local wait = -ln((hash % 2 ^ 32 + 0.5) / 2 ^ 32) / weight
+
+            if wait < least or not owner then
+                least, owner = wait, one
+            end
+        end
+    end
+
+    return owner
 end
 
 
