@@ -21,7 +21,7 @@ use crate::config::{Config, Discover};
 use crate::etcd::EtcdSource;
 use crate::publish::{PublishError, Publisher, Store};
 use crate::ranking::{self, Candidate, Ranking};
-use crate::registry::Registry;
+use crate::registry::{Reading, Registry};
 use crate::score;
 use crate::value::{self, ValueError};
 use crate::watcher::{self, Timing, WatchState};
@@ -120,6 +120,19 @@ impl Status {
         let (_, body) = value::open(value)?;
         serde_json::from_slice(body).map_err(|cause| ValueError::Body(cause.to_string()))
     }
+}
+
+/// A service's ranking by what the registry reads; `previous` is the one before it.
+pub fn ranking_of(reading: &Reading<'_>, previous: Option<&Ranking>) -> Ranking {
+    let loads: Vec<_> = reading.members.iter().map(|member| member.load).collect();
+    let scores = score::scores(&reading.config.score, &loads);
+    let candidates: Vec<_> = reading
+        .members
+        .iter()
+        .zip(scores)
+        .map(|(member, score)| Candidate { instance: member.instance, state: member.state, score })
+        .collect();
+    ranking::rank(&candidates, previous)
 }
 
 /// Holds the stages together: registry, score, ranking, publisher.
@@ -312,19 +325,7 @@ impl<S: Store> Conductor<S> {
         if !synced && reading.members.is_empty() {
             return None;
         }
-        let loads: Vec<_> = reading.members.iter().map(|member| member.load).collect();
-        let scores = score::scores(&reading.config.score, &loads);
-        let candidates: Vec<_> = reading
-            .members
-            .iter()
-            .zip(scores)
-            .map(|(member, score)| Candidate {
-                instance: member.instance,
-                state: member.state,
-                score,
-            })
-            .collect();
-        Some(ranking::rank(&candidates, self.rankings.get(service)))
+        Some(ranking_of(&reading, self.rankings.get(service)))
     }
 
     fn publish_status(&mut self) {

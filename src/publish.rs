@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use thiserror::Error;
 
 use crate::board::{self, Board, NO_SLOT, ServiceId};
-use crate::ranking::Ranking;
+use crate::ranking::{Entry, Ranking};
 use crate::value::{self, InstanceValue, RankingValue, Record};
 
 /// How long the board keeps the counters of an instance that is gone, so that
@@ -203,11 +203,9 @@ fn values_of(
     ranking: &Ranking,
     slots: &mut Slots,
 ) -> (Vec<InstanceValue>, Vec<Record>) {
-    let mut ranked: Vec<_> = ranking.entries.iter().zip(0..).collect();
-    ranked.sort_unstable_by(|(a, _), (b, _)| a.id.cmp(&b.id));
-    ranked
+    by_id(ranking)
         .into_iter()
-        .map(|(entry, rank)| {
+        .map(|(entry, record)| {
             let instance = InstanceValue {
                 id: entry.id.clone(),
                 addr: entry.addr,
@@ -215,17 +213,25 @@ fn values_of(
                 weight: entry.fallback_weight,
                 slot: slots.acquire(board::identity(service, &entry.id, &entry.addr)),
             };
-            let record = Record {
-                score: entry.score,
-                weight: entry.weight,
-                rank,
-                state: entry.state,
-                service_ms: 0.0,
-                concurrency: 0.0,
-            };
             (instance, record)
         })
         .unzip()
+}
+
+/// A ranking's entries in the order in which they are published, by id, each with
+/// its record.
+pub fn by_id(ranking: &Ranking) -> Vec<(&Entry, Record)> {
+    let mut ranked: Vec<_> = ranking.entries.iter().zip(0..).collect();
+    ranked.sort_unstable_by(|(a, _), (b, _)| a.id.cmp(&b.id));
+    let record = |(entry, rank): &(&Entry, u32)| Record {
+        score: entry.score,
+        weight: entry.weight,
+        rank: *rank,
+        state: entry.state,
+        service_ms: 0.0,
+        concurrency: 0.0,
+    };
+    ranked.iter().map(|ranked| (ranked.0, record(ranked))).collect()
 }
 
 /// Which instance's counters are in which slot of the board.
@@ -309,7 +315,7 @@ mod tests {
     use std::cell::{Cell, RefCell};
 
     use super::*;
-    use crate::ranking::{Entry, State};
+    use crate::ranking::State;
 
     #[derive(Default)]
     struct Dict {
