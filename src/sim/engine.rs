@@ -29,7 +29,10 @@ const BINS: u64 = 120;
 /// Runs a scenario with one policy. The same for the same seed; arrivals are the same
 /// for each policy.
 pub fn run(scenario: &Scenario, chooser: Chooser, seed: u64) -> Measures {
-    Simulation::new(scenario, chooser, seed).run()
+    let mut simulation = Simulation::new(scenario, chooser, seed);
+    simulation.start();
+    while simulation.step() {}
+    simulation.into_measures()
 }
 
 /// One run.
@@ -77,7 +80,8 @@ struct Messages {
 }
 
 impl<'a> Simulation<'a> {
-    fn new(scenario: &'a Scenario, chooser: Chooser, seed: u64) -> Self {
+    /// Everything is there, and nothing has happened yet.
+    pub fn new(scenario: &'a Scenario, chooser: Chooser, seed: u64) -> Self {
         // Each has a stream of its own, so that what one policy draws more often
         // does not change what others meet.
         let mut seeds = SmallRng::seed_from_u64(seed);
@@ -150,7 +154,8 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    fn run(mut self) -> Measures {
+    /// Time begins.
+    pub fn start(&mut self) {
         self.plan_faults();
         for gateway in 0..self.fleet.gateways.len() {
             self.list(gateway);
@@ -169,13 +174,16 @@ impl<'a> Simulation<'a> {
         }
         self.agenda.add(self.warm, Event::Warm);
         self.schedule_arrival();
-        while self.step() {}
+    }
+
+    /// What came of it.
+    pub fn into_measures(mut self) -> Measures {
         self.measures.finish(&self.tally);
         self.measures
     }
 
     /// The next thing happens; false once all requests are done with.
-    fn step(&mut self) -> bool {
+    pub fn step(&mut self) -> bool {
         let event_at = self.agenda.next_at().unwrap_or(Ns::MAX);
         let deadline = self.deadlines.front().map_or(Ns::MAX, |(at, _)| *at);
         let next = event_at.min(deadline).min(self.next_arrival);
