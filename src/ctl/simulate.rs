@@ -1,6 +1,8 @@
 //! Scenarios, simulated: what each policy makes of them.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -108,44 +110,36 @@ impl Simulate {
 
 /// Each policy's runs of all seeds, as many at a time as the machine has cores.
 fn measure(scenario: &Scenario) -> Vec<(String, Measures)> {
-    let runs: Vec<(usize, Chooser, u64)> = scenario
-        .policies
-        .iter()
-        .enumerate()
+    let policies = scenario.policies.iter().enumerate();
+    let runs: Vec<(usize, Chooser, u64)> = policies
         .filter_map(|(place, name)| Chooser::named(name).map(|chooser| (place, chooser)))
         .flat_map(|(place, chooser)| scenario.seeds.iter().map(move |seed| (place, chooser, *seed)))
         .collect();
-    let next = std::sync::atomic::AtomicUsize::new(0);
+    let next = AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();
-        while let Some(&(_, chooser, seed)) =
-            runs.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
-        {
-            done.push((chooser.name(), seed, sim::run(scenario, chooser, seed)));
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some((place, chooser, seed)) = runs.get(number) else { return done };
+            done.push((number, *place, sim::run(scenario, *chooser, *seed)));
         }
-        done
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from).min(runs.len());
-    let done: Vec<_> = std::thread::scope(|scope| {
+    let mut done: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
-        threads
-            .into_iter()
-            .flat_map(|thread| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect()
+        let join = |thread: ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().flat_map(join).collect()
     });
-    // In the order of the scenario, whoever was through first.
-    let merged = |(place, name): (usize, &String)| {
-        let mut all = Measures::default();
-        for &(of, chooser, seed) in runs.iter().filter(|(of, _, _)| *of == place) {
-            _ = of;
-            let it = done.iter().find(|(name, of, _)| *name == chooser.name() && *of == seed);
-            it.into_iter().for_each(|(_, _, measures)| all.merge(measures));
-        }
-        (name.clone(), all)
-    };
-    scenario.policies.iter().enumerate().map(merged).collect()
+    // Whoever was through first: sums of floating-point numbers depend on the order.
+    done.sort_by_key(|(number, _, _)| *number);
+    let mut measured: Vec<_> =
+        scenario.policies.iter().map(|name| (name.clone(), Measures::default())).collect();
+    for (_, place, measures) in &done {
+        measured[*place].1.merge(measures);
+    }
+    measured
 }
 
 fn outcome(name: &str, scenario: &Scenario, measured: &[(String, Measures)]) -> Simulated {

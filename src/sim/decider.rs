@@ -13,7 +13,7 @@ use crate::picker::Picker;
 const PEER: &str = "peer_";
 
 /// A policy that can be simulated.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy)]
 pub enum Chooser {
     /// One of ours, by reports and live facts.
     Strategy(Strategy),

@@ -5,11 +5,12 @@ use serde::Serialize;
 /// Latencies of any number in bounded memory: 128 buckets for each doubling from a
 /// microsecond to an hour and a half, so that what is read back is within 0.4 % of
 /// what was put in.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Histogram {
     counts: Vec<u32>,
     count: u64,
     sum_s: f64,
+    largest_s: f64,
 }
 
 /// Bits of a bucket's number within its doubling.
@@ -18,12 +19,6 @@ const FINE_BITS: u32 = 7;
 const LEAST_EXPONENT: i64 = -20;
 const LARGEST_EXPONENT: i64 = 12;
 const BUCKETS: usize = ((LARGEST_EXPONENT - LEAST_EXPONENT + 1) as usize) << FINE_BITS;
-
-impl Default for Histogram {
-    fn default() -> Self {
-        Self { counts: Vec::new(), count: 0, sum_s: 0.0 }
-    }
-}
 
 impl Histogram {
     /// Takes in one latency, in seconds.
@@ -34,6 +29,7 @@ impl Histogram {
         self.counts[bucket_of(seconds)] += 1;
         self.count += 1;
         self.sum_s += seconds;
+        self.largest_s = self.largest_s.max(seconds);
     }
 
     /// Takes in all of another one's.
@@ -45,6 +41,7 @@ impl Histogram {
         }
         self.count += other.count;
         self.sum_s += other.sum_s;
+        self.largest_s = self.largest_s.max(other.largest_s);
     }
 
     /// How many were taken in.
@@ -65,7 +62,7 @@ impl Histogram {
         for (bucket, count) in self.counts.iter().enumerate() {
             passed += u64::from(*count);
             if passed >= rank {
-                return middle_of(bucket);
+                return middle_of(bucket).min(self.largest_s);
             }
         }
         0.0

@@ -148,6 +148,12 @@ impl Plane {
         servers.get(index).map(|server| *server as usize)
     }
 
+    /// The gateway's part of the fleet's requests, as of the ranking in force.
+    #[cfg(test)]
+    pub fn own_part(&self) -> f64 {
+        self.ranked.own_part
+    }
+
     fn instant(&self, clock: i64) -> Instant {
         let start_ns = CLOCK_START.as_nanos() as i64;
         self.started + Duration::from_nanos(u64::try_from(start_ns + clock).unwrap_or(0))

@@ -144,7 +144,7 @@ fn every_request_ends_once_whatever_goes_wrong() {
         assert_eq!(answered + failed + timed_out, arrived, "{name}");
         assert_eq!(latency.count(), arrived);
         assert_eq!(timeline.iter().map(|bin| bin.latency.count()).sum::<u64>(), arrived);
-        assert!(answered > 2000 && failed > 0 && timed_out > 0, "{name}");
+        assert!(answered > 500 && failed > 0 && timed_out > 0, "{name}");
     }
 }
 
@@ -285,7 +285,7 @@ fn who_has_left_gets_nothing_and_who_joins_gets_its_share() {
         {"leave": {"servers": "b", "at": "10s"}}, {"join": {"servers": "b", "at": "20s"}}
     ]))
     .unwrap();
-    for chooser in [named("random"), Chooser::Made(|| Box::new(First))] {
+    for chooser in [named("random"), Chooser::Made(|| Box::new(Last))] {
         let measures = run(&scenario, chooser, 1);
         let shares = shares(&measures);
         assert!(shares[32..59].iter().all(|share| *share == 0.0), "{shares:?}");
@@ -297,10 +297,10 @@ fn who_has_left_gets_nothing_and_who_joins_gets_its_share() {
     assert!(shares[..60].iter().all(|share| *share == 0.0), "it joins at 20 s: {shares:?}");
 }
 
-/// Takes the last server that is registered; says how its report is.
-struct First;
+/// Takes the last server that is registered.
+struct Last;
 
-impl Policy for First {
+impl Policy for Last {
     fn pick(&mut self, world: &dyn World, _: &mut rand::rngs::SmallRng) -> Option<usize> {
         (0..world.servers()).rev().find(|it| world.is_member(*it) && !world.is_tried(*it))
     }
@@ -325,7 +325,7 @@ fn reports_say_what_servers_did_and_come_when_they_come() {
                 assert!(lies || (60.0..140.0).contains(&report.rate_per_s), "{report:?}");
                 let lied = report.utilization == 0.0 && (20.3..31.4).contains(&now_s);
                 assert!(lied || (0.1..0.4).contains(&report.utilization), "{report:?}");
-                assert!((0.008..0.013).contains(&report.latency_s), "{report:?}");
+                assert!((0.006..0.016).contains(&report.latency_s), "{report:?}");
             }
             use rand::RngExt;
             Some(rng.random_range(..world.servers()))
@@ -368,6 +368,22 @@ fn rankings_follow_reports() {
     assert!(mean(&later[15..30]) < 0.4, "{later:?}");
     assert!(mean(&later[65..90]) > 0.4, "{later:?}");
     assert!(mean(&later[105..]) < 0.4, "{later:?}");
+}
+
+#[test]
+fn a_gateway_knows_its_part_of_the_requests() {
+    let of = scenario(json!({
+        "servers": [{"name": "a", "count": 4, "slots": 8, "service": {"mean": "10ms"}}],
+        "traffic": {"rate": 1000},
+        "gateways": {"count": 5, "workers": 2},
+        "duration": "20s", "warmup": "0s",
+    }));
+    let mut simulation = Simulation::new(&of, named("adaptive"), 1);
+    simulation.start();
+    while simulation.step() {}
+    for plane in &simulation.planes {
+        assert_near(plane.own_part(), 0.2, 0.25);
+    }
 }
 
 #[test]
