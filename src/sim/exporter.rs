@@ -154,11 +154,9 @@ impl Asked {
         let (before, after) = (self.counters, server.counters);
         let is_new = server.boot != self.boot;
         let dt_s = to_s(now - self.at);
-        let slot_ns = after.slot_ns - if is_new { after.slot_ns } else { before.slot_ns };
-        let mut utilization = match dt_s > 0.0 {
-            true => to_s(slot_ns) / dt_s / f64::from(server.slots),
-            false => 0.0,
-        };
+        let slots = f64::from(server.slots);
+        let slot_s = to_s(after.slot_ns - before.slot_ns);
+        let mut utilization = if dt_s > 0.0 { slot_s / dt_s / slots } else { 0.0 };
         if is_new {
             (self.false_requests, self.hidden_busy_ns) = (0, 0);
         }
@@ -192,7 +190,8 @@ impl Asked {
         });
         self.seq = if is_new { 1 } else { self.seq + 1 };
         (self.at, self.answered_at, self.boot, self.counters) = (now, now, server.boot, after);
-        let slots = f64::from(server.slots);
+        // A process has no utilization before it was asked twice, unless it lies.
+        let told = (report.is_some() || server.trouble.tale.is_some()).then_some(utilization);
         let status = Status {
             boot_id: self.boot,
             seq: self.seq,
@@ -200,11 +199,11 @@ impl Asked {
             errors: after.failed,
             busy_ns: after.busy_ns - self.hidden_busy_ns,
             latency_sum_ns: after.latency_ns,
-            cpu_used_cores: Some(utilization * slots),
+            cpu_used_cores: told.map(|utilization| utilization * slots),
             cpu_limit_cores: Some(slots),
             in_flight: Some(server.in_flight().into()),
             queue: Some(server.waiting().into()),
-            application_utilization: Some(utilization),
+            application_utilization: told,
             ..Status::default()
         };
         (status, report)
