@@ -10,7 +10,7 @@
 //! `doc/configuration.md` is the reference for users; a test compares its keys,
 //! defaults and ranges with this file.
 
-mod values;
+pub(crate) mod values;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};

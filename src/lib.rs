@@ -3,7 +3,8 @@
 //! Three programs share this crate. The cdylib runs inside nginx: a thread of
 //! worker 0 turns what etcd holds into rankings, and every worker picks by them.
 //! The exporter asks the business services how they are and puts that into etcd.
-//! `ipconfigctl` registers services that do not talk to etcd themselves ([`ctl`]).
+//! `ipconfigctl` registers services that do not talk to etcd themselves ([`ctl`]),
+//! and simulates what a strategy is worth ([`sim`]).
 //! A service written in Rust takes [`service`] to say how it is.
 //!
 //! ```text

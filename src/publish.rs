@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::board::{self, Board, NO_SLOT, ServiceId};
 use crate::model::Instance;
-use crate::ranking::{Observed, Ranking};
+use crate::ranking::{Entry, Observed, Ranking};
 use crate::value::{self, InstanceValue, RankingValue, Record};
 
 /// How long the board keeps the counters of an instance that is gone, so that
@@ -248,11 +248,9 @@ fn values_of(
     ranking: &Ranking,
     mut acquire: impl FnMut(u64) -> u32,
 ) -> (Vec<InstanceValue>, Vec<Record>) {
-    let mut ranked: Vec<_> = ranking.entries.iter().zip(0..).collect();
-    ranked.sort_unstable_by(|(a, _), (b, _)| a.id.cmp(&b.id));
-    ranked
+    by_id(ranking)
         .into_iter()
-        .map(|(entry, rank)| {
+        .map(|(entry, record)| {
             let instance = InstanceValue {
                 id: entry.id.clone(),
                 addr: entry.addr,
@@ -260,17 +258,25 @@ fn values_of(
                 weight: entry.fallback_weight,
                 slot: acquire(board::identity(service, &entry.id, &entry.addr)),
             };
-            let record = Record {
-                score: entry.score,
-                weight: entry.weight,
-                rank,
-                state: entry.state,
-                service_ms: entry.ability.map_or(0.0, |it| it.service_ms as f32),
-                concurrency: entry.ability.map_or(0.0, |it| it.concurrency() as f32),
-            };
             (instance, record)
         })
         .unzip()
+}
+
+/// A ranking's entries in the order in which they are published, by id, each with
+/// its record.
+pub fn by_id(ranking: &Ranking) -> Vec<(&Entry, Record)> {
+    let mut ranked: Vec<_> = ranking.entries.iter().zip(0..).collect();
+    ranked.sort_unstable_by(|(a, _), (b, _)| a.id.cmp(&b.id));
+    let record = |(entry, rank): &(&Entry, u32)| Record {
+        score: entry.score,
+        weight: entry.weight,
+        rank: *rank,
+        state: entry.state,
+        service_ms: entry.ability.map_or(0.0, |it| it.service_ms as f32),
+        concurrency: entry.ability.map_or(0.0, |it| it.concurrency() as f32),
+    };
+    ranked.iter().map(|ranked| (ranked.0, record(ranked))).collect()
 }
 
 /// Which instance's counters are in which slot of the board.

@@ -1,4 +1,5 @@
-//! `ipconfigctl`: registrations, by hand, in scripts and around a command.
+//! `ipconfigctl`: registrations, by hand, in scripts and around a command; and what
+//! a strategy is worth before it is used.
 //!
 //! Exit codes:
 //!
@@ -8,7 +9,7 @@
 //! | 1 | failed: etcd cannot be reached, a command does not accept connections |
 //! | 2 | wrong arguments |
 //! | 3 | there is no such service or instance |
-//! | 64 | a configuration file or an address is refused (`EX_USAGE`) |
+//! | 64 | a configuration file, a scenario or an address is refused (`EX_USAGE`) |
 //! | 126, 127 | `run`: the command cannot be executed, or is not there |
 //! | any | `run`: the command's own; 128 and a signal's number if that ended it |
 //!
@@ -24,9 +25,11 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+use ipconfig::ctl::simulate::Simulate;
 use ipconfig::ctl::{self, CtlError, Keeper, Overrides, Run, Settings, Wish, hand, print, view};
 use ipconfig::exporter;
 use ipconfig::model::{Instance, MAX_WEIGHT, StatusUrl, is_name, parse_addr};
+use ipconfig::sim;
 use rustix::process::Signal;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -42,7 +45,7 @@ Exit codes:
   1         failed: etcd cannot be reached, a command does not accept connections
   2         wrong arguments
   3         there is no such service or instance
-  64        a configuration file or an address is refused
+  64        a configuration file, a scenario or an address is refused
   126, 127  run: the command cannot be executed, or is not there
   any       run: the command's own; 128 and a signal's number if that ended it";
 
@@ -117,6 +120,14 @@ enum Command {
     /// wait for its end and deregister; SIGQUIT does so with SIGQUIT. Once more, and
     /// a wait is over. SIGHUP, SIGUSR1 and SIGUSR2 are passed on to the command.
     Run(RunArgs),
+    /// Simulate scenarios, and compare strategies and other policies in them.
+    ///
+    /// Prints a table for each scenario: mean latency and percentiles in
+    /// milliseconds, in which a request that was not answered counts with the timeout;
+    /// the part of such requests; how many requests a server had on average and at the
+    /// most; how far the servers' shares swing (0: not at all, 1: fully); and how
+    /// unevenly they are used (deviation over mean of their utilization).
+    Simulate(SimulateArgs),
     #[command(flatten)]
     Hand(Hand),
 }
@@ -225,6 +236,38 @@ struct RunArgs {
     command: Vec<OsString>,
 }
 
+#[derive(clap::Args)]
+struct SimulateArgs {
+    /// Scenario files, JSON, such as those in examples/simulate.
+    #[arg(required_unless_present = "list", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// List the policies.
+    #[arg(long, conflicts_with = "files")]
+    list: bool,
+    /// Compare these, whatever the files say.
+    #[arg(long = "policy", value_name = "NAME", value_delimiter = ',', value_parser = policy)]
+    policies: Vec<String>,
+    /// One run, by this seed, whatever the files say.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Simulate so many seconds, whatever the files say; at most half of them warm up.
+    #[arg(long, value_parser = seconds)]
+    seconds: Option<Duration>,
+    /// Plot latencies and shares over time into this directory, SVG.
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
+}
+
+fn policy(text: &str) -> Result<String, String> {
+    let known = || format!("expected one of {}", sim::names().join(", "));
+    sim::Chooser::named(text).map(|_| text.to_owned()).ok_or_else(known)
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (1.0..=3600.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "expected 1 to 3600".to_owned())
+}
+
 fn name(text: &str) -> Result<String, String> {
     let why = "expected 1 to 128 characters of A-Z a-z 0-9 . _ : -";
     is_name(text).then(|| text.to_owned()).ok_or_else(|| why.to_owned())
@@ -285,6 +328,7 @@ async fn execute(etcd: &EtcdArgs, json: bool, command: Command) -> Result<ExitCo
             let wishes = wishes().map_err(CtlError::Signals)?;
             ctl::run(&etcd.settings()?, args.into_run(), wishes).await.map(ExitCode::from)
         }
+        Command::Simulate(args) => simulate(json, args),
         Command::Hand(hand) => {
             say(&by_hand(&etcd.settings()?, json, hand).await?);
             Ok(ExitCode::SUCCESS)
@@ -329,6 +373,25 @@ async fn by_hand(settings: &Settings, json: bool, hand: Hand) -> Result<String, 
             answer(json, &view::instance(&etcd, prefix, &service, &id).await?, print::instance)
         }
     })
+}
+
+/// Tables as they come, or one document at the end.
+fn simulate(json: bool, args: SimulateArgs) -> Result<ExitCode, CtlError> {
+    if args.list {
+        say(&answer(json, &sim::names(), |names| names.join("\n") + "\n"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let SimulateArgs { files, policies, seed, seconds, plot, .. } = args;
+    let task = Simulate { files, policies, seed, duration: seconds, plots: plot };
+    let mut all = Vec::new();
+    ctl::simulate::simulate(&task, |simulated| match json {
+        true => all.push(simulated.clone()),
+        false => say(&print::simulated(simulated)),
+    })?;
+    if json {
+        say(&answer(json, &all, |_| String::new()));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Keeps a registration until this program is told to stop.

@@ -9,7 +9,8 @@
 //! [`run()`] starts a command, registers it and takes it out before it ends;
 //! [`Keeper`] holds a registration as long as its process lives; [`hand`] has
 //! the single steps; [`view`] reads what is there, and [`print`](mod@print) lays
-//! it out for people.
+//! it out for people. [`simulate`](mod@simulate) needs no etcd: it tries strategies
+//! out.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use crate::config::{ConfigError, EtcdConfig, LoadError};
 use crate::error::with_causes;
 use crate::etcd::{Connection, Connector, Entry, EtcdError};
 use crate::model::{Instance, Outside};
+use crate::sim::plot::PlotError;
 use crate::wire::{self, RecordError};
 
 pub mod hand;
@@ -28,6 +30,7 @@ mod keeper;
 pub mod print;
 mod run;
 mod settings;
+pub mod simulate;
 pub mod view;
 
 pub use keeper::Keeper;
@@ -95,6 +98,14 @@ pub enum CtlError {
     /// Signals would go past this program.
     #[error("failed to listen to signals: {0}")]
     Signals(#[source] io::Error),
+    /// A plot was not written.
+    #[error("failed to write plots into {}: {cause}", dir.display())]
+    Plot {
+        /// Where to.
+        dir: std::path::PathBuf,
+        /// What came of it.
+        cause: PlotError,
+    },
     /// The system does not tell how the command ended.
     #[error("failed to wait for the command: {0}")]
     Wait(#[source] io::Error),

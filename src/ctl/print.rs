@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::hand::{Now, Outcome};
+use super::simulate::{PolicyLine, Simulated};
 use super::view::{
     BadRecord, ExporterLine, Exporters, Figures, InstanceLine, Instances, ReportLine, ReportState,
     Services,
@@ -94,6 +95,40 @@ pub fn exporters(view: &Exporters) -> String {
         ]
     }));
     table(rows)
+}
+
+/// A line a policy, below what the scenario is about.
+pub fn simulated(of: &Simulated) -> String {
+    let head =
+        ["POLICY", "MEAN", "P50", "P99", "P99.9", "ERRORS", "IN FLIGHT", "OSCILLATION", "CV UTIL"];
+    let mut rows = vec![cells(head)];
+    rows.extend(of.policies.iter().map(|PolicyLine { policy, summary, .. }| {
+        vec![
+            policy.clone(),
+            ms(summary.mean_ms),
+            ms(summary.p50_ms),
+            ms(summary.p99_ms),
+            ms(summary.p999_ms),
+            format!("{:.2} %", (summary.failed + summary.timed_out) * 100.0),
+            format!("{:.1}, up to {}", summary.mean_in_flight, summary.max_in_flight),
+            format!("{:.2}", summary.oscillation),
+            format!("{:.2}", summary.utilization_cv),
+        ]
+    }));
+    let about = if of.about.is_empty() { String::new() } else { format!(": {}", of.about) };
+    let seeds: Vec<_> = of.seeds.iter().map(u64::to_string).collect();
+    let word = if seeds.len() == 1 { "seed" } else { "seeds" };
+    let title = format!("{}{about} ({word} {}; ms)", of.scenario, seeds.join(", "));
+    format!("{}\n{}\n", printable(&title), table(rows))
+}
+
+/// Milliseconds, to three digits or to the whole one.
+fn ms(time: f64) -> String {
+    match time {
+        time if time < 10.0 => format!("{time:.2}"),
+        time if time < 100.0 => format!("{time:.1}"),
+        time => format!("{time:.0}"),
+    }
 }
 
 fn text(line: &ExporterLine, field: &str) -> String {

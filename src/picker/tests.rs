@@ -64,6 +64,7 @@ fn build_ranked(
         records: &records,
         own_part: 1.0,
         rate_per_s: 0.0,
+        rate_per_s: 0.0,
     };
     build(strategy, ranked, rng)
 }
@@ -82,8 +83,13 @@ fn after(
 ) -> Box<dyn Picker> {
     let (identities, weights): (Vec<u64>, Vec<f64>) = instances.iter().copied().unzip();
     let records: Vec<Record> = weights.iter().map(|&weight| record(weight, 0)).collect();
-    let ranked =
-        Ranked { identities: &identities, priors: &weights, records: &records, own_part: 1.0 };
+    let ranked = Ranked {
+        identities: &identities,
+        priors: &weights,
+        records: &records,
+        own_part: 1.0,
+        rate_per_s: 0.0,
+    };
     rebuild(balance, ranked, memory, rng)
 }
 

@@ -70,8 +70,13 @@ fn the_order_of_the_instances_does_not_matter_nor_do_the_rankings_weights() {
     let (identities, priors): (Vec<u64>, Vec<f64>) = instances.iter().copied().unzip();
     let records: Vec<Record> =
         (0..5).map(|index| record([9.0, 0.1, 3.0, 2.0, 1.0][index], 0)).collect();
-    let ranked =
-        Ranked { identities: &identities, priors: &priors, records: &records, own_part: 1.0 };
+    let ranked = Ranked {
+        identities: &identities,
+        priors: &priors,
+        records: &records,
+        own_part: 1.0,
+        rate_per_s: 0.0,
+    };
     let mut picker = rebuild(&chash(0), ranked, Memory::Nothing, &mut SmallRng::seed_from_u64(1));
     assert_eq!(homes(&mut *picker, &instances, 2000), before);
 }
@@ -83,6 +88,7 @@ fn what_the_ranking_gives_weight_0_owns_no_key() {
         priors: &[1.0, 1.0, 1.0],
         records: &[record(1.0, 0), record(0.0, 1), record(1.0, 2)],
         own_part: 1.0,
+        rate_per_s: 0.0,
     };
     let mut picker = rebuild(&chash(0), ranked, Memory::Nothing, &mut SmallRng::seed_from_u64(1));
     assert!((0..500).all(|k| index_of(&mut *picker, &key(k)) != 1));

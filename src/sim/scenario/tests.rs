@@ -1,0 +1,178 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+const WHOLE: &str = r#"{
+    "about": "one of five",
+    "servers": [
+        {"name": "a", "count": 4, "slots": 4, "queue": 10, "speed": 0.5, "weight": 2,
+         "service": {"distribution": "lognormal", "mean": "10ms", "cv": 2}},
+        {"name": "b", "service": {"mean": "250us"}}
+    ],
+    "traffic": {"rate": 1200, "changes": [{"at": "20s", "rate": 2000.5, "over": "5s"}]},
+    "gateways": {"count": 2, "workers": 3, "timeout": "2s", "retries": 1},
+    "reports": {"interval": "250ms", "delay": "5ms", "spread": "10ms", "exporters": 2,
+                "window": {"buckets": 3, "bucket": "500ms"}},
+    "faults": [{"slowdown": {"servers": "b", "from": "20s", "for": "10s", "speed": 0.2}},
+               {"join": {"servers": "a", "count": 2, "at": "3s"}},
+               {"silent_etcd": {}}],
+    "policies": ["random", "p2c"],
+    "seeds": [1, 2],
+    "duration": "60s",
+    "warmup": "5s"
+}"#;
+
+fn minimal() -> Value {
+    json!({
+        "servers": [{"name": "a", "service": {"mean": "10ms"}}],
+        "traffic": {"rate": 1},
+        "duration": "60s",
+    })
+}
+
+/// What is said of the minimal scenario with this patch.
+fn refused(patch: Value) -> String {
+    let mut of = minimal();
+    merge(&mut of, patch);
+    parse("test", &of.to_string()).unwrap_err().to_string()
+}
+
+#[test]
+fn every_key_is_read() {
+    let found = parse("five", WHOLE).unwrap();
+    let [Named { name, scenario }] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(name, "five");
+    let [a, b] = &scenario.servers[..] else { panic!() };
+    assert_eq!((a.count, a.slots, a.queue, a.speed, a.weight), (4, 4, Some(10), 0.5, 2.0));
+    assert_eq!(a.service.distribution(), Distribution::lognormal(0.01, 2.0));
+    assert_eq!((b.count, b.slots, b.queue, b.speed, b.weight), (1, 1, None, 1.0, 1.0));
+    assert_eq!(b.service.distribution(), Distribution::exponential(0.00025));
+    let Gateways { count, workers, timeout, retries } = scenario.gateways;
+    assert_eq!((count, workers, timeout, retries), (2, 3, Duration::from_secs(2), 1));
+    assert_eq!(scenario.reports.window.as_ref().unwrap().buckets, 3);
+    assert_eq!(scenario.hit(Some("b"), None), 4..5);
+    assert_eq!(scenario.hit(Some("a"), Some(9)), 0..4);
+    assert_eq!(scenario.hit(None, Some(2)), 0..2);
+    let spans: Vec<_> =
+        scenario.faults.iter().map(|fault| (fault.name(), fault.span().from.as_secs())).collect();
+    assert_eq!(spans, [("slowdown", 20), ("join", 3), ("silent_etcd", 0)]);
+}
+
+#[test]
+fn a_rate_goes_evenly_to_the_next() {
+    let traffic = &parse("five", WHOLE).unwrap()[0].scenario.traffic;
+    for (at, rate) in
+        [(0.0, 1200.0), (19.9, 1200.0), (22.5, 1600.25), (25.0, 2000.5), (1e9, 2000.5)]
+    {
+        assert_eq!(traffic.rate_at(at), rate, "{at}");
+    }
+    assert_eq!(traffic.largest_rate(), 2000.5);
+}
+
+#[test]
+fn what_is_left_out_has_a_default() {
+    let scenario = parse("test", &minimal().to_string()).unwrap().remove(0).scenario;
+    assert_eq!(scenario.gateways, Gateways::default());
+    assert_eq!(scenario.reports, Reports::default());
+    assert_eq!(scenario.policies, crate::sim::names());
+    assert_eq!((scenario.seeds, scenario.warmup), (vec![1], Duration::from_secs(10)));
+}
+
+#[test]
+fn an_error_names_the_key_what_was_found_and_what_is_allowed() {
+    let service = |service: Value| json!({"servers": [{"name": "a", "service": service}]});
+    let fault = |fault: Value| json!({"faults": [fault]});
+    for (patch, parts) in [
+        (json!({"trafic": {}}), ["trafic", "unknown field", "traffic"]),
+        (json!({"traffic": {"rate": -1}}), ["traffic.rate", "-1", "0 to 10000000"]),
+        (json!({"traffic": {"rate": "1"}}), ["traffic.rate", "string", "a number"]),
+        (json!({"traffic": null}), ["", "missing field", "traffic"]),
+        (json!({"servers": [["a", 1]]}), ["servers[0]", "sequence", "an object"]),
+        (json!({"servers": []}), ["servers", "empty", "at least one"]),
+        (json!({"duration": 60}), ["duration", "60", "a duration with a unit"]),
+        (json!({"duration": "60"}), ["duration", "60", "from 1s to 1h"]),
+        (json!({"warmup": "60s"}), ["warmup", "not shorter", "less than"]),
+        (service(json!({"mean": "0s"})), ["servers[0].service.mean", "0s", "more than 0s"]),
+        (service(json!({})), ["servers[0].service", "missing field", "mean"]),
+        (
+            service(json!({"mean": "1s", "distribution": "normal"})),
+            ["servers[0].service.distribution", "\"normal\"", "truncated_normal"],
+        ),
+        (service(json!({"mean": "1s", "cv": 1})), ["servers[0].service.cv", "lognormal", "alone"]),
+        (
+            service(json!({"mean": "1s", "alpha": 2})),
+            ["servers[0].service.alpha", "bounded_pareto", "alone"],
+        ),
+        (json!({"gateways": {"count": 2000}}), ["gateways.count", "2000", "1 to 1024"]),
+        (
+            json!({"gateways": {"count": 512, "workers": 4}}),
+            ["gateways.workers", "2048", "at most 1024"],
+        ),
+        (
+            json!({"reports": {"window": {"buckets": 0}}}),
+            ["reports.window.buckets", "0", "1 to 60"],
+        ),
+        (json!({"policies": ["p2c", "p3c"]}), ["policies[1]", "\"p3c\"", "p2c"]),
+        (json!({"seeds": [-1]}), ["seeds[0]", "-1", "u64"]),
+        (fault(json!({"slow": {}})), ["faults[0]", "slow", "slowdown"]),
+        (
+            fault(json!({"slowdown": {"speed": 0}})),
+            ["faults[0].slowdown.speed", "0", "more than 0"],
+        ),
+        (
+            fault(json!({"crash": {"servers": "b"}})),
+            ["faults[0].crash.servers", "\"b\"", "one of a"],
+        ),
+        (fault(json!({"crash": {"speed": 1}})), ["faults[0].crash.speed", "unknown field", "for"]),
+        (fault(json!({"lie": {"tells": "truth"}})), ["faults[0].lie.tells", "truth", "idle"]),
+        (
+            json!({"variants": [{"name": "x", "with": {"traffic": {"rate": true}}}]}),
+            ["variants[0].with.traffic.rate", "true", "a number"],
+        ),
+        (
+            json!({"variants": [{"name": "x y", "with": {}}]}),
+            ["variants[0].name", "\"x y\"", "128"],
+        ),
+    ] {
+        let message = refused(patch);
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}, expected {parts:?}");
+    }
+}
+
+#[test]
+fn all_contradictions_are_told_at_once() {
+    let message = refused(json!({"warmup": "70s", "seeds": [], "policies": []}));
+    for key in ["warmup", "seeds", "policies"] {
+        assert!(message.contains(key), "{message}");
+    }
+}
+
+#[test]
+fn groups_have_names_of_their_own() {
+    let group = json!({"name": "a", "service": {"mean": "1s"}});
+    let message = refused(json!({"servers": [group, group]}));
+    assert!(message.contains("servers[1].name"), "{message}");
+}
+
+#[test]
+fn a_variant_is_the_file_with_other_values() {
+    let mut of = minimal();
+    of["variants"] = json!([
+        {"name": "more", "with": {"traffic": {"rate": 5}, "gateways": {"retries": 2}}},
+        {"name": "same", "with": {}},
+    ]);
+    let found = parse("test", &of.to_string()).unwrap();
+    let names: Vec<_> = found.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(names, ["test: more", "test: same"]);
+    let rates: Vec<_> = found.iter().map(|it| it.scenario.traffic.rate).collect();
+    assert_eq!(rates, [5.0, 1.0]);
+    assert_eq!(found[0].scenario.gateways, Gateways { retries: 2, ..Gateways::default() });
+    assert!(found.iter().all(|it| it.scenario.variants.is_empty()));
+}
+
+#[test]
+fn a_patch_replaces_lists_and_takes_away_what_is_null() {
+    let mut value = json!({"a": {"b": 1, "c": [1, 2]}, "d": 1});
+    merge(&mut value, json!({"a": {"b": null, "c": [3]}, "e": {"f": {"g": null, "h": 1}}}));
+    assert_eq!(value, json!({"a": {"c": [3]}, "d": 1, "e": {"f": {"h": 1}}}));
+}
