@@ -67,9 +67,10 @@ impl Sleepers {
                     self.is_earlier.wait_for(&mut queue, until - now);
                 }
                 Some(_) => {
-                    let due = queue.pop();
-                    // Whoever does not wait any more needs no waking.
-                    due.map(|due| due.wake.send(()));
+                    if let Some(due) = queue.pop() {
+                        // Whoever does not wait any more needs no waking.
+                        let _ = due.wake.send(());
+                    }
                 }
             }
         }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::clock::Clock;
@@ -95,7 +95,7 @@ pub async fn run(
     mut turn: impl FnMut(Duration),
 ) -> Outcome {
     let pools: Vec<_> = ports.iter().map(|&port| Arc::new(Pool::new(port))).collect();
-    let (sender, mut samples) = mpsc::unbounded_channel();
+    let mut requests = JoinSet::new();
     let mut late_us = Vec::with_capacity(arrivals.len());
     let begun = Instant::now();
     for arrival in arrivals {
@@ -103,30 +103,25 @@ pub async fn run(
         clock.sleep_until(due).await;
         turn(arrival.due);
         late_us.push(due.elapsed().as_secs_f64() * 1e6);
-        let (pool, sender) = (Arc::clone(&pools[arrival.gateway]), sender.clone());
+        let pool = Arc::clone(&pools[arrival.gateway]);
         let Arrival { due: since_begin, work, .. } = *arrival;
-        tokio::spawn(async move {
+        requests.spawn(async move {
             let is_ok = pool.get(&servers::path(work)).await.unwrap_or(false);
             let latency_ms = due.elapsed().as_secs_f64() * 1e3;
-            // Nobody waits any more for what took too long.
-            let _ = sender.send(Sample { due: since_begin, latency_ms, is_ok });
+            Sample { due: since_begin, latency_ms, is_ok }
         });
     }
-    drop(sender);
-    let mut answered = Vec::with_capacity(arrivals.len());
+    let mut samples = Vec::with_capacity(arrivals.len());
     let deadline = Instant::now() + DRAIN;
-    while let Ok(Some(sample)) = timeout_at(deadline, samples.recv()).await {
-        answered.push(sample);
+    while let Ok(Some(sample)) = timeout_at(deadline, requests.join_next()).await {
+        samples.push(sample.expect("a request does not panic"));
     }
-    let lost = arrivals.len() - answered.len();
-    let lost_after = DRAIN.as_secs_f64() * 1e3;
+    // Those that are left are given up here, and their connections closed.
     let last = arrivals.last().map_or(Duration::ZERO, |arrival| arrival.due);
-    answered.extend(std::iter::repeat_n(
-        Sample { due: last, latency_ms: lost_after, is_ok: false },
-        lost,
-    ));
+    let lost = Sample { due: last, latency_ms: DRAIN.as_secs_f64() * 1e3, is_ok: false };
+    samples.resize(arrivals.len(), lost);
     let connections = pools.iter().map(|pool| *pool.opened.lock()).sum();
-    Outcome { samples: answered, late_us, connections }
+    Outcome { samples, late_us, connections }
 }
 
 type Error = Box<dyn std::error::Error + Send + Sync>;

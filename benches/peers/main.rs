@@ -24,9 +24,11 @@
 //!                                        side in each round (default 3)
 //! PEERS_ROUNDS=n                         rounds (default 2)
 //! PEERS_SEED=n                           other arrivals and other work (default 1)
-//! PEERS_STRATEGIES=adaptive,p2c          our sides, by balance.strategy
-//! PEERS_LIB_DIR=dir  PEERS_LUA_DIR=dir   where libipconfig.so is, and resty/, in
-//!                                        place of this build's and checkout's
+//! PEERS_STRATEGIES=adaptive,p2c@dir      our sides: balance.strategy, and where
+//!                                        its libipconfig.so is
+//! PEERS_LIB_DIR=dir  PEERS_LUA_DIR=dir   where it is if no directory is named, and
+//!                                        where resty/ is; by default this build's
+//!                                        and this checkout's
 //! ```
 
 use std::time::Duration;
@@ -65,7 +67,7 @@ const DEFAULT_SECONDS: u64 = 3;
 const DEFAULT_ROUNDS: u64 = 2;
 
 /// How long each side gets requests that take no time.
-const FLOOR: Duration = Duration::from_secs(3);
+const FLOOR: Duration = Duration::from_secs(2);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
@@ -82,8 +84,15 @@ async fn main() {
     println!("{} rounds in changed order, the same requests for every side.", choice.rounds);
     let clock = Clock::start();
     let scenarios = SCENARIOS.iter().filter(|it| choice.scenario(it));
-    for (number, scenario) in (1..).zip(scenarios) {
-        run(&clock, number, scenario, &choice).await;
+    let run_all = async {
+        for (number, scenario) in (1..).zip(scenarios) {
+            run(&clock, number, scenario, &choice).await;
+        }
+    };
+    tokio::select! {
+        () = run_all => {}
+        // Returned from, so that everything that was started is stopped.
+        _ = tokio::signal::ctrl_c() => eprintln!("stopped"),
     }
 }
 
@@ -92,6 +101,7 @@ async fn run(clock: &Clock, number: usize, scenario: &Scenario, choice: &Choice)
     let control = ControlPlane::start(&servers.addresses).await;
     let sides = sides::start(&servers.addresses, &control, |name| choice.side(name)).await;
     let length = scenario.at_least.max(Duration::from_secs(3 * choice.seconds));
+    let floor = floor(clock, scenario, choice, &sides).await;
     let mut rounds: Vec<Vec<Round>> = sides.iter().map(|_| Vec::new()).collect();
     for round in 0..choice.rounds {
         let seed = choice.seed * 1_000 + round;
@@ -105,7 +115,6 @@ async fn run(clock: &Clock, number: usize, scenario: &Scenario, choice: &Choice)
             rounds[index].push(stage.measure(&sides[index], &mut servers, &plan).await);
         }
     }
-    let floor = floor(clock, scenario, choice, &sides).await;
     result::print(number, scenario, length, &sides, &rounds, &floor);
 }
 
@@ -131,7 +140,7 @@ async fn floor(
     for side in sides {
         let outcome = load::run(clock, &arrivals, &side.ports, |_| {}).await;
         // The first second opens connections.
-        let is_warm = |it: &&load::Sample| it.due > FLOOR / 3;
+        let is_warm = |it: &&load::Sample| it.due > FLOOR / 2;
         floor.push(outcome.samples.iter().filter(is_warm).map(|it| it.latency_ms).collect());
     }
     floor

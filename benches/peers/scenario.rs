@@ -107,9 +107,9 @@ pub const SCENARIOS: [Scenario; 6] = [
     },
     Scenario {
         name: "equal",
-        about: "10 servers of 4 slots and 20 ms: 75 % busy",
-        groups: &[(10, shape(4, 20))],
-        rate: 1500.0,
+        about: "10 servers of 4 slots and 10 ms: 75 % busy",
+        groups: &[(10, shape(4, 10))],
+        rate: 3000.0,
         goal: Some(Goal { p99: 1.03, mean: None }),
         is_default: true,
         ..PLAIN

@@ -34,8 +34,8 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot};
-use tokio::time::Instant;
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+use tokio::time::{Instant, sleep};
 use tonic::transport::server::TcpIncoming;
 
 use crate::clock::Clock;
@@ -72,7 +72,7 @@ pub struct Address {
 pub struct Facts {
     /// Requests answered by each instance.
     pub requests: Vec<u64>,
-    /// Services begun, by all.
+    /// Services ended, by all.
     pub services: u64,
     /// How much longer than it should a service took, summed up and at most.
     pub late_sum_us: f64,
@@ -250,7 +250,11 @@ impl Instance {
 
     async fn serve_http(self: Arc<Self>, listener: TcpListener, clock: Clock) {
         loop {
-            let (stream, _) = listener.accept().await.expect("a connection");
+            let Ok((stream, _)) = listener.accept().await else {
+                // No files left, perhaps: some connection will end.
+                sleep(Duration::from_millis(1)).await;
+                continue;
+            };
             // It fails only for a connection that is gone already.
             let _ = stream.set_nodelay(true);
             let (instance, clock) = (Arc::clone(&self), clock.clone());
@@ -278,34 +282,15 @@ impl Instance {
     async fn work(&self, work: f64, clock: &Clock) {
         let request = self.traffic.begin();
         let waiting = self.traffic.wait();
-        let slot = self.slots.acquire().await.expect("the slots are never closed");
+        let permit = self.slots.acquire().await.expect("the slots are never closed");
         drop(waiting);
         let begun = Instant::now();
-        let time = self.take_slot(begun, work);
+        let speed = self.state.lock().speed;
+        let time = self.shape.mean.mul_f64(work / WORK_UNIT / speed);
+        let slot = Slot::take(self, permit, begun);
         clock.sleep_until(begun + time).await;
-        let ended = Instant::now();
-        self.leave_slot(ended, (ended - begun).saturating_sub(time));
-        drop(slot);
+        slot.served(begun.elapsed().saturating_sub(time));
         request.answered(Outcome::Served);
-    }
-
-    /// Returns how long the work takes from now on.
-    fn take_slot(&self, now: Instant, work: f64) -> Duration {
-        let mut state = self.state.lock();
-        state.count_until(now);
-        state.busy += 1;
-        self.shape.mean.mul_f64(work / WORK_UNIT / state.speed)
-    }
-
-    fn leave_slot(&self, now: Instant, late: Duration) {
-        let late_us = late.as_secs_f64() * 1e6;
-        let mut state = self.state.lock();
-        state.count_until(now);
-        state.busy -= 1;
-        state.facts.requests[0] += 1;
-        state.facts.services += 1;
-        state.facts.late_sum_us += late_us;
-        state.facts.late_max_us = state.facts.late_max_us.max(late_us);
     }
 
     /// Adds what has happened here to `facts`, and begins anew.
@@ -346,6 +331,39 @@ impl Instance {
             queue: Some(counts.queue),
             application_utilization: (possible > 0.0).then(|| busy / possible),
         }
+    }
+}
+
+/// A slot in use, until this is dropped: also when the gateway hangs up.
+struct Slot<'a> {
+    instance: &'a Instance,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl<'a> Slot<'a> {
+    fn take(instance: &'a Instance, permit: SemaphorePermit<'a>, now: Instant) -> Self {
+        let mut state = instance.state.lock();
+        state.count_until(now);
+        state.busy += 1;
+        Slot { instance, _permit: permit }
+    }
+
+    /// Ends a service that took so much longer than it should.
+    fn served(self, late: Duration) {
+        let late_us = late.as_secs_f64() * 1e6;
+        let facts = &mut self.instance.state.lock().facts;
+        facts.requests[0] += 1;
+        facts.services += 1;
+        facts.late_sum_us += late_us;
+        facts.late_max_us = facts.late_max_us.max(late_us);
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        let mut state = self.instance.state.lock();
+        state.count_until(Instant::now());
+        state.busy -= 1;
     }
 }
 

@@ -59,18 +59,35 @@ enum Running {
 /// Which sides there can be, peers first, without starting them.
 pub fn names() -> Vec<String> {
     let methods = NGINX_METHODS.iter().map(|(name, _)| (*name).to_owned());
-    methods.chain([HAPROXY.to_owned()]).chain(strategies().iter().map(|it| ours(it))).collect()
+    methods.chain([HAPROXY.to_owned()]).chain(ours().into_iter().map(|it| it.name)).collect()
 }
 
-fn ours(strategy: &str) -> String {
-    format!("ipconfig {strategy}")
+/// One of our sides.
+struct Ours {
+    strategy: String,
+    code: Code,
+    name: String,
 }
 
-/// Those named by PEERS_STRATEGIES; `adaptive` by default. Not checked: another
-/// library may know others.
-fn strategies() -> Vec<String> {
+/// Those named by PEERS_STRATEGIES; `adaptive` by default. Strategies are not
+/// checked: another library may know others.
+fn ours() -> Vec<Ours> {
     let names = std::env::var("PEERS_STRATEGIES").unwrap_or_else(|_| "adaptive".into());
-    names.split(',').map(|name| name.trim().to_owned()).collect()
+    let from = |name| std::env::var_os(name).map(PathBuf::from);
+    let of = |name: &str| {
+        let (strategy, library) = match name.split_once('@') {
+            Some((strategy, library)) => (strategy, Some(PathBuf::from(library))),
+            None => (name, from("PEERS_LIB_DIR")),
+        };
+        let library = library.unwrap_or_else(nginx::library_dir);
+        let lua = from("PEERS_LUA_DIR").unwrap_or_else(nginx::lua_dir);
+        Ours {
+            strategy: strategy.to_owned(),
+            code: Code { library, lua },
+            name: format!("ipconfig {name}"),
+        }
+    };
+    names.split(',').map(|name| of(name.trim())).collect()
 }
 
 /// Our parts beside the gateways.
@@ -132,9 +149,9 @@ pub async fn start(
     if is_wanted(HAPROXY) {
         sides.push(start_haproxy(&addresses).await);
     }
-    for strategy in strategies() {
-        if is_wanted(&ours(&strategy)) {
-            sides.push(start_ours(&strategy, control, fleet.len()).await);
+    for ours in ours() {
+        if is_wanted(&ours.name) {
+            sides.push(start_ours(&ours, control, fleet.len()).await);
         }
     }
     sides
@@ -152,9 +169,9 @@ async fn start_nginx(name: &str, method: &str, fleet: &[SocketAddr]) -> Side {
     side
 }
 
-async fn start_ours(strategy: &str, control: &ControlPlane, size: usize) -> Side {
-    let config = control.gateway_config(strategy);
-    let http = nginx::gateway_http_with(&code(), &config);
+async fn start_ours(ours: &Ours, control: &ControlPlane, size: usize) -> Side {
+    let config = control.gateway_config(&ours.strategy);
+    let http = nginx::gateway_http_with(&ours.code, &config);
     let extra = format!(
         r#"
         include {}/nginx/ipconfig_api.conf;
@@ -162,7 +179,7 @@ async fn start_ours(strategy: &str, control: &ControlPlane, size: usize) -> Side
         log_by_lua_block {{ require("resty.ipconfig").log() }}"#,
         env!("CARGO_MANIFEST_DIR")
     );
-    let mut side = Side::new(&ours(strategy), true, REPORTS_ARE_NEW);
+    let mut side = Side::new(&ours.name, true, REPORTS_ARE_NEW);
     for _ in 0..GATEWAYS {
         let port = free_port();
         let nginx = Nginx::start(None, &(http.clone() + &server(port, "ipconfig", &extra))).await;
@@ -170,15 +187,6 @@ async fn start_ours(strategy: &str, control: &ControlPlane, size: usize) -> Side
         side.add_nginx(port, nginx);
     }
     side
-}
-
-/// Where our library and Lua code are: this build's, or those of PEERS_LIB_DIR and
-/// PEERS_LUA_DIR.
-fn code() -> Code {
-    let from = |name| std::env::var_os(name).map(PathBuf::from);
-    let library = from("PEERS_LIB_DIR").unwrap_or_else(nginx::library_dir);
-    let lua = from("PEERS_LUA_DIR").unwrap_or_else(nginx::lua_dir);
-    Code { library, lua }
 }
 
 fn server(port: u16, upstream: &str, extra: &str) -> String {
