@@ -67,7 +67,7 @@ const DEFAULT_SECONDS: u64 = 3;
 const DEFAULT_ROUNDS: u64 = 2;
 
 /// How long each side gets requests that take no time.
-const FLOOR: Duration = Duration::from_secs(2);
+const FLOOR: Duration = Duration::from_secs(1);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
@@ -139,7 +139,7 @@ async fn floor(
     let mut floor = Vec::new();
     for side in sides {
         let outcome = load::run(clock, &arrivals, &side.ports, |_| {}).await;
-        // The first second opens connections.
+        // The first half opens connections.
         let is_warm = |it: &&load::Sample| it.due > FLOOR / 2;
         floor.push(outcome.samples.iter().filter(is_warm).map(|it| it.latency_ms).collect());
     }

@@ -206,6 +206,10 @@ fn print_latencies(
         ]);
     }
     table.print();
+    println!(
+        "  A share is the part of the requests, in percent, that went to the instances of one"
+    );
+    println!("  shape, in the order of above.");
 }
 
 /// What part of the requests each group of instances got, in percent.
@@ -220,8 +224,13 @@ fn shares(scenario: &Scenario, rounds: &[Round]) -> String {
 }
 
 fn print_checks(sides: &[Side], rounds: &[Vec<Round>], floor: &[Vec<f64>]) {
-    println!("  What the figures rest on: latency without work, in ms; how late requests were");
-    println!("  sent and services ended, in us; CPU in cores.");
+    println!(
+        "  What that rests on. In ms: requests without work, through the same gateways. In us:"
+    );
+    println!(
+        "  how late requests were sent, which is in their latency, and services ended. CPU in"
+    );
+    println!("  cores; status is etcd and exporter, machine is all that it did, for others too.");
     let mut table = Table::new(&[
         "",
         "no work p50",
