@@ -50,6 +50,7 @@ bench: ## Prints the performance tables, ours beside the peers'.
 	@cargo build --release --locked --lib --bins --examples
 	@cargo bench --locked --bench gateway
 	@cargo bench --locked --bench status
+	@cargo bench --locked --bench peers
 
 .PHONY: deny
 deny: ## Checks licences, advisories and sources of the dependencies (needs cargo-deny).

@@ -90,7 +90,7 @@ fn allowed() -> Vec<usize> {
 }
 
 /// What a program says first, on either stream; `None` if it cannot be run.
-fn first_line(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Option<String> {
+pub fn first_line(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).output().ok()?;
     let said = [output.stdout, output.stderr].concat();
     String::from_utf8_lossy(&said).lines().next().map(str::to_owned)

@@ -76,11 +76,23 @@ impl Drop for Nginx {
     }
 }
 
+/// Where nginx finds what a gateway is made of.
+pub struct Code {
+    /// The directory of libipconfig.so.
+    pub library: PathBuf,
+    /// The directory of resty/.
+    pub lua: PathBuf,
+}
+
 /// What a gateway has in its http block beside its servers, but for the log hook:
 /// that one stands in the servers that balance, so that a server beside them that
 /// does not pays nothing for it.
 pub fn gateway_http(config: &Path) -> String {
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    gateway_http_with(&Code { library: library_dir(), lua: lua_dir() }, config)
+}
+
+/// The same of another library or other Lua code than this build's.
+pub fn gateway_http_with(code: &Code, config: &Path) -> String {
     format!(
         r#"
     lua_package_path "{lua}/?.lua;;";
@@ -94,8 +106,8 @@ pub fn gateway_http(config: &Path) -> String {
         keepalive 64;
     }}
 "#,
-        lua = repository.join("lua").display(),
-        library = library_dir().display(),
+        lua = code.lua.display(),
+        library = code.library.display(),
         config = config.display(),
     )
 }
@@ -113,7 +125,7 @@ pub async fn wait_until_live(port: u16, service: &str, instances: usize) {
 
 /// Where the libipconfig.so of this build is: `target/release`, from
 /// `target/release/deps/gateway-…`.
-fn library_dir() -> PathBuf {
+pub fn library_dir() -> PathBuf {
     let program = std::env::current_exe().expect("the path of this program");
     let dir = program.ancestors().nth(2).expect("a program of cargo's").to_owned();
     assert!(
@@ -122,6 +134,11 @@ fn library_dir() -> PathBuf {
         dir.display()
     );
     dir
+}
+
+/// Where this checkout's Lua code is.
+pub fn lua_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("lua")
 }
 
 fn main_conf(control_port: u16, http: &str) -> String {
@@ -135,7 +152,7 @@ daemon off;
 pid nginx.pid;
 error_log error.log warn;
 worker_processes 1;
-events {{ worker_connections 1024; }}
+events {{ worker_connections 8192; }}
 http {{
     access_log off;
     keepalive_requests 100000000;
