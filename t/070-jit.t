@@ -15,23 +15,29 @@ sub say_what_is_compiled {
     open my $file, '<', IpconfigTest::Parts::folder() . '/traces' or die "no traces: $!";
     my @traces = <$file>;
 
-    open my $source, '<', "$LUA/resty/ipconfig.lua" or die "no source: $!";
-    while (<$source>) {
-        next if !/^function _M\.(balance|log)\b/;
-        my $function = $1;
-        say("$function: ", (grep { /\[TRACE\s+\d+ ipconfig\.lua:$. / } @traces) ? 'compiled' : 'NOT compiled');
+    # Where the request path is, line by line; the rest of these files runs once a
+    # ranking, or in timers.
+    my %is_on_the_path;
+    my %functions = (
+        'ipconfig.lua' => [qw(check_init check_service _M.balance _M.log)],
+        'ipconfig/balancer.lua' => [qw(set_peer handle_of outcome_of _M.balance _M.log)],
+        'ipconfig/native.lua' => [qw(_M.balance _M.finish)],
+    );
+    for my $path (sort keys %functions) {
+        my $names = join '|', map { quotemeta } @{ $functions{$path} };
+        my ($file) = $path =~ m{([^/]+)$};
+        open my $source, '<', "$LUA/resty/$path" or die "no source: $!";
+        while (<$source>) {
+            $is_on_the_path{"$file:$."}++ if /^(?:local )?function (?:$names)\b/ .. /^end$/;
+            say("$1: ", (grep { /\[TRACE\s+\d+ ipconfig\.lua:$. / } @traces) ? 'compiled' : 'NOT compiled')
+                if $path eq 'ipconfig.lua' && /^function _M\.(balance|log)\b/;
+        }
     }
+    my $is_ours = sub { grep { $is_on_the_path{$_} } $_[0] =~ /\b(\w+\.lua:\d+)/g };
+    say('given up: ', join ' ', grep { /TRACE ---/ && $is_ours->($_) } @traces);
 
-    # Few calls come upon a text: a request's that loads a new ranking, and a timer's
-    # that reads the log. A recording that does is dropped, and taken up again later.
-    my %texts;
-    open my $native, '<', "$LUA/resty/ipconfig/native.lua" or die "no source: $!";
-    while (<$native>) {
-        $texts{$.}++ if /^local function call_for_text\b/ .. /^end$/;
-    }
-    say('given up: ', join ' ',
-        grep { !(/\bnative\.lua:(\d+)\]$/ && $texts{$1}) }
-        grep { /TRACE ---.*(ipconfig|balancer|native)\.lua/ } @traces);
+    # A function that cannot be compiled is called between two traces.
+    say('left in between: ', join ' ', grep { / stitch / && $is_ours->($_) } @traces);
 }
 
 package main;
@@ -66,6 +72,7 @@ say_what_is_compiled();
 balance: compiled
 log: compiled
 given up: 
+left in between: 
 
 
 
@@ -73,7 +80,9 @@ given up:
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "round_robin" }, "instances": [
     { "id": "a", "addr": "$BACKEND_A" }, { "id": "b", "addr": "$BACKEND_B" },
-    { "id": "1", "addr": "$DEAD_1" } ] } } }
+    { "id": "c", "addr": "$BACKEND_C" }, { "id": "d", "addr": "$BACKEND_D" },
+    { "id": "e", "addr": "$BACKEND_E" }, { "id": "1", "addr": "$DEAD_1" },
+    { "id": "2", "addr": "$DEAD_2" } ] } } }
 --- hooks eval
 $main::Traced . <<'_EOC_'
     upstream ipconfig {
@@ -81,7 +90,7 @@ $main::Traced . <<'_EOC_'
         balancer_by_lua_block {
             require("resty.ipconfig").balance("chat", { key = ngx.var.request_uri })
         }
-        keepalive 8;
+        # without keepalive: a connection that turns out closed is a try too many
     }
 _EOC_
 --- script
@@ -97,6 +106,7 @@ say_what_is_compiled();
 balance: compiled
 log: compiled
 given up: 
+left in between: 
 --- error_log
 connect() failed
 
