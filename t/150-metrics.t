@@ -162,16 +162,23 @@ connect() failed
 
 
 
-=== TEST 5: a last try that failed counts as failed, an answer that is an error does not
+=== TEST 5: a last try that failed counts as failed, and so does an answer of 500 or more
 --- ipconfig
 { "services": { "chat": { "instances": [ { "id": "a", "addr": "$BACKEND_A" } ] } } }
 --- script
-say get('/drop'), ' ', get('/code?code=500'), ' ', get('/code?code=404'), ' ', get('/');
-say of_instance('requests_total', 'a'), ', failed: ', of_instance('failed_tries_total', 'a'),
-    ', in flight: ', of_instance('in_flight', 'a');
+for my $path (qw(/drop /code?code=500 /code?code=503 /code?code=404 /)) {
+    my $before = of_instance('failed_tries_total', 'a');
+    my $word = get($path);
+    say "$word: ", of_instance('failed_tries_total', 'a') - $before, ' failed';
+}
+say of_instance('requests_total', 'a'), ' requests, in flight: ', of_instance('in_flight', 'a');
 --- response_body
-502 500 404 a
-4, failed: 1, in flight: 0
+502: 1 failed
+500: 1 failed
+503: 1 failed
+404: 0 failed
+a: 0 failed
+5 requests, in flight: 0
 --- error_log
 upstream prematurely closed connection
 
@@ -273,7 +280,7 @@ age: young
 
 === TEST 11: what has not happened is there and 0
 --- script
-say "$_ ", figure($_) for qw(publish_errors_total view_errors_total thread_restarts_total fallback_requests_total);
+say "$_ ", figure($_) for qw(publish_errors_total view_errors_total thread_restarts_total fallback_requests_total uncounted_instances);
 say page() =~ /^# TYPE ipconfig_bad_records counter$/m ? 'bad_records' : 'none';
 say page() =~ /bad_records_total/ ? 'some' : 'and none of them';
 --- response_body
@@ -281,6 +288,7 @@ publish_errors_total 0
 view_errors_total 0
 thread_restarts_total 0
 fallback_requests_total 0
+uncounted_instances 0
 bad_records
 and none of them
 

@@ -4,7 +4,7 @@
 //! It prints tables and judges nothing by its exit status: on a machine that
 //! does other work at the same time only the ratios within a run mean something.
 //! `BENCH_SECONDS` is how long each side of the first table gets in each of its
-//! rounds (default 3).
+//! rounds (default 3). With `-- pick`, the part of that name runs alone.
 
 use crate::support::Etcd;
 
@@ -32,8 +32,19 @@ async fn main() {
     });
     machine::print();
     let etcd = Etcd::start().await;
-    whole_request::run(&etcd, seconds).await;
-    put_to_visible::run(&etcd).await;
-    update::run();
-    pick::run(&etcd).await;
+    // cargo adds `--bench`.
+    let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let is_wanted = |part: &str| only.as_ref().is_none_or(|only| only == part);
+    if is_wanted("whole_request") {
+        whole_request::run(&etcd, seconds).await;
+    }
+    if is_wanted("put_to_visible") {
+        put_to_visible::run(&etcd).await;
+    }
+    if is_wanted("update") {
+        update::run();
+    }
+    if is_wanted("pick") {
+        pick::run(&etcd).await;
+    }
 }

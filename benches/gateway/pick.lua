@@ -2,15 +2,23 @@
 -- could do in its place, each timed by the CPU time that it took.
 
 local base   = require "resty.core.base"
+local cdefs  = require "resty.ipconfig.cdefs"
 local native = require "resty.ipconfig.native"
 
 
 local ITERATIONS = 1e6
+local SLOW_ONES  = 1e5
 local READS      = 200
 
+local SIZES = { 10, 100, 1000, 10000 }
 
-local clock = os.clock
-local dict  = ngx.shared.ipconfig
+
+local clock  = os.clock
+local exp    = math.exp
+local floor  = math.floor
+local now    = ngx.now
+local random = math.random
+local dict   = ngx.shared.ipconfig
 
 
 -- Nanoseconds of one iteration of `loop`.
@@ -24,6 +32,9 @@ local function time(iterations, loop)
 end
 
 
+local ANSWERED = cdefs.ANSWERED
+
+
 local function pick_loop(service)
     local handle = assert(native.service(service))
     assert(native.refresh(handle, service, dict))
@@ -35,7 +46,7 @@ local function pick_loop(service)
             if code ~= 0 or not host then
                 error("no instance of " .. service .. ": code " .. code)
             end
-            native.finish(request, false)
+            native.finish(request, ANSWERED)
         end
     end
 end
@@ -93,6 +104,61 @@ local function dict_round_robin_loop()
 end
 
 
+-- The better of two by a peak-less EWMA of latency over 10 s, in a dict of all
+-- workers: what ingress-nginx and APISIX call ewma. A pick reads two peers, and
+-- feedback reads and writes one. Both values of a peer, its average and when it
+-- was last touched, are in one entry here; they have two dicts and, for the
+-- feedback, a lock, so that theirs cost more.
+local function dict_ewma_loop(size)
+    local shared = ngx.shared.bench
+    local start = floor(now())
+
+    local function touched()
+        return floor((now() - start) * 1000)
+    end
+
+    local keys = {}
+    for i = 1, size do
+        keys[i] = "ewma" .. size .. ":10.0.0." .. i .. ":8000"
+        shared:set(keys[i], 0.01 * random(), 0, touched())
+    end
+
+    local function score(key, at)
+        local ewma, last = shared:get(key)
+
+        return ewma * exp(-(at - last) / 10000)
+    end
+
+    local function pick()
+        local one = random(size)
+        local other = random(size - 1)
+        if other >= one then
+            other = other + 1
+        end
+
+        local at = touched()
+        if score(keys[other], at) < score(keys[one], at) then
+            one = other
+        end
+
+        return keys[one]
+    end
+
+    local function feed_back(key, latency)
+        local at = touched()
+        local ewma, last = shared:get(key)
+        local weight = exp(-(at - last) / 10000)
+        shared:set(key, ewma * weight + latency * (1 - weight), 0, at)
+    end
+
+    return function(iterations)
+        for _ = 1, iterations do
+            feed_back(pick(), 0.01)
+        end
+    end
+end
+
+
 local function values_loop(service)
     return function(iterations)
         for _ = 1, iterations do
@@ -107,13 +173,19 @@ end
 
 
 -- In the order of the rows that the bench prints.
-local result = {
-    time(ITERATIONS, pick_loop("small")),
-    time(ITERATIONS, pick_loop("large")),
-    time(ITERATIONS, round_robin_loop()),
-    time(ITERATIONS, dict_get_loop()),
-    time(ITERATIONS, dict_round_robin_loop()),
-    time(READS, values_loop("large")),
-}
+local result = {}
+
+for _, size in ipairs(SIZES) do
+    result[#result + 1] = time(ITERATIONS, pick_loop("fleet-" .. size))
+end
+
+for _, size in ipairs(SIZES) do
+    result[#result + 1] = time(SLOW_ONES, dict_ewma_loop(size))
+end
+
+result[#result + 1] = time(ITERATIONS, round_robin_loop())
+result[#result + 1] = time(ITERATIONS, dict_get_loop())
+result[#result + 1] = time(ITERATIONS, dict_round_robin_loop())
+result[#result + 1] = time(READS, values_loop("fleet-10000"))
 
 ngx.print(table.concat(result, " "))

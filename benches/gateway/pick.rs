@@ -13,10 +13,22 @@ use crate::table::{Table, median};
 
 const ROUNDS: usize = 5;
 
+/// Instances of the services that are picked from.
+const SIZES: [u32; 4] = [10, 100, 1_000, 10_000];
+
+/// The most that a pick and its feedback may cost, in nanoseconds, by instances.
+const GOALS: [(u32, f64); 2] = [(10, 150.0), (10_000, 250.0)];
+
 /// What `pick.lua` times, in its order; all but the last one are picks.
-const ROWS: [&str; 6] = [
-    "ipconfig, adaptive, 10 instances: balance() and finish()",
-    "ipconfig, adaptive, 10,000 instances",
+const ROWS: [&str; 12] = [
+    "ipconfig, adaptive: balance() and finish(), 10 instances",
+    "  100",
+    "  1,000",
+    "  10,000",
+    "shared dict: EWMA of latency, better of two, pick and feedback, 10 instances",
+    "  100",
+    "  1,000",
+    "  10,000",
     "round robin over a Lua table, of this worker alone",
     "shared dict: get()",
     "shared dict: incr() and get(), round robin of all workers",
@@ -29,8 +41,9 @@ pub async fn run(etcd: &Etcd) {
     let config = dir.path().join("ipconfig.json");
     fs::write(&config, gateway_config(etcd)).expect("a file in the directory");
     let _gateway = Nginx::start(None, &gateway_http(port, &config)).await;
-    nginx::wait_until_live(port, "small", 10).await;
-    nginx::wait_until_live(port, "large", 10_000).await;
+    for size in SIZES {
+        nginx::wait_until_live(port, &service(size), size as usize).await;
+    }
 
     let mut samples: [Vec<f64>; ROWS.len()] = Default::default();
     for _ in 0..ROUNDS {
@@ -43,12 +56,18 @@ pub async fn run(etcd: &Etcd) {
     }
 
     println!("\n4. A pick inside nginx, without the request around it: CPU time in a loop of");
-    println!("   1,000,000 in LuaJIT; medians of {ROUNDS} rounds.");
+    println!("   LuaJIT; medians of {ROUNDS} rounds.");
     let mut table = Table::new(&["", "each"]);
     for (name, samples) in ROWS.iter().zip(&samples) {
         table.row(vec![(*name).to_owned(), show_ns(median(samples))]);
     }
     table.print();
+    for (size, goal) in GOALS {
+        let row = SIZES.iter().position(|&it| it == size).expect("one of the sizes");
+        let each = median(&samples[row]);
+        let verdict = if each <= goal { "met" } else { "NOT met" };
+        println!("  Goal at {size} instances: at most {goal} ns; {verdict}: {each:.0} ns.");
+    }
     println!(
         "  The last one is no pick: a worker does it once for each new ranking, before load in 3."
     );
@@ -69,12 +88,16 @@ fn gateway_config(etcd: &Etcd) -> String {
     };
     json!({
         "etcd": { "endpoints": [etcd.endpoint()] },
-        "services": {
-            "small": { "instances": instances(10) },
-            "large": { "instances": instances(10_000) },
-        }
+        "services": SIZES
+            .map(|size| (service(size), json!({ "instances": instances(size) })))
+            .into_iter()
+            .collect::<serde_json::Map<_, _>>(),
     })
     .to_string()
+}
+
+fn service(size: u32) -> String {
+    format!("fleet-{size}")
 }
 
 fn gateway_http(port: u16, config: &Path) -> String {
@@ -83,7 +106,7 @@ fn gateway_http(port: u16, config: &Path) -> String {
     format!(
         r#"
 {gateway}
-    lua_shared_dict bench 1m;
+    lua_shared_dict bench 8m;
     server {{
         listen 127.0.0.1:{port};
         include {repository}/nginx/ipconfig_api.conf;

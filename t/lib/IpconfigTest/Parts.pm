@@ -202,6 +202,29 @@ http {
         location /slow {
             content_by_lua_block { ngx.sleep(ngx.var.arg_ms / 1000) ngx.say("_NAME_") }
         }
+        # answers in ?n= chunks with ?ms= after each
+        location /stream {
+            content_by_lua_block {
+                for _ = 1, ngx.var.arg_n do
+                    ngx.say("_NAME_") ngx.flush(true) ngx.sleep(ngx.var.arg_ms / 1000)
+                end
+            }
+        }
+        # takes the connection over, and sends back each line that comes
+        location /upgrade {
+            content_by_lua_block {
+                local socket = ngx.req.socket(true)
+                socket:send("HTTP/1.1 101 Switching Protocols\r\n"
+                            .. "Connection: Upgrade\r\nUpgrade: lines\r\n\r\n")
+                local line = socket:receive()
+                while line do
+                    socket:send("_NAME_: " .. line .. "\n")
+                    line = socket:receive()
+                end
+            }
+        }
+        # has the gateway go on at ?to=
+        location /accel { add_header X-Accel-Redirect $arg_to; return 200; }
         # answers with ?code=
         location /code { content_by_lua_block { ngx.exit(tonumber(ngx.var.arg_code)) } }
     }
