@@ -9,6 +9,7 @@
 //! services  name -> version of the ranking in the shared dict
 //! slots     instance -> requests, failures, in-flight (of the whole host)
 //! rows      worker   -> owner's pid, its part of each slot's in-flight
+//! reports   instance -> the load report that its last responses brought
 //! ```
 //!
 //! Each worker adds its in-flight to the slot and to a row of its own, so that
@@ -26,6 +27,10 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64};
 
 use once_cell::sync::OnceCell;
+
+mod report;
+
+pub use report::{LOOK_EVERY_MS, coarse_ms};
 
 /// Services that the board has room for.
 pub const MAX_SERVICES: usize = 1024;
@@ -125,6 +130,7 @@ struct Layout {
     services: [Service; MAX_SERVICES],
     slots: [Slot; MAX_SLOTS],
     rows: [Row; MAX_ROWS],
+    reports: report::Reports,
 }
 
 /// The mapped board. Cheap to copy; there is one a process.

@@ -24,6 +24,7 @@
 pub mod config;
 mod error;
 pub mod model;
+pub mod reckon;
 pub mod wire;
 
 pub mod etcd;

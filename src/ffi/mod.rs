@@ -29,11 +29,11 @@ use crate::board::{self, Board};
 use crate::config::Config;
 use crate::metrics::{self, Fallback};
 use crate::plugin;
-use crate::worker::{Choice, Due, Request, Worker};
+use crate::worker::{Choice, Due, ReportHeader, Request, Worker};
 
 /// The version of this border. It grows with every change of a declaration, and
 /// the Lua side refuses another.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// Done.
 pub const OK: c_int = 0;
@@ -47,6 +47,8 @@ pub const DECLINED: c_int = -5;
 pub const UNRANKED: c_int = -6;
 /// The ranking alone is to be loaded.
 pub const RANKING_DUE: c_int = 1;
+/// The response is to be looked at for a load report.
+pub const LOOK_DUE: c_int = 2;
 
 /// Where a request goes, written by [`ipconfig_balance`].
 #[repr(C)]
@@ -351,11 +353,47 @@ pub unsafe extern "C" fn ipconfig_balance(
 }
 
 /// Ends a request that was balanced; `failed` is not 0 when its last try failed.
+/// [`LOOK_DUE`] when [`ipconfig_report`] is to follow if the response has a load
+/// report, else [`OK`].
 #[unsafe(no_mangle)]
 pub extern "C" fn ipconfig_finish(request: *const c_void, failed: c_int) -> c_int {
     guard(TextOut::none(), || {
         with_worker(|worker| {
-            worker.finish(request as usize, failed != 0);
+            Ok(if worker.finish(request as usize, failed != 0) { LOOK_DUE } else { OK })
+        })
+    })
+}
+
+/// Takes in the load report of the response that [`ipconfig_finish`] asked to look
+/// at: a header's value, of `endpoint-load-metrics-bin` if `is_binary` is not 0,
+/// else of `endpoint-load-metrics`. `addrs` is `$upstream_addr`, whose last one the
+/// response came from. [`ERROR`] when it was refused and that is to be logged.
+///
+/// # Safety
+/// As the module says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_report(
+    addrs: *const c_char,
+    addrs_len: usize,
+    is_binary: c_int,
+    value: *const c_char,
+    value_len: usize,
+    text: *mut c_char,
+    text_len: *mut usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let (addrs, value, out) = unsafe {
+        (Bytes::new(addrs, addrs_len), Bytes::new(value, value_len), TextOut::new(text, text_len))
+    };
+    guard(out, || {
+        let addrs = addrs.bytes().ok_or(BorderError::Null)?;
+        let value = value.bytes().ok_or(BorderError::Null)?;
+        let header = match is_binary {
+            0 => ReportHeader::Any(value),
+            _ => ReportHeader::Binary(value),
+        };
+        with_worker(|worker| {
+            worker.report(addrs, header)?;
             Ok(OK)
         })
     })

@@ -17,11 +17,14 @@ local gmatch           = string.gmatch
 local log              = ngx.log
 local min              = math.min
 local ERR              = ngx.ERR
+local WARN             = ngx.WARN
 
 
 local OK       = cdefs.OK
 local AGAIN    = cdefs.AGAIN
 local UNRANKED = cdefs.UNRANKED
+
+local LOOK_DUE = cdefs.LOOK_DUE
 
 -- a view that is outdated again while it is loaded is loaded so often; then the
 -- fallback takes the request
@@ -185,12 +188,50 @@ function _M.balance(self, service, key)
 end
 
 
+-- What of nginx's words on its cache says that the response came from the
+-- instance: the others are of an earlier one.
+local IS_FROM_INSTANCE = {
+    MISS    = true,
+    BYPASS  = true,
+    EXPIRED = true,
+}
+
+
+-- Hands on the load report that the instance put into its response, if it did.
+local function take_report()
+    local var = ngx.var
+
+    -- gRPC's come in the trailer
+    local binary = var.upstream_http_endpoint_load_metrics_bin
+                   or var.upstream_trailer_endpoint_load_metrics_bin
+    local value = binary or var.upstream_http_endpoint_load_metrics
+    if not value then
+        return
+    end
+
+    local cache = var.upstream_cache_status
+    if cache and not IS_FROM_INSTANCE[cache] then
+        return
+    end
+
+    local addrs = var.upstream_addr or ""
+    local ok, err = native.report(addrs, binary ~= nil, value)
+    if not ok then
+        log(WARN, "[ipconfig] a response of ", addrs, " has a load report that ",
+            "counts for nothing: ", err)
+    end
+end
+
+
 -- Counts the end of the current request.
 function _M.log()
     local status = ngx.status
 
     -- nginx's own words for a last try that it could not save
-    native.finish(get_request(), status == 502 or status == 504)
+    local code = native.finish(get_request(), status == 502 or status == 504)
+    if code == LOOK_DUE then
+        take_report()
+    end
 end
 
 

@@ -38,6 +38,9 @@ ffi.cdef [[
         int is_retry, int is_logged, const char *key, size_t key_len,
         ipconfig_peer_t *peer);
     int ipconfig_finish(const void *request, int failed);
+    int ipconfig_report(const char *addrs, size_t addrs_len, int is_binary,
+        const char *value, size_t value_len,
+        char *text, size_t *text_len);
 
     int ipconfig_best(uint32_t service, uint32_t n,
         char *text, size_t *text_len);
@@ -52,7 +55,7 @@ ffi.cdef [[
 
 return {
     -- the border's version: the library must have the same
-    ABI      = 2,
+    ABI      = 3,
 
     -- codes, with OpenResty's numbers where the meaning is the same
     OK       = 0,
@@ -62,4 +65,5 @@ return {
     UNRANKED = -6,
 
     RANKING_DUE = 1,
+    LOOK_DUE    = 2,
 }
