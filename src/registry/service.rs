@@ -295,8 +295,10 @@ impl Record {
     ) -> Option<Status> {
         let last = self.in_band.take().filter(|last| now_ms <= last.until_ms);
         let mut in_band = last.unwrap_or_else(|| {
-            // Any but that of the window's last status.
-            let boot_id = self.window.boot_id().unwrap_or(0).wrapping_add(1).max(1);
+            // Not that of the window's last status, nor what a process may have that
+            // counts its starts: the next of Weyl's sequence.
+            let last = self.window.boot_id().unwrap_or(0);
+            let boot_id = last.wrapping_add(0x9e37_79b9_7f4a_7c15).max(1);
             Box::new(InBand { reckoner: Reckoner::new(boot_id), until_ms: 0 })
         });
         in_band.until_ms = now_ms + fresh_for_ms;
