@@ -348,3 +348,38 @@ drive(0.7);
 say ranking_states('chat'), ' ', refused();
 --- response_body
 a:reporting 0
+
+
+
+=== TEST 12: looking at responses and taking their reports compiles to traces
+--- instances: a
+--- hooks
+    lua_shared_dict ipconfig 32m;
+    init_by_lua_block { require("resty.ipconfig").init() }
+    init_worker_by_lua_block {
+        require("resty.ipconfig").init_worker()
+        require("jit.v").on(ngx.config.prefix() .. "/traces")
+    }
+    log_by_lua_block { require("resty.ipconfig").log() }
+    upstream ipconfig {
+        server 0.0.0.1;
+        balancer_by_lua_block { require("resty.ipconfig").balance() }
+        keepalive 8;
+    }
+--- script
+answers(a => TEXT, 'TEXT cpu_utilization=0.5');
+# A branch is compiled after it was taken some ten times.
+drive(4);
+say taken() > 30 ? 'taken' : taken();
+my @traces = split /\n/, slurp(IpconfigTest::Parts::servroot() . '/traces');
+my %lines;
+open my $source, '<', "$LUA/resty/ipconfig/balancer.lua" or die "no source: $!";
+while (<$source>) {
+    $lines{$.}++ if /^local function take_report\b/ .. /^end$/;
+}
+my @in_it = grep { /\bbalancer\.lua:(\d+)\b/ && $lines{$1} } @traces;
+note($_) for @in_it;
+say 'given up: ', join ' ', grep { /TRACE ---/ } @in_it;
+--- response_body
+taken
+given up: 

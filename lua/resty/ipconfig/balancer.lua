@@ -217,8 +217,8 @@ local function take_report()
     local addrs = var.upstream_addr or ""
     local ok, err = native.report(addrs, binary ~= nil, value)
     if not ok then
-        log(WARN, "[ipconfig] a response of ", addrs, " has a load report that ",
-            "counts for nothing: ", err)
+        log(WARN, "[ipconfig] a response of ", addrs, " has a load report ",
+            "that counts for nothing: ", err)
     end
 end
 
