@@ -55,10 +55,12 @@ fn every_format_says_the_same() {
 
 #[test]
 fn padding_may_be_there_or_not() {
-    let bytes = OrcaLoadReport { cpu_utilization: 0.7, ..Default::default() }.encode_to_vec();
-    for text in [STANDARD.encode(&bytes), STANDARD_NO_PAD.encode(&bytes)] {
-        assert_eq!(parse_binary_header(text.as_bytes()).unwrap().cpu, Some(0.7), "{text}");
-        assert_eq!(parse(&format!("BIN {text}")).unwrap().cpu, Some(0.7), "{text}");
+    for name in ["a", "ab", "abc"] {
+        let bytes = report(1.0, 0.0, &[(name, 3.0)]).encode_to_vec();
+        for text in [STANDARD.encode(&bytes), STANDARD_NO_PAD.encode(&bytes)] {
+            assert_eq!(parse_binary_header(text.as_bytes()).unwrap().cpu, Some(0.25), "{text}");
+            assert_eq!(parse(&format!("BIN {text}")).unwrap().cpu, Some(0.25), "{text}");
+        }
     }
     assert_eq!(parse("BIN CWZmZmZmZuY/").unwrap().cpu, Some(0.7), "as the module's head says");
 }
@@ -269,8 +271,10 @@ proptest! {
         prefix in prop::sample::select(&["", "TEXT ", "JSON ", "JSON {\"", "BIN "][..]),
         bytes in vec(any::<u8>(), 0..200),
     ) {
-        let _ = parse_binary_header(&bytes);
-        let _ = parse_header(&[prefix.as_bytes(), &bytes].concat());
+        let header = [prefix.as_bytes(), &bytes].concat();
+        for figures in [parse_binary_header(&bytes), parse_header(&header)].into_iter().flatten() {
+            prop_assert!(figures.checked().is_ok());
+        }
     }
 
     /// Random bytes seldom get far; a report with some of its bytes replaced does.
