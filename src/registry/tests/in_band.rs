@@ -92,11 +92,11 @@ async fn an_instance_that_wants_no_requests_is_not_brought_back_by_its_last_resp
 async fn an_instance_whose_responses_report_stays_though_no_exporter_reads_it() {
     let mut fixture = Fixture::new(&[reporting("a", 1), instance("b", 2), instance("c", 3)]);
     for second in 1..10 {
-        fixture.tell("exporter-1", &[("a", unreachable(1000 * second))]);
         fixture.hear("a", figures(0.5), 1);
+        fixture.tell("exporter-1", &[("a", unreachable(1000 * second))]);
+        assert_eq!(fixture.state("a"), Some(State::Reporting));
+        assert_eq!(fixture.cpu("a"), Some(0.5));
     }
-    assert_eq!(fixture.state("a"), Some(State::Reporting));
-    assert_eq!(fixture.cpu("a"), Some(0.5));
 }
 
 #[tokio::test(start_paused = true)]
