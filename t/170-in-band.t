@@ -246,6 +246,7 @@ put instances/chat/b {"addr":"127.0.0.1:$FREE_PORT_2","status":"grpc://127.0.0.1
 answers(a => TEXT, 'TEXT rps_fractional=100,named_metrics.latency_ms=5');
 answers(b => TEXT, 'TEXT rps_fractional=100,named_metrics.latency_ms=100');
 my $end = meanwhile(sub { get_anew('/'); sleep 0.003 });
+await('both report', sub { ranking_states('chat') eq 'a:reporting b:reporting' });
 report('chat', 30, a => { latency_ms => 100 }, b => { latency_ms => 5 });
 say ranking('chat'), ' ', ranking_states('chat');
 sleep 4;
