@@ -262,7 +262,10 @@ end
 -- Ends a request that may have been balanced. Returns a code: LOOK_DUE when its
 -- response is to be looked at for a load report.
 function _M.finish(request, failed)
-    return lib.ipconfig_finish(request, failed and 1 or 0)
+    -- a tail call into C ends a trace that begins here
+    local code = lib.ipconfig_finish(request, failed and 1 or 0)
+
+    return code
 end
 
 
