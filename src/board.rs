@@ -9,6 +9,7 @@
 //! services  name -> version of the ranking in the shared dict, in-flight
 //! slots     instance -> counters, in-flight and live averages (of the whole host)
 //! rows      worker   -> owner's pid, its part of each slot's in-flight
+//! reports   instance -> the load report that its last responses brought
 //! ```
 //!
 //! Each worker adds its in-flight to the slot, to the service and to a row of its
@@ -20,6 +21,7 @@
 
 mod average;
 mod clock;
+mod report;
 mod rows;
 mod slots;
 
@@ -31,6 +33,7 @@ use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64};
 use once_cell::sync::OnceCell;
 
 pub use clock::{coarse_ms, monotonic_ms};
+pub use report::LOOK_EVERY_MS;
 use rows::Row;
 pub use rows::RowId;
 use slots::Slot;
@@ -123,6 +126,7 @@ struct Layout {
     services: [Service; MAX_SERVICES],
     slots: [Slot; MAX_SLOTS],
     rows: [Row; MAX_ROWS],
+    reports: report::Reports,
 }
 
 /// The mapped board. Cheap to copy; there is one a process.

@@ -17,7 +17,10 @@
 //!                                +-- service: layer, sampler -> reporter; or an agent beside it
 //! ```
 //!
-//! Data flows one way, and each module knows the output of its left neighbour
+//! One thing goes the other way: a load report that a response carries, from its
+//! worker over the board to the registry.
+//!
+//! Else data flows one way, and each module knows the output of its left neighbour
 //! alone: `score` cannot reach etcd, `picker` cannot reach nginx, protobuf is
 //! known to [`wire`], etcd-client to [`etcd`], and `unsafe` stands in [`ffi`]
 //! and [`board`]. The modules below are in the order of the flow.
@@ -25,6 +28,7 @@
 pub mod config;
 mod error;
 pub mod model;
+pub mod reckon;
 pub mod wire;
 
 pub mod etcd;

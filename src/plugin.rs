@@ -185,6 +185,7 @@ impl<S: Store> Conductor<S> {
                 }
                 _ = beats.tick() => {
                     self.board.beat();
+                    self.hear_responses();
                     if beat.is_multiple_of(BEATS_A_ROUND) {
                         self.round();
                     }
@@ -201,6 +202,20 @@ impl<S: Store> Conductor<S> {
             if self.publisher.is_superseded() {
                 tracing::info!("another worker publishes from now on");
                 std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Takes in the load reports that responses brought.
+    fn hear_responses(&mut self) {
+        let mut reports = self.board.take_reports(board::coarse_ms());
+        if reports.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        for (service, id, slot) in self.publisher.slots() {
+            if let Some(figures) = reports.remove(&slot) {
+                self.registry.in_band(service, id, figures, now);
             }
         }
     }

@@ -197,6 +197,13 @@ impl<S: Store> Publisher<S> {
         }
     }
 
+    /// The instances that are published: service, id, and slot on the board.
+    pub fn slots(&self) -> impl Iterator<Item = (&str, &str, u32)> {
+        self.services.iter().flat_map(|(service, published)| {
+            published.instances.iter().map(|it| (service.as_str(), it.id.as_str(), it.slot))
+        })
+    }
+
     /// Services whose values some worker could not read, or that could not be
     /// stored: they are to be published again.
     pub fn unsound(&self) -> Vec<String> {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::config::{Config, Discover, ServiceConfig, WindowConfig};
 use crate::model::{Allow, Instance, InstanceReport};
+use crate::reckon::Figures;
 use crate::rejects::Rejects;
 use crate::watcher::{Event, WatchState};
 use crate::window::Load;
@@ -183,6 +184,17 @@ impl Registry {
             Event::Delete { key, mod_revision } => self.delete(key, *mod_revision),
             Event::InitDone { revision } => self.finish_list(*revision),
             Event::Progress { revision } => self.revision = self.revision.max(*revision),
+        }
+    }
+
+    /// Takes in a load report that a response brought, received at `now`, of an
+    /// instance that may be gone by now. It counts where no exporter's figures
+    /// are fresh.
+    pub fn in_band(&mut self, service_name: &str, id: &str, figures: Figures, now: Instant) {
+        let now_ms = self.clock_ms(now);
+        let Some(service) = self.services.get_mut(service_name) else { return };
+        if service.in_band(id, figures, now, now_ms) >= News::Figures {
+            self.dirty.insert(service_name.to_owned());
         }
     }
 

@@ -20,6 +20,8 @@ use crate::model::{
     is_name, parse_addr,
 };
 
+pub mod orca;
+
 /// The messages and the service of `proto/ipconfig/v1/status.proto`, generated.
 #[allow(missing_docs)]
 pub mod proto {

@@ -13,6 +13,7 @@ use crate::board::{self, Board, Open, Outcome, RowId, ServiceId};
 use crate::config::{BalanceConfig, Config, Discover};
 use crate::picker::{self, Live, Memory, Moment, Picker, Ranked};
 use crate::value::{self, InstanceValue, RankingValue, ValueError};
+use crate::wire::orca::{self, HeaderError};
 
 /// Tries that one request can have: the first, and `balance.tries` of 16.
 const MAX_TRIES: usize = 17;
@@ -27,6 +28,9 @@ pub struct Worker {
     /// the plugin's thread silent before Lua falls back.
     patience_ms: u32,
     flights: Flights,
+    /// The slot and the address of the instance whose response is to be looked at
+    /// for a load report.
+    looks_at: Option<(u32, SocketAddr)>,
     rng: SmallRng,
 }
 
@@ -71,6 +75,8 @@ struct Peers {
 struct Flight {
     /// The try that is under way.
     open: Open,
+    /// Where it went.
+    addr: Option<SocketAddr>,
     tries: usize,
     /// Identities of the instances that it went to, by try.
     tried: [u64; MAX_TRIES],
@@ -112,6 +118,15 @@ pub enum Due {
     Ranking,
     /// The instances and their ranking.
     Both,
+}
+
+/// A header of a response that holds a load report.
+#[derive(Debug, Clone, Copy)]
+pub enum ReportHeader<'a> {
+    /// `endpoint-load-metrics`.
+    Any(&'a [u8]),
+    /// `endpoint-load-metrics-bin`.
+    Binary(&'a [u8]),
 }
 
 /// Where a request goes.
@@ -160,6 +175,7 @@ impl Worker {
             discover: config.discover.clone(),
             patience_ms: config.fallback.after_ms(),
             flights,
+            looks_at: None,
             rng: SmallRng::seed_from_u64(seed),
         };
         let new = config.services.keys().filter(|name| !names.contains(name));
@@ -306,6 +322,7 @@ impl Worker {
         flight.tries += 1;
         if request.is_logged {
             flight.open = self.board.begin_request(self.row, slot, identity, now_ms);
+            flight.addr = Some(view.peers.instances[index].addr);
         } else {
             self.board.count_request(slot, identity, now_ms);
         }
@@ -318,11 +335,42 @@ impl Worker {
     }
 
     /// Ends a request: counts how its last try ended. A request that was not
-    /// balanced here is none of ours.
-    pub fn finish(&mut self, request: usize, outcome: Outcome) {
-        if let Some(flight) = self.flights.remove(&request) {
-            self.board.end_request(self.row, flight.open, outcome, board::coarse_ms());
+    /// balanced here is none of ours. Whether its response is to be looked at for a
+    /// load report, for [`report`](Self::report).
+    pub fn finish(&mut self, request: usize, outcome: Outcome) -> bool {
+        let Some(flight) = self.flights.remove(&request) else { return false };
+        let now_ms = board::coarse_ms();
+        let slot = flight.open.slot();
+        self.board.end_request(self.row, flight.open, outcome, now_ms);
+        let is_due = outcome == Outcome::Answered && self.board.is_look_due(slot, now_ms);
+        self.looks_at = flight.addr.filter(|_| is_due).map(|addr| (slot, addr));
+        is_due
+    }
+
+    /// Takes in the load report in the response of the request that was finished
+    /// last, if that came from the last of `addrs`, nginx's `$upstream_addr`
+    /// (`10.0.0.5:8080, 10.0.0.6:8080 : 10.0.0.7:8080`): it is another one where a
+    /// redirection or the fallback chose it.
+    ///
+    /// # Errors
+    /// Why it was refused, where that is to be logged; else it is counted alone.
+    pub fn report(&mut self, addrs: &[u8], header: ReportHeader<'_>) -> Result<(), HeaderError> {
+        let Some((slot, from)) = self.looks_at.take() else { return Ok(()) };
+        let last = addrs.rsplit(|byte| b", ".contains(byte)).next();
+        if last.and_then(|addr| str::from_utf8(addr).ok()?.parse().ok()) != Some(from) {
+            return Ok(());
         }
+        let now_ms = board::coarse_ms();
+        let figures = match header {
+            ReportHeader::Any(value) => orca::parse_header(value),
+            ReportHeader::Binary(value) => orca::parse_binary_header(value),
+        };
+        match figures {
+            Ok(figures) => self.board.put_report(slot, figures, now_ms),
+            Err(error) if self.board.count_malformed_report(now_ms) => return Err(error),
+            Err(_) => {}
+        }
+        Ok(())
     }
 
     /// The best `n` of a service as the HTTP API shows them, as JSON. `None`

@@ -52,6 +52,13 @@ pub struct Open {
     began_ns: u64,
 }
 
+impl Open {
+    /// The slot of the instance that it is open on.
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+}
+
 /// What this host has seen of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Seen {

@@ -11,6 +11,7 @@ use thiserror::Error;
 use super::{AGAIN, ERROR, OK};
 use crate::config::ConfigError;
 use crate::value::ValueError;
+use crate::wire::orca::HeaderError;
 
 /// What goes wrong at the border; its text goes to the caller.
 #[derive(Debug, Error)]
@@ -25,6 +26,8 @@ pub(super) enum BorderError {
     Thread(#[source] io::Error),
     #[error("text is expected: {0}")]
     Text(#[from] Utf8Error),
+    #[error("{0}")]
+    Report(#[from] HeaderError),
     #[error("failed to write JSON: {0}")]
     Json(#[source] serde_json::Error),
     #[error("failed to write the metrics page")]

@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::metrics::{self, Fallback};
 use crate::picker;
 use crate::plugin;
-use crate::worker::{Choice, Due, Request, Worker};
+use crate::worker::{Choice, Due, ReportHeader, Request, Worker};
 
 /// The version of this border. It grows with every change of a declaration, and
 /// the Lua side refuses another.
@@ -49,6 +49,8 @@ pub const UNRANKED: c_int = -6;
 pub const RANKING_DUE: c_int = 1;
 /// The request is open already.
 pub const OPEN: c_int = 2;
+/// The response is to be looked at for a load report.
+pub const LOOK_DUE: c_int = 3;
 
 /// How a request ended, for [`ipconfig_finish`]: see [`Outcome`], whose variants
 /// these are. Any other number is one that nobody saw.
@@ -368,7 +370,8 @@ pub unsafe extern "C" fn ipconfig_balance(
 }
 
 /// Ends a request that may have been balanced; `outcome` is how, one of
-/// [`ANSWERED`] and those after it.
+/// [`ANSWERED`] and those after it. [`LOOK_DUE`] when [`ipconfig_report`] is to
+/// follow if the response has a load report, else [`OK`].
 #[unsafe(no_mangle)]
 pub extern "C" fn ipconfig_finish(request: *const c_void, outcome: c_int) -> c_int {
     let outcome = match outcome {
@@ -380,7 +383,41 @@ pub extern "C" fn ipconfig_finish(request: *const c_void, outcome: c_int) -> c_i
     };
     guard(TextOut::none(), || {
         with_worker(|worker| {
-            worker.finish(request as usize, outcome);
+            Ok(if worker.finish(request as usize, outcome) { LOOK_DUE } else { OK })
+        })
+    })
+}
+
+/// Takes in the load report of the response that [`ipconfig_finish`] asked to look
+/// at: a header's value, of `endpoint-load-metrics-bin` if `is_binary` is not 0,
+/// else of `endpoint-load-metrics`. `addrs` is `$upstream_addr`, whose last one the
+/// response came from. [`ERROR`] when it was refused and that is to be logged.
+///
+/// # Safety
+/// As the module says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_report(
+    addrs: *const c_char,
+    addrs_len: usize,
+    is_binary: c_int,
+    value: *const c_char,
+    value_len: usize,
+    text: *mut c_char,
+    text_len: *mut usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let (addrs, value, out) = unsafe {
+        (Bytes::new(addrs, addrs_len), Bytes::new(value, value_len), TextOut::new(text, text_len))
+    };
+    guard(out, || {
+        let addrs = addrs.bytes().ok_or(BorderError::Null)?;
+        let value = value.bytes().ok_or(BorderError::Null)?;
+        let header = match is_binary {
+            0 => ReportHeader::Any(value),
+            _ => ReportHeader::Binary(value),
+        };
+        with_worker(|worker| {
+            worker.report(addrs, header)?;
             Ok(OK)
         })
     })

@@ -197,7 +197,14 @@ impl Page {
             "Records from etcd that were dropped",
             reasons,
         );
+        let (reports, malformed_reports) = board.report_counts();
         let counters = [
+            ("in_band_reports", "Load reports in responses that were taken", reports),
+            (
+                "in_band_reports_malformed",
+                "Load reports in responses that were refused",
+                malformed_reports,
+            ),
             ("publish_errors", "Values that the shared dict did not take", board.publish_errors()),
             (
                 "view_errors",

@@ -64,7 +64,6 @@ fn build_ranked(
         records: &records,
         own_part: 1.0,
         rate_per_s: 0.0,
-        rate_per_s: 0.0,
     };
     build(strategy, ranked, rng)
 }

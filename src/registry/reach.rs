@@ -56,6 +56,9 @@ pub struct Source<'a> {
     pub interval_ms: u64,
 }
 
+/// Whose the reports are that responses brought: no exporter may have such an id.
+pub const IN_BAND: &str = "(in-band)";
+
 /// What is known of one instance. Times are milliseconds of one monotonic clock.
 #[derive(Debug, Clone, Default)]
 pub struct Reach {
@@ -167,12 +170,14 @@ impl Reach {
     }
 
     /// Whether the instance's figures are another exporter's to tell: two that
-    /// make up their counters would otherwise take turns to start it anew.
+    /// make up their counters would otherwise take turns to start it anew. What
+    /// responses brought stands back for any exporter's.
     pub fn is_held_from(&self, exporter: &str, now_ms: u64) -> bool {
         self.against.is_none()
             && self.good.as_ref().is_some_and(|good| {
                 let silent_ms = now_ms.saturating_sub(good.received_ms);
-                *good.exporter != *exporter && silent_ms <= good.held_ms
+                let is_exporters = *good.exporter != *IN_BAND;
+                is_exporters && *good.exporter != *exporter && silent_ms <= good.held_ms
             })
     }
 

@@ -4,10 +4,13 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 
-use super::reach::{self, Reach, Rule, Source};
+use tokio::time::Instant;
+
+use super::reach::{self, IN_BAND, Reach, Rule, Source};
 use super::{Member, Reading, State, to_ms};
 use crate::config::{ServiceConfig, WindowConfig};
-use crate::model::{Instance, InstanceReport, Report, StatusUrl};
+use crate::model::{Instance, InstanceReport, Report, Status, StatusUrl};
+use crate::reckon::{Figures, Reckoner};
 use crate::window::Window;
 
 /// What is known of one service.
@@ -61,6 +64,17 @@ struct Record {
     etcd: Option<(Instance, i64)>,
     window: Window,
     reach: Reach,
+    /// Until when the figures of an exporter are fresh, and no others are heard.
+    exporters_until_ms: u64,
+    /// What makes statuses of the reports that responses brought.
+    in_band: Option<Box<InBand>>,
+}
+
+#[derive(Debug)]
+struct InBand {
+    reckoner: Reckoner,
+    /// Until when the last report counts.
+    until_ms: u64,
 }
 
 /// An instance's claim to be offered at its address.
@@ -122,6 +136,8 @@ impl Service {
             etcd: None,
             window: Window::new(window),
             reach: Reach::default(),
+            exporters_until_ms: 0,
+            in_band: None,
         });
         let known = match layer {
             Layer::File => record.file.as_ref(),
@@ -150,6 +166,7 @@ impl Service {
         if record.status_url() != old_status.as_ref() {
             // It is asked elsewhere from now on, and has yet to answer there.
             record.reach = Reach::default();
+            record.exporters_until_ms = 0;
         }
         if record.current().is_none() {
             self.instances.remove(id);
@@ -167,6 +184,27 @@ impl Service {
         let moves_for_ms = record.window.span_ms().max(rule.fresh_for_ms(source));
         self.moves_until_ms = self.moves_until_ms.max(Some(now_ms + moves_for_ms));
         Some(news)
+    }
+
+    /// Takes in what a response said of the instance that it came from. An
+    /// exporter's figures come first while they are fresh, and a word that the
+    /// instance wants no requests stands whatever its last responses say.
+    pub fn in_band(&mut self, id: &str, figures: Figures, now: Instant, now_ms: u64) -> News {
+        let rule = self.rule;
+        let Some(record) = self.instances.get_mut(id) else { return News::None };
+        if now_ms <= record.exporters_until_ms || record.reach.is_not_serving() {
+            return News::None;
+        }
+        let source = Source { exporter: IN_BAND, interval_ms: 0 };
+        let fresh_for_ms = rule.fresh_for_ms(source);
+        let Some(status) = record.reckon(figures, fresh_for_ms, now, now_ms) else {
+            return News::None;
+        };
+        record.window.record(&status, now_ms);
+        record.reach.good(rule, source, now_ms, now_ms);
+        let moves_for_ms = record.window.span_ms().max(fresh_for_ms);
+        self.moves_until_ms = self.moves_until_ms.max(Some(now_ms + moves_for_ms));
+        News::Figures
     }
 
     /// Applies the rule to those that could be offered; returns whether it put
@@ -245,6 +283,31 @@ impl Record {
         }
     }
 
+    /// What a response's report makes the instance's counters. They begin anew
+    /// when the report before it is no longer fresh: how things went since then is
+    /// not known.
+    fn reckon(
+        &mut self,
+        figures: Figures,
+        fresh_for_ms: u64,
+        now: Instant,
+        now_ms: u64,
+    ) -> Option<Status> {
+        let last = self.in_band.take().filter(|last| now_ms <= last.until_ms);
+        let mut in_band = last.unwrap_or_else(|| {
+            // Not that of the window's last status, nor what a process may have that
+            // counts its starts: the next of Weyl's sequence.
+            let last = self.window.boot_id().unwrap_or(0);
+            let boot_id = last.wrapping_add(0x9e37_79b9_7f4a_7c15).max(1);
+            Box::new(InBand { reckoner: Reckoner::new(boot_id), until_ms: 0 })
+        });
+        in_band.until_ms = now_ms + fresh_for_ms;
+        in_band.reckoner.hear(figures, now);
+        let status = in_band.reckoner.tell(now);
+        self.in_band = Some(in_band);
+        status
+    }
+
     fn report(&mut self, report: &Report, source: Source<'_>, rule: Rule, now_ms: u64) -> News {
         let before = self.state(rule, now_ms);
         let mut has_news = false;
@@ -257,7 +320,10 @@ impl Record {
                 // A status that was seen before is no news, and still a sign of
                 // life as of the time that its age says.
                 has_news = self.window.record(status, now_ms);
-                self.reach.good(rule, source, now_ms.saturating_sub(to_ms(status.age)), now_ms);
+                let sampled_ms = now_ms.saturating_sub(to_ms(status.age));
+                self.reach.good(rule, source, sampled_ms, now_ms);
+                let until_ms = sampled_ms + rule.fresh_for_ms(source);
+                self.exporters_until_ms = self.exporters_until_ms.max(until_ms);
             }
             Report::Serving => self.reach.good(rule, source, now_ms, now_ms),
             Report::NotServing => {

@@ -5,6 +5,8 @@ use super::*;
 use crate::config::{StatusConfig, Unreachable};
 use crate::model::{Report, Status};
 
+mod in_band;
+
 const PREFIX: &str = "/ipconfig/v1";
 
 /// A registry and its clock.

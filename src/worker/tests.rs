@@ -2,6 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::ranking::{Basis, State};
+use crate::reckon::Figures;
 use crate::value::{Record, seal};
 
 const STRATEGIES: [&str; 6] =
@@ -442,6 +443,67 @@ fn a_request_whose_log_phase_never_came_ends_when_its_address_is_used_again() {
     assert_eq!(gateway.resend(1), Some('b'), "the tries of the earlier one are forgotten");
     gateway.worker.finish(1, Outcome::Answered);
     assert_eq!(gateway.in_flight(), 0);
+}
+
+// === load reports in responses ===
+
+const REPORT: ReportHeader<'_> = ReportHeader::Any(b"TEXT cpu_utilization=0.5");
+
+#[test]
+fn of_many_responses_one_is_looked_at() {
+    let mut gateway = Gateway::ranked("best", 2, "ab");
+    let looks = (1..=1000).filter(|&request| {
+        gateway.send(request);
+        gateway.worker.finish(request, Outcome::Answered)
+    });
+    assert!((1..=3).contains(&looks.count()), "less than half a second has passed");
+}
+
+#[test]
+fn a_report_is_taken_for_the_instance_that_the_response_came_from() {
+    for (addrs, taken) in [
+        ("127.0.0.1:9001", 1),
+        ("127.0.0.1:9002, 127.0.0.1:9001", 1),
+        ("127.0.0.1:9002 : 127.0.0.1:9001", 1),
+        ("127.0.0.1:9001, 127.0.0.1:9002", 0),
+        ("127.0.0.1:9001 : 127.0.0.1:80", 0),
+        ("unix:/run/app.sock", 0),
+        ("", 0),
+    ] {
+        let mut gateway = Gateway::ranked("best", 2, "a");
+        gateway.send(1);
+        assert!(gateway.worker.finish(1, Outcome::Answered));
+        gateway.worker.report(addrs.as_bytes(), REPORT).unwrap();
+        assert_eq!(gateway.board.report_counts(), (taken, 0), "{addrs}");
+        gateway.worker.report(addrs.as_bytes(), REPORT).unwrap();
+        assert_eq!(gateway.board.report_counts(), (taken, 0), "{addrs}: once");
+    }
+}
+
+#[test]
+fn a_try_that_failed_and_a_request_of_others_are_not_looked_at() {
+    let mut gateway = Gateway::ranked("best", 2, "a");
+    gateway.send(1);
+    assert!(!gateway.worker.finish(1, Outcome::Failed));
+    assert!(!gateway.worker.finish(2, Outcome::Answered));
+    gateway.worker.report(b"127.0.0.1:9001", REPORT).unwrap();
+    assert_eq!(gateway.board.report_counts(), (0, 0));
+}
+
+#[test]
+fn a_report_that_is_refused_is_told_of_once_in_a_while() {
+    let mut gateway = Gateway::ranked("best", 2, "ab");
+    let mut report = |request, header| {
+        gateway.board.put_report(0, Figures::default(), 0); // so that a look is due soon
+        gateway.send(request);
+        while !gateway.worker.finish(request, Outcome::Answered) {
+            gateway.send(request);
+        }
+        gateway.worker.report(b"127.0.0.1:9001", header).is_err()
+    };
+    assert!(report(1, ReportHeader::Any(b"TEXT cpu_utilization=NaN")));
+    assert!(!report(2, ReportHeader::Binary(b"?")));
+    assert_eq!(gateway.board.report_counts(), (2, 2));
 }
 
 #[test]

@@ -19,12 +19,15 @@ local match            = string.match
 local min              = math.min
 local tonumber         = tonumber
 local ERR              = ngx.ERR
+local WARN             = ngx.WARN
 
 
 local OK       = cdefs.OK
 local AGAIN    = cdefs.AGAIN
 local OPEN     = cdefs.OPEN
 local UNRANKED = cdefs.UNRANKED
+
+local LOOK_DUE = cdefs.LOOK_DUE
 
 local ANSWERED = cdefs.ANSWERED
 local FAILED   = cdefs.FAILED
@@ -236,9 +239,47 @@ function _M.balance(self, service, key)
 end
 
 
+-- What of nginx's words on its cache says that the response came from the
+-- instance: the others are of an earlier one.
+local IS_FROM_INSTANCE = {
+    MISS    = true,
+    BYPASS  = true,
+    EXPIRED = true,
+}
+
+
+-- Hands on the load report that the instance put into its response, if it did.
+local function take_report()
+    local var = ngx.var
+
+    -- gRPC's come in the trailer
+    local binary = var.upstream_http_endpoint_load_metrics_bin
+                   or var.upstream_trailer_endpoint_load_metrics_bin
+    local value = binary or var.upstream_http_endpoint_load_metrics
+    if not value then
+        return
+    end
+
+    local cache = var.upstream_cache_status
+    if cache and not IS_FROM_INSTANCE[cache] then
+        return
+    end
+
+    local addrs = var.upstream_addr or ""
+    local ok, err = native.report(addrs, binary ~= nil, value)
+    if not ok then
+        log(WARN, "[ipconfig] a response of ", addrs, " has a load report ",
+            "that counts for nothing: ", err)
+    end
+end
+
+
 -- Counts the end of the current request.
 function _M.log()
-    native.finish(get_request(), outcome_of(ngx.status))
+    local code = native.finish(get_request(), outcome_of(ngx.status))
+    if code == LOOK_DUE then
+        take_report()
+    end
 end
 
 

@@ -38,6 +38,9 @@ ffi.cdef [[
         int is_retry, int is_logged, const char *key, size_t key_len,
         ipconfig_peer_t *peer);
     int ipconfig_finish(const void *request, int outcome);
+    int ipconfig_report(const char *addrs, size_t addrs_len, int is_binary,
+        const char *value, size_t value_len,
+        char *text, size_t *text_len);
 
     int ipconfig_best(uint32_t service, uint32_t n,
         char *text, size_t *text_len);
@@ -63,6 +66,7 @@ return {
 
     RANKING_DUE = 1,
     OPEN        = 2,
+    LOOK_DUE    = 3,
 
     -- how a request ended, for ipconfig_finish
     ANSWERED = 0,

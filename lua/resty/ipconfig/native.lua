@@ -260,8 +260,31 @@ end
 
 
 -- Ends a request that may have been balanced; `outcome` is one of cdefs' codes.
+-- Returns a code: LOOK_DUE when its response is to be looked at for a load
+-- report.
 function _M.finish(request, outcome)
-    lib.ipconfig_finish(request, outcome)
+    -- a tail call into C ends a trace that begins here
+    local code = lib.ipconfig_finish(request, outcome)
+
+    return code
+end
+
+
+-- Takes in the load report of that response, a header's value; `addrs` is where
+-- nginx sent the request, $upstream_addr.
+-- Returns true, or nil and why it was refused, which it says now and then.
+function _M.report(addrs, is_binary, value)
+    local buf = get_string_buf(TEXT_SIZE)
+    local size = get_size_ptr()
+    size[0] = TEXT_SIZE
+
+    local code = lib.ipconfig_report(addrs, #addrs, is_binary and 1 or 0,
+                                     value, #value, buf, size)
+    if code ~= OK then
+        return nil, ffi_string(buf, size[0])
+    end
+
+    return true
 end
 
 

@@ -13,6 +13,7 @@ use tonic::Code;
 use super::connection::Forbidden;
 use crate::error::{chain, with_causes};
 use crate::model::StatusUrl;
+use crate::reckon::FigureError;
 use crate::wire::RecordError;
 
 /// Why instances cannot be asked as the configuration wants it.
@@ -120,15 +121,8 @@ pub enum AskError {
     #[error("failed to read the answer: {0}")]
     Status(#[source] Arc<RecordError>),
     /// What it reported cannot be.
-    #[error("refused a load report: {field} is {found}, allowed is 0 to {allowed}")]
-    Load {
-        /// The figure's name.
-        field: &'static str,
-        /// Its value.
-        found: f64,
-        /// The largest value that is taken.
-        allowed: f64,
-    },
+    #[error("{0}")]
+    Load(#[from] FigureError),
     /// It does not know how it is.
     #[error("the instance says {0} of its own health")]
     Health(&'static str),
@@ -163,9 +157,7 @@ impl AskError {
             Self::Call { .. } => "call",
             Self::Ended { .. } => "ended",
             Self::Flood { .. } => "flood",
-            Self::Empty { .. } | Self::Status(_) | Self::Load { .. } | Self::Health(_) => {
-                "bad_status"
-            }
+            Self::Empty { .. } | Self::Status(_) | Self::Load(_) | Self::Health(_) => "bad_status",
         }
     }
 
