@@ -55,6 +55,21 @@ pub enum PublishError {
     Superseded,
 }
 
+/// More instances than the board has slots for.
+#[derive(Debug, Error)]
+#[error(
+    "no room to count {uncounted} of the {of} instances of service {service}: the board has \
+     {max} slots for all services of this host; those instances are served without in-flight, \
+     latency and failures until there is room: serve fewer services here (`services`, \
+     `discover`), or remove instances that are gone",
+    max = board::MAX_SLOTS
+)]
+struct NoSlots<'a> {
+    service: &'a str,
+    uncounted: usize,
+    of: usize,
+}
+
 /// Publishes rankings for one writer's epoch.
 pub struct Publisher<S> {
     store: S,
@@ -171,14 +186,8 @@ impl<S: Store> Publisher<S> {
         let without = |instance: &&InstanceValue| instance.slot == NO_SLOT;
         let uncounted = published.instances.iter().filter(without).count();
         if uncounted > 0 && published.uncounted == 0 {
-            tracing::error!(
-                "no room to count {uncounted} of the {} instances of service {service}: the board \
-                 has {} slots, for all services of this host together; those instances are served \
-                 without in-flight, latency and failures, until there are fewer instances: serve \
-                 fewer services here (`services`, `discover`), or remove instances that are gone",
-                published.instances.len(),
-                board::MAX_SLOTS,
-            );
+            let of = published.instances.len();
+            tracing::error!("{}", NoSlots { service, uncounted, of });
         }
         published.uncounted = uncounted;
         let all = self.services.values().map(|published| published.uncounted as u64).sum();
@@ -534,6 +543,14 @@ mod tests {
         publisher.tidy(board::monotonic_ms() + SLOT_REST_MS + 1);
         publisher.publish("chat", &ranking(&["a", "b", "c"], 1.0), 2, 0).unwrap();
         assert_eq!((slots(), board.uncounted()), (vec![last, 0, 1], 0));
+    }
+
+    #[test]
+    fn the_line_about_missing_slots_names_the_service_the_room_and_what_to_do() {
+        let line = NoSlots { service: "chat", uncounted: 2, of: 3 }.to_string();
+        for part in ["2 of the 3 instances of service chat", "65536 slots", "remove instances"] {
+            assert!(line.contains(part), "{line}");
+        }
     }
 
     #[test]
