@@ -111,7 +111,7 @@ mod peers {
     pub const NAMES: &[&str] = &[];
 
     #[derive(Default)]
-    pub struct Shared;
+    pub struct Shared {}
 
     pub fn by_name(_: &str, _: &Shared, _: u64) -> Option<Box<dyn Policy>> {
         None
