@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use ipconfig::board::{self, Board, Outcome};
 use ipconfig::config::{Config, Strategy};
-use ipconfig::ranking::State;
+use ipconfig::ranking::{Basis, State};
 use ipconfig::value::{self, InstanceValue, RankingValue, Record, seal};
 use ipconfig::worker::{Choice, Request, Worker};
 
@@ -77,6 +77,8 @@ fn worker(strategy: Strategy) -> (Worker, u32) {
         published_ms: 1,
         revision: 1,
         own_part: 0.5,
+        rate_per_s: 1000.0,
+        basis: Basis::Reports,
         records: (0..100).map(record).collect(),
     };
     let mut worker = Worker::new(board, &config, 7);

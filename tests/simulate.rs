@@ -13,6 +13,7 @@ const SCENARIO: &str = r#"{
     "servers": [{"name": "fast", "count": 2, "service": {"mean": "5ms"}},
                 {"name": "slow", "count": 2, "service": {"mean": "20ms"}}],
     "traffic": {"rate": 150},
+    "faults": [{"lie": {"servers": "slow", "count": 1, "from": "6s", "tells": "nan"}}],
     "policies": ["random", "p2c"],
     "seeds": [1, 2],
     "duration": "8s",
@@ -34,6 +35,7 @@ fn file(dir: &Path, text: &str) -> String {
     file.to_str().expect("a UTF-8 path").to_owned()
 }
 
+/// What the programs would log in a simulated world is no news in this one.
 fn stdout(output: &Output) -> String {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(output.status.code(), Some(0));

@@ -14,7 +14,8 @@
 //! | any | `run`: the command's own; 128 and a signal's number if that ended it |
 //!
 //! Answers go to stdout, as text or with `--json` as one JSON document; errors and
-//! logs go to stderr, the latter filtered by `RUST_LOG` (default: `info`).
+//! logs go to stderr, the latter filtered by `RUST_LOG` (default: `info`, or `off` for
+//! simulations).
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -292,7 +293,9 @@ fn ttl(text: &str) -> Result<Duration, String> {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let Args { etcd, json, command } = Args::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // What is logged in a simulated world is no news in this one.
+    let level = if matches!(command, Command::Simulate(_)) { "off" } else { "info" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())

@@ -10,7 +10,7 @@ use super::decider::{Chooser, Decider};
 use super::distribution::exponential;
 use super::exporter::{Etcd, Message};
 use super::faults::Disturbance;
-use super::fleet::{Fleet, Gateway, Worker};
+use super::fleet::{Fleet, Gateway, Place, Worker};
 use super::measure::{End, Measures, Tally};
 use super::plane::Plane;
 use super::policy::Outcome;
@@ -121,10 +121,12 @@ impl<'a> Simulation<'a> {
 
         let (warm, end) = (from_duration(scenario.warmup), from_duration(scenario.duration));
         let measured = end - warm;
-        // Half a report's interval, so that a swing from report to report shows, if
-        // that leaves enough bins.
-        let share_bin =
-            from_duration(scenario.reports.interval / 2).max(SECOND / 20).min(measured / 40).max(1);
+        // Half a report's interval, so that a swing from report to report shows, within
+        // bounds for the number of bins and for what is in one.
+        let share_bin = from_duration(scenario.reports.interval / 2)
+            .clamp(SECOND / 20, SECOND * 60)
+            .clamp(measured / 1000, measured / 40)
+            .max(1);
         Simulation {
             scenario,
             chooser,
@@ -291,12 +293,13 @@ impl<'a> Simulation<'a> {
                     }
                     continue;
                 }
-                Admission::Waiting => self.fleet.request_mut(request).is_waiting = true,
+                Admission::Waiting => self.fleet.request_mut(request).place = Place::Waiting,
                 Admission::Sunk => {
                     let Ticket { request, try_no } = ticket;
                     self.agenda.add(now + SINK, Event::Sunk { request, try_no });
                 }
-                Admission::Serving | Admission::Swallowed => {}
+                Admission::Swallowed => self.fleet.request_mut(request).place = Place::Swallowed,
+                Admission::Serving => {}
             }
             self.deadlines.push_back((now.saturating_add(self.timeout), ticket));
             return;
@@ -360,8 +363,12 @@ impl<'a> Simulation<'a> {
             return;
         }
         let request = *self.fleet.request(ticket.request);
-        if request.is_waiting {
-            self.fleet.servers[request.server as usize].abandon_waiting(self.fleet.now);
+        let server = &mut self.fleet.servers[request.server as usize];
+        match request.place {
+            // It is served to the end, for nothing.
+            Place::Served => {}
+            Place::Waiting => server.abandon_waiting(self.fleet.now),
+            Place::Swallowed => server.abandon_swallowed(self.fleet.now),
         }
         let after_s = self.try_s(ticket.request);
         self.conclude(ticket.request, Outcome::TimedOut(after_s));
@@ -376,7 +383,7 @@ impl<'a> Simulation<'a> {
         let (servers, is_open) = fleet.servers_and_requests();
         let next = servers[server as usize].next_in_line(is_open, now, agenda, service_rng);
         if let Some(next) = next {
-            fleet.request_mut(next.request).is_waiting = false;
+            fleet.request_mut(next.request).place = Place::Served;
         }
         if self.fleet.is_open(done) {
             let after_s = self.try_s(done.request);

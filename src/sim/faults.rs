@@ -5,6 +5,7 @@ use rand::seq::SliceRandom;
 use super::agenda::{Event, from_duration};
 use super::engine::Simulation;
 use super::exporter::{Message, News};
+use super::fleet::Place;
 use super::policy::Outcome;
 use super::scenario::{
     Antagonist, ClockJump, Direction, Disorder, Fault, Late, Lie, Membership, Outage, Slowdown,
@@ -71,10 +72,10 @@ impl Simulation<'_> {
             Fault::BlackHole(it) => self.each(it, |sim, server| {
                 sim.fleet.servers[server as usize].trouble.black_hole += 1;
                 let now = sim.fleet.now;
-                // Nobody tells their clients.
                 for lost in sim.fleet.servers[server as usize].drop_all(now) {
                     if sim.fleet.is_open(lost) {
-                        sim.fleet.request_mut(lost.request).is_waiting = false;
+                        sim.fleet.request_mut(lost.request).place = Place::Swallowed;
+                        sim.fleet.servers[server as usize].swallow();
                     }
                 }
             }),

@@ -9,6 +9,17 @@ use super::server::{Server, Ticket};
 /// The first try and the most retries that a scenario allows.
 const MAX_TRIES: usize = 17;
 
+/// Where a request is, at its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In a slot, or not there any more.
+    Served,
+    /// In line.
+    Waiting,
+    /// In a black hole.
+    Swallowed,
+}
+
 /// A request under way.
 #[derive(Debug, Clone, Copy)]
 pub struct Request {
@@ -23,8 +34,7 @@ pub struct Request {
     pub server: u32,
     /// Grows with each try, and with the end: what belongs to another try is late.
     pub try_no: u32,
-    /// It waits for a slot.
-    pub is_waiting: bool,
+    pub place: Place,
     tries: u8,
     tried: [u16; MAX_TRIES],
 }
@@ -147,7 +157,7 @@ impl Fleet {
             worker,
             server: 0,
             try_no: 0,
-            is_waiting: false,
+            place: Place::Served,
             tries: 0,
             tried: [0; MAX_TRIES],
         };
@@ -177,7 +187,7 @@ impl Fleet {
         request.began = now;
         request.server = server;
         request.try_no = request.try_no.wrapping_add(1);
-        request.is_waiting = false;
+        request.place = Place::Served;
         request.tried[usize::from(request.tries)] = server as u16;
         request.tries += 1;
         let gateway = &mut self.gateways[request.gateway as usize];

@@ -281,12 +281,13 @@ pub struct Summary {
 /// half.
 ///
 /// `picks` has a row for each bin of time, with each server's picks. A server's
-/// share `x` of a bin's picks has the autocovariance
-/// `C(k) = mean((x(t) - m) * (x(t+k) - m))` over all `t`, where `m` is its mean. A share that swings as a sine of
-/// amplitude `A` has `C = -A²/2` half a period later, where one that only moves, or
-/// moves at random, does not go below 0. So
+/// share `x` of a bin's picks has a mean `m` and, `k` bins apart, an autocovariance
+/// `C(k)`. A share that swings as a sine of amplitude `A` has `C = -A²/2` half a
+/// period later, where one that only moves, or moves at random, does not go below 0.
+/// So
 ///
 /// ```text
+/// C(k)        = mean over t of (x(t) - m) * (x(t + k) - m)
 /// A           = sqrt(2 * max(0, -min over k of C(k) - noise))
 /// oscillation = sum of A over servers, over the sum of m, which is 1
 /// ```

@@ -11,12 +11,17 @@
 //! What is ours runs here as it runs in nginx: statuses go through
 //! [`wire`](crate::wire), [`registry`](crate::registry) with its windows,
 //! [`score`](crate::score) and [`ranking`](crate::ranking) into
-//! [`picker`](crate::picker) ([`plane`]); only servers, requests, clocks and the
-//! way between them are made up. A [`scenario`] says which.
+//! [`picker`](crate::picker); only servers, requests, clocks and the way between them
+//! are made up. A [`scenario`] says which.
 //!
 //! A run is the same each time for one seed: there is no clock, and no order that
 //! a hash map chose. Arrivals are open-loop, so that a slow server does not slow
 //! its clients down, and have chance of their own: each policy meets the same ones.
+//!
+//! What is left out: the network, the exporter's deadband (each report is written),
+//! leases, and health checks other than the exporter's. A gateway's live facts are
+//! shared by its workers. A client that gives up is noticed when its request's turn
+//! comes; what is being served by then is served to the end.
 
 mod agenda;
 mod decider;

@@ -138,6 +138,7 @@ impl Chart {
             .margin_right(180)
             .x_label_area_size(40)
             .y_label_area_size(64);
+        let label = |value: &f64| ((value * 1e3).round() / 1e3).to_string();
         // The two scales make charts of two types.
         macro_rules! draw {
             ($scale:expr) => {{
@@ -146,6 +147,8 @@ impl Chart {
                     .configure_mesh()
                     .x_desc("seconds")
                     .y_desc(self.unit)
+                    .x_label_formatter(&label)
+                    .y_label_formatter(&label)
                     .label_style(FONT)
                     .axis_desc_style(FONT)
                     .light_line_style(WHITE)

@@ -100,6 +100,8 @@ pub struct Server {
     line: VecDeque<Waiting>,
     /// Those in line whose clients still wait.
     waiting: u32,
+    /// Those that it will never answer, and whose clients still wait.
+    swallowed: u32,
     epoch: u32,
     /// What `counters` are of.
     as_of: Ns,
@@ -124,6 +126,7 @@ impl Server {
             free: (0..group.slots).rev().collect(),
             line: VecDeque::new(),
             waiting: 0,
+            swallowed: 0,
             epoch: 0,
             as_of: 0,
         }
@@ -131,7 +134,7 @@ impl Server {
 
     /// Requests that it has.
     pub fn in_flight(&self) -> u32 {
-        self.busy() + self.waiting
+        self.busy() + self.waiting + self.swallowed
     }
 
     /// Requests that wait for a slot.
@@ -154,7 +157,7 @@ impl Server {
         let dt = now - self.as_of;
         let (busy, there) = (u64::from(self.busy()), u64::from(self.in_flight()));
         self.counters.slot_ns += busy * dt;
-        self.counters.busy_ns += if there > 0 { dt } else { 0 };
+        self.counters.busy_ns += if busy > 0 { dt } else { 0 };
         self.counters.request_ns += there * dt;
         self.as_of = now;
     }
@@ -178,6 +181,7 @@ impl Server {
             return Admission::Sunk;
         }
         if black_hole > 0 {
+            self.swallow();
             return Admission::Swallowed;
         }
         let admission = if let Some(slot) = self.free.pop() {
@@ -229,8 +233,19 @@ impl Server {
         None
     }
 
-    /// The client of one in line has gone. One that is being served is served to the
-    /// end, for nothing.
+    /// Takes a request in for good.
+    pub fn swallow(&mut self) {
+        self.swallowed += 1;
+        self.max_in_flight = self.max_in_flight.max(self.in_flight());
+    }
+
+    /// The client of one that was swallowed has gone.
+    pub fn abandon_swallowed(&mut self, now: Ns) {
+        self.advance(now);
+        self.swallowed -= 1;
+    }
+
+    /// The client of one in line has gone.
     pub fn abandon_waiting(&mut self, now: Ns) {
         self.advance(now);
         self.waiting -= 1;

@@ -2,11 +2,16 @@
 
 use serde_json::{Value, json};
 
+use super::agenda::SECOND;
 use super::engine::Simulation;
+use super::exporter::News;
 use super::measure::Measures;
-use super::policy::{Outcome, Policy, World};
+use super::policy::{Outcome, Policy, ServerReport, World};
 use super::scenario::{self, Scenario};
 use super::{Chooser, names, run};
+use crate::model::{Report, Status};
+use crate::watcher::Event;
+use crate::wire;
 
 fn scenario(of: Value) -> Scenario {
     let mut found = scenario::parse("test", &of.to_string()).unwrap_or_else(|e| panic!("{e}"));
@@ -138,6 +143,10 @@ fn every_request_ends_once_whatever_goes_wrong() {
         }
         let of_workers = fleet.workers.iter().flat_map(|worker| &worker.in_flight);
         assert_eq!(of_workers.sum::<u32>(), 0, "{name}");
+        for server in &fleet.servers {
+            assert_eq!(server.waiting(), 0, "{name}");
+            assert!(server.in_flight() <= server.slots, "{name}");
+        }
 
         let Measures { arrived, answered, failed, timed_out, latency, timeline, .. } =
             simulation.into_measures();
@@ -287,14 +296,25 @@ fn who_has_left_gets_nothing_and_who_joins_gets_its_share() {
     .unwrap();
     for chooser in [named("random"), Chooser::Made(|| Box::new(Last))] {
         let measures = run(&scenario, chooser, 1);
-        let shares = shares(&measures);
-        assert!(shares[32..59].iter().all(|share| *share == 0.0), "{shares:?}");
-        assert!(shares[..29].iter().chain(&shares[62..]).all(|share| *share > 0.1), "{shares:?}");
+        let found = shares(&measures);
+        assert!(found[32..59].iter().all(|share| *share == 0.0), "{found:?}");
+        assert!(found[..29].iter().chain(&found[62..]).all(|share| *share > 0.1), "{found:?}");
         assert_eq!(measures.answered, measures.arrived);
     }
     scenario.faults.remove(0);
-    let shares = shares(&run(&scenario, named("random"), 1));
-    assert!(shares[..60].iter().all(|share| *share == 0.0), "it joins at 20 s: {shares:?}");
+    let found = shares(&run(&scenario, named("random"), 1));
+    assert!(found[..60].iter().all(|share| *share == 0.0), "it joins at 20 s: {found:?}");
+
+    // A gateway without etcd hears of it when it is back.
+    scenario.faults = serde_json::from_value(json!([
+        {"join": {"servers": "b", "at": "12s"}}, {"silent_etcd": {"from": "10s", "for": "10s"}}
+    ]))
+    .unwrap();
+    for chooser in [named("random"), Chooser::Made(|| Box::new(Last))] {
+        let found = shares(&run(&scenario, chooser, 1));
+        assert!(found[..60].iter().all(|share| *share == 0.0), "{found:?}");
+        assert!(found[62..].iter().all(|share| *share > 0.1), "{found:?}");
+    }
 }
 
 /// Takes the last server that is registered.
@@ -386,15 +406,46 @@ fn a_gateway_knows_its_part_of_the_requests() {
     }
 }
 
-#[test]
-fn a_tale_that_is_no_figure_is_refused_on_its_way() {
-    for tale in ["nan", "rate", "idle"] {
-        let measures =
-            run(&one_of_four("lie", json!({"tells": tale})), named("weighted_random"), 1);
-        assert_eq!(measures.answered, measures.arrived, "{tale}");
-        let most = shares(&measures).into_iter().fold(0.0, f64::max);
-        assert!(most < 1.0, "{tale}: {most}");
+/// What the faulty server of [`one_of_four`] says at 15.5 s: its status, or `None` if
+/// that is refused; and what others hear of it.
+fn told(tale: &str) -> (Option<Status>, ServerReport) {
+    let scenario = one_of_four("lie", json!({"tells": tale}));
+    let mut simulation = Simulation::new(&scenario, named("random"), 1);
+    simulation.start();
+    // Between two rounds of the exporter.
+    while simulation.fleet.now < 31 * SECOND / 2 {
+        simulation.step();
     }
+    let now = simulation.fleet.now;
+    let message = simulation.etcd.ask(0, &mut simulation.fleet.servers, now);
+    let (Event::Put { value, .. }, News::Reports(reports)) = (message.event, message.news) else {
+        panic!("no batch")
+    };
+    let batch = wire::decode_batch(&value).unwrap();
+    assert_eq!(batch.reports.len() + batch.bad.len(), 4);
+    let status = batch.reports.into_iter().nth(3).map(|entry| match entry.report {
+        Report::Status(status) => status,
+        other => panic!("{other:?}"),
+    });
+    (status, reports[3].1)
+}
+
+#[test]
+fn who_lies_tells_what_it_is_to_tell() {
+    let (status, report) = told("idle");
+    let status = status.unwrap();
+    assert_eq!((status.application_utilization, report.utilization), (Some(0.0), 0.0));
+    assert_eq!(status.cpu_utilization(), Some(0.0));
+    // A hundred a second of 10 ms each, until it began to lie.
+    assert!((2e9..9e9).contains(&(status.busy_ns as f64)), "{status:?}");
+    assert!((1200..1800).contains(&status.requests), "{status:?}");
+
+    let (status, report) = told("rate");
+    assert!(status.unwrap().requests > 3_000_000_000);
+    assert_eq!(report.rate_per_s, 1e9);
+
+    let (status, report) = told("nan");
+    assert!(status.is_none() && report.utilization.is_nan(), "{status:?}");
 }
 
 #[test]
@@ -407,7 +458,7 @@ fn every_example_is_a_scenario_and_runs_with_every_policy() {
     for file in files {
         for named_scenario in scenario::load(&file).unwrap_or_else(|e| panic!("{e}")) {
             let mut scenario = named_scenario.scenario;
-            scenario.duration = std::time::Duration::from_secs(1);
+            scenario.duration = std::time::Duration::from_millis(200);
             scenario.warmup = std::time::Duration::ZERO;
             for name in names() {
                 let measures = run(&scenario, named(&name), 1);

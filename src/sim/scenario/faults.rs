@@ -21,7 +21,7 @@ pub enum Fault {
     /// Servers stand still, then go on with what they have. They cannot be asked.
     Pause(Outage),
     /// Servers accept requests and do not answer; what they have is lost. Asked, they
-    /// say that they are idle.
+    /// say that nothing is done.
     BlackHole(Outage),
     /// Servers fail requests at once. Asked, they say that they are idle.
     Sinkhole(Outage),
