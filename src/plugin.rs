@@ -229,6 +229,8 @@ impl<S: Store> Conductor<S> {
         }
         self.board.reclaim_rows();
         self.pace.add(self.publisher.unsound());
+        let moving = self.rankings.iter().filter(|(_, ranking)| ranking.is_moving);
+        self.pace.add(moving.map(|(service, _)| service.clone()).collect::<Vec<_>>());
         self.publish_status();
     }
 

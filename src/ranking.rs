@@ -12,7 +12,7 @@
 //!
 //! Weights move by half of the way in a second, and by no more than a factor of
 //! two. That damps a loop: more weight brings more load, which a window later
-//! changes the reports. None falls below a hundredth of an equal share, the
+//! changes the reports. None falls below half a percent of an equal share, the
 //! trickle by which a recovery is seen.
 
 use std::cmp::Ordering;
@@ -38,8 +38,12 @@ pub use shares::{Ability, wait};
 /// enough traffic that its recovery is seen within a window.
 const TILT: std::ops::RangeInclusive<f64> = 0.1..=10.0;
 
-/// The least share, as a part of an equal one.
-const TRICKLE: f64 = 0.01;
+/// The least share, as a part of an equal one: with half of the instances on it,
+/// a quarter of a percent of the requests.
+const TRICKLE: f64 = 0.005;
+
+/// A weight that is so near to where it goes, as a part of that, is there.
+const ARRIVED: f64 = 0.01;
 
 /// The time between two rankings counts as no more than this, in seconds.
 const LONGEST_STEP_S: f64 = 5.0;
@@ -83,6 +87,9 @@ pub struct Ranking {
     pub own_part: f64,
     /// When it was made, in milliseconds of a monotonic clock.
     pub made_ms: u64,
+    /// Whether time alone changes it: weights are on their way, or rest on reports
+    /// that are forgotten one day.
+    pub is_moving: bool,
 }
 
 /// One instance's place.
@@ -202,10 +209,12 @@ fn rank_scored(candidates: &[Candidate<'_>], previous: Option<&Ranking>, now_ms:
             estimate: estimates[index],
         }
     };
+    let is_on_its_way = |index: usize| (weight(index) - aims[index]).abs() > ARRIVED * aims[index];
+    let is_moving = basis != Basis::Priors || (0..candidates.len()).any(is_on_its_way);
     let mut entries: Vec<Entry> = (0..candidates.len()).map(to_entry).collect();
     entries.sort_unstable_by(by_rank);
     let Abilities { rate_per_s, own_part, .. } = abilities;
-    Ranking { entries, basis, rate_per_s, own_part, made_ms: now_ms }
+    Ranking { entries, basis, rate_per_s, own_part, made_ms: now_ms, is_moving }
 }
 
 fn priors(candidates: &[Candidate<'_>]) -> Vec<f64> {

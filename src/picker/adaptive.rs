@@ -30,15 +30,15 @@
 //!
 //! Among equal costs the first draw stands: the draws are by share already.
 //!
-//! Where no report tells what the instances can do, their answers to this host
-//! have to: candidates are two, and the cost is latency times open requests, by
-//! weight (peak EWMA with the power of two choices).
+//! Where no report tells what the instances can do, candidates are two, and the
+//! cost is open requests by weight: the power of two choices.
 //!
 //! In either case an instance is *slow* by as many times as its answers take
-//! longer, or are overdue, than they should, once that is more than twice; by the
-//! part of its answers that are failures; and by failures in a row. What makes it
-//! slow makes it cost more. So that its recovery is seen, a slow one that comes up
-//! in a draw, and was not picked for some seconds, is picked.
+//! longer, or are overdue, than they should (without reports: than those of the
+//! others), once that is more than twice; by the part of its answers that are
+//! failures; and by failures in a row. What makes it slow makes it cost more. So
+//! that its recovery is seen, an instance that comes up in a draw, and was not
+//! picked for some seconds, is picked.
 //!
 //! Sources: M. Mitzenmacher, How Useful Is Old Information?, IEEE Transactions on
 //! Parallel and Distributed Systems 11(1), 2000, for why a draw; S. Shenker and
@@ -55,8 +55,8 @@ use crate::ranking::{FAILURE_FACTOR, wait};
 /// Candidates of a pick.
 const CANDIDATES: usize = 4;
 
-/// Candidates where nothing is known but latency: more of them are a herd.
-const CANDIDATES_BY_LATENCY: usize = 2;
+/// Candidates where no report tells: there, more of them are a herd.
+const CANDIDATES_WITHOUT_REPORTS: usize = 2;
 
 /// Between these parts of the traffic, trust in one's own counts grows.
 const NO_TRUST: f64 = 1.0 / 12.0;
@@ -83,8 +83,11 @@ const LATENCY_FLOOR_MS: f32 = 2.0;
 /// Each failure in a row doubles the cost, up to so many.
 const DOUBLINGS: u32 = 10;
 
-/// How long a slow instance is left alone, in milliseconds; twice as long after
-/// each further failure, four times at most.
+/// The part of a further instance in the usual latency.
+const USUAL_PART: f32 = 1.0 / 64.0;
+
+/// How long an instance is left alone, in milliseconds; twice as long after each
+/// further failure, four times at most.
 const LEFT_ALONE_MS: u32 = 3000;
 
 /// See the [module](self).
@@ -95,6 +98,9 @@ pub struct Adaptive {
     trust: f32,
     /// The weight of the expected delay.
     by_delay: f32,
+    /// The latency of instances as they come up in draws, in milliseconds: what is
+    /// expected where no report tells.
+    usual_ms: f32,
 }
 
 /// An instance in figures that are the same until the next ranking.
@@ -109,7 +115,7 @@ struct Instance {
     /// `l / n`, or where no ability is known the reciprocal of the weight, of which
     /// the mean is 1.
     little_ms: f32,
-    /// The latency that its answers should have; 0 where nothing is known.
+    /// The latency that its answers should have.
     expected_ms: f32,
 }
 
@@ -146,6 +152,7 @@ impl Adaptive {
             instances,
             trust: trust as f32,
             by_delay: (BY_DELAY * part.sqrt()) as f32,
+            usual_ms: 0.0,
             table,
         }
     }
@@ -154,12 +161,12 @@ impl Adaptive {
     /// instance is, 1 or more.
     fn cost(&self, index: usize, live: Live) -> (f32, f32) {
         let it = &self.instances[index];
-        let slow = it.slowness(live);
         let open = live.in_flight as f32;
         if it.service_ms == 0.0 {
-            let latency = live.latency_ms.unwrap_or(0.0) + LATENCY_FLOOR_MS;
-            return ((open * it.little_ms + 1.0) * latency * slow, slow);
+            let slow = slowness(live, self.usual_ms);
+            return ((open * it.little_ms + 1.0) * slow, slow);
         }
+        let slow = slowness(live, it.expected_ms);
         let s = it.service_ms * slow;
         let wait = s * (open * it.in_all + 1.0 - it.concurrency).max(0.0) / it.concurrency;
         let little = open * it.little_ms;
@@ -169,38 +176,36 @@ impl Adaptive {
         let drawn = BY_LITTLE * little + if is_calm { 0.0 } else { delay };
         (self.trust * trusted + (1.0 - self.trust) * drawn, slow)
     }
+
+    /// Takes a latency into the usual one.
+    fn note(&mut self, live: Live) {
+        if let Some(ms) = live.latency_ms {
+            let part = if self.usual_ms == 0.0 { 1.0 } else { USUAL_PART };
+            self.usual_ms += part * (ms - self.usual_ms);
+        }
+    }
 }
 
-impl Instance {
-    fn slowness(&self, live: Live) -> f32 {
-        let mut slow = 1.0;
-        if self.expected_ms > 0.0 {
-            let expected = self.expected_ms + LATENCY_FLOOR_MS;
-            let seen = live.latency_ms.map_or(0.0, |ms| ms + LATENCY_FLOOR_MS);
-            let overdue = live.stalled_ms as f32 / OVERDUE;
-            let times = seen.max(overdue) / expected;
-            if times > NOT_SLOW {
-                slow = times;
-            }
-        } else if live.stalled_ms > 0 {
-            let usual = live.latency_ms.unwrap_or(0.0) + LATENCY_FLOOR_MS;
-            slow = (live.stalled_ms as f32 / (OVERDUE * usual * NOT_SLOW)).max(1.0);
-        }
-        slow *= 1.0 + (FAILURE_FACTOR as f32 - 1.0) * live.failed;
-        slow * (1_u32 << live.consecutive_failures.min(DOUBLINGS)) as f32
-    }
+/// How many times slower than expected an instance is, 1 or more.
+fn slowness(live: Live, expected_ms: f32) -> f32 {
+    let seen_ms = live.latency_ms.unwrap_or(0.0).max(live.stalled_ms as f32 / OVERDUE);
+    let times = (seen_ms + LATENCY_FLOOR_MS) / (expected_ms + LATENCY_FLOOR_MS);
+    let late = if times > NOT_SLOW { times } else { 1.0 };
+    let failing = 1.0 + (FAILURE_FACTOR as f32 - 1.0) * live.failed;
+    late * failing * (1_u32 << live.consecutive_failures.min(DOUBLINGS)) as f32
 }
 
 impl Picker for Adaptive {
     fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
         let candidates = match self.instances.first()?.service_ms {
-            0.0 => CANDIDATES_BY_LATENCY,
+            0.0 => CANDIDATES_WITHOUT_REPORTS,
             _ => CANDIDATES,
         };
         let mut best = one_untried(&self.table, now, rng)?;
         let live = now.live(best);
+        self.note(live);
         let (mut least, slow) = self.cost(best, live);
-        if slow > 1.0 && is_due(live) {
+        if is_due(live, slow) {
             return Some(best);
         }
         let mut others = 0;
@@ -223,8 +228,10 @@ impl Picker for Adaptive {
     }
 }
 
-/// Whether a slow instance has been left alone for long enough.
-fn is_due(live: Live) -> bool {
+/// Whether an instance that is not the best choice has been left alone for long
+/// enough.
+fn is_due(live: Live, slow: f32) -> bool {
     let doublings = live.consecutive_failures.saturating_sub(1).min(2);
-    live.unpicked_ms >= LEFT_ALONE_MS << doublings
+    let is_alone = live.unpicked_ms >= LEFT_ALONE_MS << doublings;
+    is_alone && (slow > 1.0 || live.in_flight == 0)
 }

@@ -17,10 +17,9 @@
 //!
 //! What differs by chance counts as equal: with few requests in the window two
 //! equal instances look different, and whoever acts on that sends all hosts to
-//! the lucky one. Each estimate is drawn towards the service's mean by the part of
-//! the differences that noise explains (C. Stein's shrinkage; B. Efron and
-//! C. Morris, Data Analysis Using Stein's Estimator and its Generalizations,
-//! Journal of the American Statistical Association 70, 1975).
+//! the lucky one. An estimate that is as near to the service's middle one as noise
+//! explains is that, and one that is farther stays as it is (firm shrinkage: H. Gao
+//! and A. Bruce, WaveShrink with Firm Shrinkage, Statistica Sinica 7, 1997).
 
 use super::shares::{self, Ability};
 use crate::window::Load;
@@ -94,7 +93,7 @@ const MIN_UTILIZATION: f64 = 0.25;
 pub const FAILURE_FACTOR: f64 = 10.0;
 
 /// Requests in a window below which a report tells too little.
-const MIN_SAMPLES: f64 = 5.0;
+const MIN_SAMPLES: f64 = 1.0;
 
 /// The window's mean reach, in seconds, by which a rate makes samples.
 const SAMPLES_S: f64 = 3.0;
@@ -108,6 +107,11 @@ const PRIOR_SAMPLES: f64 = 50.0;
 /// neighbours that wait for each other, and no more than a long memory leaves.
 const NOISE: f64 = 2.0;
 const NOISE_SAMPLES: f64 = 100.0;
+
+/// Differences up to so many standard deviations are chance, and from so many on
+/// they are not.
+const CHANCE: f64 = 2.0;
+const CERTAIN: f64 = 4.0;
 
 /// An instance to be estimated.
 #[derive(Debug, Clone, Copy)]
@@ -144,10 +148,15 @@ pub fn estimate(subjects: &[Subject], seconds: f64, now_ms: u64) -> (Vec<Estimat
         estimate.known =
             estimate.known.filter(|it| now_ms.saturating_sub(it.reported_ms) < KEPT_MS);
     }
+    // What was told of an instance last stands for it.
+    let known = estimates.iter().filter_map(|estimate| estimate.known);
+    let rate_per_s: f64 = known.map(|it| it.samples / SAMPLES_S).sum();
+    let own_rate: f64 = estimates.iter().map(|estimate| estimate.own_rate).sum();
+    let of_own = || if rate_per_s > 0.0 { (own_rate / rate_per_s).min(1.0) } else { 0.0 };
     let abilities = Abilities {
         of: abilities(&estimates),
-        rate_per_s: reports.iter().flatten().map(|report| report.rate).sum(),
-        own_part: own_part.unwrap_or(0.0),
+        rate_per_s,
+        own_part: own_part.unwrap_or_else(of_own),
         fresh: reports.iter().flatten().count(),
     };
     (estimates, abilities)
@@ -254,8 +263,9 @@ impl Known {
         }
     }
 
+    /// The standard deviation of a logarithm.
     fn noise(&self) -> f64 {
-        NOISE / (self.samples + NOISE_SAMPLES)
+        (NOISE / (self.samples + NOISE_SAMPLES)).sqrt()
     }
 }
 
@@ -264,42 +274,32 @@ fn abilities(estimates: &[Estimate]) -> Vec<Ability> {
     if known.is_empty() {
         return Vec::new();
     }
-    let service = Shrinkage::of(&known, |it| it.ln_service_ms);
-    let capacity = Shrinkage::of(&known, |it| it.ln_capacity);
+    let service = Typical::of(&known, |it| it.ln_service_ms);
+    let capacity = Typical::of(&known, |it| it.ln_capacity);
     let ability = |estimate: &Estimate| match &estimate.known {
         Some(known) => Ability {
-            service_ms: service.apply(known.ln_service_ms, known.noise()).exp(),
-            capacity_per_s: capacity.apply(known.ln_capacity, known.noise()).exp(),
+            service_ms: service.drawn(known.ln_service_ms, known.noise()).exp(),
+            capacity_per_s: capacity.drawn(known.ln_capacity, known.noise()).exp(),
         },
-        None => Ability { service_ms: service.median.exp(), capacity_per_s: capacity.median.exp() },
+        None => Ability { service_ms: service.0.exp(), capacity_per_s: capacity.0.exp() },
     };
     estimates.iter().map(ability).collect()
 }
 
-/// Draws figures towards their mean.
-struct Shrinkage {
-    mean: f64,
-    median: f64,
-    /// The variance that noise does not explain.
-    true_variance: f64,
-}
+/// Where figures are drawn to: the middle one.
+struct Typical(f64);
 
-impl Shrinkage {
+impl Typical {
     /// `known` is not empty.
     fn of(known: &[Known], figure: fn(&Known) -> f64) -> Self {
-        let count = known.len() as f64;
-        let mean = known.iter().map(figure).sum::<f64>() / count;
-        let squares: f64 = known.iter().map(|it| (figure(it) - mean).powi(2)).sum();
-        let noise = known.iter().map(Known::noise).sum::<f64>() / count;
-        Shrinkage {
-            mean,
-            median: median(known.iter().map(figure).collect()).unwrap_or(mean),
-            true_variance: (squares / (count - 1.0).max(1.0) - noise).max(0.0),
-        }
+        Typical(median(known.iter().map(figure).collect()).unwrap_or_default())
     }
 
-    fn apply(&self, figure: f64, noise: f64) -> f64 {
-        self.mean + self.true_variance / (self.true_variance + noise) * (figure - self.mean)
+    /// The figure, if it differs by more than noise; in between, in between.
+    fn drawn(&self, figure: f64, noise: f64) -> f64 {
+        let difference = figure - self.0;
+        let part = (difference.abs() / noise - CHANCE) / (CERTAIN - CHANCE);
+        self.0 + difference * part.clamp(0.0, 1.0)
     }
 }
 
@@ -350,10 +350,10 @@ mod tests {
 
     #[test]
     fn capacity_is_rate_over_utilization_and_service_time_the_latency_without_its_wait() {
-        let waits = shares::wait(10.0, 4.0, 0.75);
+        let waits = 0.5 * shares::wait(10.0, 4.0, 0.75);
         let mut subjects = [
             subject(load(300.0, 0.75, 10.0 + waits)),
-            subject(load(60.0, 0.45, 30.0 + shares::wait(30.0, 4.0, 0.45))),
+            subject(load(60.0, 0.45, 30.0 + 0.5 * shares::wait(30.0, 4.0, 0.45))),
         ];
         let abilities = settle(&mut subjects, &[75, 15]);
         let [fast, slow] = abilities.of[..] else { panic!("two") };

@@ -49,8 +49,17 @@ const HEADROOM: f64 = 1.05;
 /// that latency has no bound, and shares by capacity are all that is left.
 const FULL: f64 = 0.95;
 
+/// The least that is planned of what all can bear: with next to no traffic the
+/// least difference in service time would decide who gets all of it.
+const LEAST: f64 = 0.1;
+
 /// The utilization up to which the cost is reckoned.
 const MAX_UTILIZATION: f64 = 0.98;
+
+/// The part of an M/M/k queue's wait that requests have where each goes where there
+/// is room: by simulation, between nothing and all of it. To take off too much
+/// makes who is busy look fast, and busier.
+const LIVE_WAIT: f64 = 0.5;
 
 /// Bisections of the level of cost: to a millionth of the range.
 const BISECTIONS: usize = 24;
@@ -64,7 +73,7 @@ pub fn wait(service: f64, concurrency: f64, utilization: f64) -> f64 {
 
 /// The service time, in the unit of `latency`, of an instance that answers after
 /// `latency` on average at this utilization and capacity, the latter by the same
-/// unit of time: the inverse of latency = service + [`wait`].
+/// unit of time: what is left without the wait.
 pub fn service_of(latency: f64, capacity: f64, utilization: f64) -> f64 {
     // One server serves a request in 1/capacity; more of them take longer each. A
     // latency below that is one server's.
@@ -72,7 +81,7 @@ pub fn service_of(latency: f64, capacity: f64, utilization: f64) -> f64 {
     let mut service = latency;
     for _ in 0..20 {
         let concurrency = (capacity * service).max(1.0);
-        let found = latency - wait(service, concurrency, utilization);
+        let found = latency - LIVE_WAIT * wait(service, concurrency, utilization);
         service = f64::midpoint(service, found).max(shortest);
     }
     service
@@ -81,7 +90,7 @@ pub fn service_of(latency: f64, capacity: f64, utilization: f64) -> f64 {
 /// The rate that each instance should get, a second, for `rate_per_s` in all.
 pub fn optimal_rates(abilities: &[Ability], rate_per_s: f64) -> Vec<f64> {
     let all: f64 = abilities.iter().map(|ability| ability.capacity_per_s).sum();
-    let wanted = (rate_per_s * HEADROOM).clamp(all * 1e-6, all * FULL);
+    let wanted = (rate_per_s * HEADROOM).clamp(all * LEAST, all * FULL);
     let columns: Vec<_> =
         abilities.iter().map(|ability| Inverse::column(ability.concurrency())).collect();
     let rates_at = |level: f64| {
@@ -225,7 +234,7 @@ mod tests {
     #[test]
     fn the_service_time_is_what_is_left_of_the_latency_without_the_wait() {
         for (service, concurrency, rho) in [(10.0, 4.0, 0.75), (30.0, 1.0, 0.5), (5.0, 64.0, 0.9)] {
-            let latency = service + wait(service, concurrency, rho);
+            let latency = service + LIVE_WAIT * wait(service, concurrency, rho);
             let found = service_of(latency, concurrency / service, rho);
             assert!((found / service - 1.0).abs() < 0.01, "{found} for {service}");
         }
@@ -278,7 +287,7 @@ mod tests {
             let abilities: Vec<_> = abilities.iter().map(|&(s, k)| ability(s, k)).collect();
             let rates = optimal_rates(&abilities, rate);
             let all: f64 = abilities.iter().map(|ability| ability.capacity_per_s).sum();
-            let wanted = (rate * HEADROOM).clamp(all * 1e-6, all * FULL);
+            let wanted = (rate * HEADROOM).clamp(all * LEAST, all * FULL);
             prop_assert!(rates.iter().all(|rate| rate.is_finite() && *rate >= 0.0));
             let sum: f64 = rates.iter().sum();
             prop_assert!((sum / wanted - 1.0).abs() < 0.05, "{} for {}", sum, wanted);

@@ -92,7 +92,8 @@ impl Plane {
     /// Ranks anew if something has changed; whether it did. `seen` is what the
     /// gateway has seen of each server.
     pub fn rank(&mut self, clock: i64, seen: &[Seen]) -> bool {
-        if self.registry.take_dirty().is_empty() {
+        let is_moving = self.ranking.as_ref().is_some_and(|ranking| ranking.is_moving);
+        if self.registry.take_dirty().is_empty() && !is_moving {
             return false;
         }
         self.registry.take_urgent();

@@ -383,11 +383,16 @@ fn rankings_follow_reports() {
 
     let silent = of(json!({"faults": [{"silent_exporter": {}}]}));
     assert_near(mean(&silent[60..]), 0.5, 0.05);
-    // What was once known fades with the window, and then nothing is known.
-    let later = of(json!({"faults": [{"silent_etcd": {"from": "10s", "for": "20s"}}]}));
-    assert!(mean(&later[15..30]) < 0.4, "{later:?}");
-    assert!(mean(&later[65..90]) > 0.4, "{later:?}");
-    assert!(mean(&later[105..]) < 0.4, "{later:?}");
+    // What was once known is kept for a minute, and then nothing is known.
+    let later = of(json!({
+        "duration": "120s",
+        "faults": [{"silent_etcd": {"from": "10s", "for": "80s"}}],
+    }));
+    let share =
+        |from: usize, to: usize| mean(&later[later.len() * from / 120..later.len() * to / 120]);
+    assert!(share(12, 65) < 0.4, "{later:?}");
+    assert!(share(80, 90) > 0.4, "{later:?}");
+    assert!(share(110, 120) < 0.4, "{later:?}");
 }
 
 #[test]
