@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::board::{self, Board, Open, Outcome, RowId, ServiceId};
 use crate::config::{BalanceConfig, Config, Discover};
 use crate::picker::{self, Live, Memory, Moment, Picker, Ranked};
+use crate::ranking::Basis;
 use crate::value::{self, InstanceValue, RankingValue, ValueError};
 use crate::wire::orca::{self, HeaderError};
 
@@ -402,6 +403,7 @@ impl Worker {
         let view = ServiceView {
             service: &service.name,
             mode: self.mode(now_ms),
+            basis: view.ranking.basis.as_str(),
             version: view.version,
             revision: source.revision,
             age_ms: now_ms.saturating_sub(view.ranking.published_ms.max(source.confirmed_ms)),
@@ -443,6 +445,13 @@ impl Worker {
         self.services.iter().filter_map(|service| {
             let view = service.view.as_ref()?;
             Some((service.name.as_str(), view.version, view.ranking.published_ms))
+        })
+    }
+
+    /// What each service's view rests on.
+    pub fn bases(&self) -> impl Iterator<Item = (&str, Basis)> {
+        self.services.iter().filter_map(|service| {
+            Some((service.name.as_str(), service.view.as_ref()?.ranking.basis))
         })
     }
 
@@ -588,6 +597,7 @@ impl Moment for Try<'_> {
 struct ServiceView<'a> {
     service: &'a str,
     mode: &'static str,
+    basis: &'static str,
     version: u64,
     revision: i64,
     age_ms: u64,

@@ -222,7 +222,8 @@ my ($idler) = grep { $open{$_} == 0 } keys %open;
 my $count = served_anew(60);
 note('open ', counts(\%open), ', served ', counts($count));
 say max(values %open), ' open at most';
-say names($count) eq $idler ? 'the idler' : counts($count);
+# The next request may come before the last one's log phase, and find them even.
+say $count->{$idler} >= 55 ? 'the idler' : counts($count);
 --- response_body
 1 open at most
 the idler

@@ -266,10 +266,11 @@ a b a:reporting b:reporting
         require("resty.ipconfig").init()
         local native = require "resty.ipconfig.native"
         local finish = native.finish
+        local LOOK_DUE = require("resty.ipconfig.cdefs").LOOK_DUE
         looks = 0
         native.finish = function(...)
             local code = finish(...)
-            looks = looks + (code == 2 and 1 or 0)
+            looks = looks + (code == LOOK_DUE and 1 or 0)
             return code
         end
     }

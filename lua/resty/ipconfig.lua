@@ -367,6 +367,7 @@ local function describe_in_lua(service, n)
     return {
         service   = service,
         mode      = mode,
+        basis     = "priors",
         version   = list.version or 0,
         revision  = 0,
         age_ms    = self.silent_for * 1000,

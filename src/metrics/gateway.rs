@@ -14,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::VERSION;
 use crate::board::Board;
 use crate::plugin::Status;
+use crate::ranking::Basis;
 use crate::watcher::WatchState;
 use crate::worker::{MODES, Worker};
 
@@ -155,6 +156,18 @@ impl Page {
             (label(*service), now_ms.saturating_sub(*published_ms) as f64 / 1e3)
         });
         self.add_seconds("ranking_age", "Time since the ranking last changed", ages);
+        let bases = worker.bases().flat_map(|(service, basis)| {
+            Basis::ALL.map(|known| {
+                let labels = vec![("service", service), ("basis", known.as_str())];
+                (labels, one_if(known == basis))
+            })
+        });
+        self.add(
+            MetricType::Gauge,
+            "ranking_basis",
+            "1 for what the ranking's weights rest on",
+            bases,
+        );
     }
 
     fn state(&mut self, worker: &Worker, status: Option<&Status>, fallback: Fallback, now_ms: u64) {

@@ -607,7 +607,7 @@ fn best_gives_each_field_of_the_api_in_rank_order() {
     });
     gateway.send(1);
     let expected = json!({
-        "service": "chat", "mode": "live", "version": 1, "revision": 42, "age_ms": 500, "count": 2,
+        "service": "chat", "mode": "live", "basis": "reports", "version": 1, "revision": 42, "age_ms": 500, "count": 2,
         "instances": [
             {"id": "b", "addr": "127.0.0.1:9002", "zone": "z", "rank": 1, "score": 0.0,
              "weight": 3.0, "share": 0.75, "in_flight": 1, "state": "unreported"},
