@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Weights move by half of the way in a second, and by no more than a factor of
-//! two. That damps a loop: more weight brings more load, which a window later
+//! four. That damps a loop: more weight brings more load, which a window later
 //! changes the reports. None falls below half a percent of an equal share, the
 //! trickle by which a recovery is seen.
 
@@ -41,6 +41,10 @@ const TILT: std::ops::RangeInclusive<f64> = 0.1..=10.0;
 /// The least share, as a part of an equal one: with half of the instances on it,
 /// a quarter of a percent of the requests.
 const TRICKLE: f64 = 0.005;
+
+/// The most that a weight changes in a second, up or down: fast enough for a surge,
+/// in which instances on a trickle are to take part.
+const STEP: f64 = 4.0;
 
 /// A weight that is so near to where it goes, as a part of that, is there.
 const ARRIVED: f64 = 0.01;
@@ -257,7 +261,7 @@ fn basis(abilities: &Abilities) -> Basis {
 /// Where a weight goes from `last` towards `aim`.
 fn step(last: f64, aim: f64, seconds: f64) -> f64 {
     let moved = last + seconds / (seconds + 1.0) * (aim - last);
-    let most = seconds.exp2();
+    let most = STEP.powf(seconds);
     moved.clamp(last / most, last * most)
 }
 
@@ -355,10 +359,10 @@ mod tests {
     }
 
     #[test]
-    fn a_weight_no_more_than_doubles_in_a_second() {
+    fn a_weight_moves_by_no_more_than_a_factor_of_four_in_a_second() {
         let before = rank_of(&[("a", 1.0, 0.0)], None);
         let after = rank_of(&[("a", 1.0, 9.0)], Some(&before));
-        assert_eq!(weights(&after), [2.0]);
+        assert_eq!(weights(&after), [4.0]);
     }
 
     #[test]

@@ -64,7 +64,7 @@ struct View {
 struct Peers {
     version: u64,
     instances: Vec<InstanceValue>,
-    hosts: Vec<String>,
+    targets: Vec<Target>,
     /// Close together: a pick looks at two that are far apart otherwise.
     slots: Vec<u32>,
     identities: Vec<u64>,
@@ -102,8 +102,10 @@ pub const MODES: [&str; 5] = ["live", "manual", "stale", "fallback", "static"];
 pub struct Request {
     /// In memory: the same from its first try to its log phase.
     pub address: usize,
-    /// Its last try failed.
+    /// It is another try.
     pub is_retry: bool,
+    /// The try before was answered, with a status that nginx moves on from.
+    pub has_answered: bool,
     /// It will have a log phase; nginx gives subrequests none. One that will not
     /// is counted and is never in flight.
     pub is_logged: bool,
@@ -304,7 +306,8 @@ impl Worker {
         let flight = self.flights.entry(request.address).or_default();
         let now_ms = board::coarse_ms();
         let last = std::mem::take(&mut flight.open);
-        self.board.end_request(self.row, last, Outcome::Failed, now_ms);
+        let outcome = if request.has_answered { Outcome::Answered } else { Outcome::Failed };
+        self.board.end_request(self.row, last, outcome, now_ms);
         let now = Try {
             board: self.board,
             service: known.id,
@@ -319,18 +322,19 @@ impl Worker {
         };
 
         let (slot, identity) = (view.peers.slots[index], view.peers.identities[index]);
+        let target = &view.peers.targets[index];
         flight.tried[flight.tries] = identity;
         flight.tries += 1;
         if request.is_logged {
             flight.open = self.board.begin_request(self.row, slot, identity, now_ms);
-            flight.addr = Some(view.peers.instances[index].addr);
+            flight.addr = Some(target.addr);
         } else {
             self.board.count_request(slot, identity, now_ms);
         }
         let others = view.peers.instances.len() - 1;
         Choice::Peer {
-            host: &view.peers.hosts[index],
-            port: view.peers.instances[index].addr.port(),
+            host: target.host(),
+            port: target.addr.port(),
             more_tries: known.balance.tries.min(u32::try_from(others).unwrap_or(u32::MAX)),
         }
     }
@@ -525,7 +529,7 @@ impl Peers {
         let identity = |i: &InstanceValue| board::identity(service, &i.id, &i.addr);
         Peers {
             version,
-            hosts: instances.iter().map(|instance| host(&instance.addr)).collect(),
+            targets: instances.iter().map(|instance| Target::new(&instance.addr)).collect(),
             slots: instances.iter().map(|instance| instance.slot).collect(),
             identities: instances.iter().map(identity).collect(),
             priors: instances.iter().map(|instance| instance.weight).collect(),
@@ -534,11 +538,31 @@ impl Peers {
     }
 }
 
-/// An address's host as `set_current_peer` wants it.
-fn host(addr: &SocketAddr) -> String {
-    match addr {
-        SocketAddr::V4(addr) => addr.ip().to_string(),
-        SocketAddr::V6(addr) => format!("[{}]", addr.ip()),
+/// Where an instance is, in one piece: a pick among thousands waits for memory.
+struct Target {
+    addr: SocketAddr,
+    /// The host as `set_current_peer` wants it, and its length.
+    host: [u8; Self::MAX_HOST],
+    host_len: u8,
+}
+
+impl Target {
+    /// `[`, eight groups of four, and `]`.
+    const MAX_HOST: usize = 41;
+
+    fn new(addr: &SocketAddr) -> Self {
+        let text = match addr {
+            SocketAddr::V4(addr) => addr.ip().to_string(),
+            SocketAddr::V6(addr) => format!("[{}]", addr.ip()),
+        };
+        let mut host = [0; Self::MAX_HOST];
+        let host_len = text.len().min(Self::MAX_HOST);
+        host[..host_len].copy_from_slice(&text.as_bytes()[..host_len]);
+        Target { addr: *addr, host, host_len: host_len as u8 }
+    }
+
+    fn host(&self) -> &str {
+        str::from_utf8(&self.host[..usize::from(self.host_len)]).unwrap_or_default()
     }
 }
 
@@ -577,6 +601,10 @@ impl Moment for Try<'_> {
 
     fn total_in_flight(&self) -> u64 {
         self.board.service_in_flight(self.service)
+    }
+
+    fn prepare(&self, index: usize) {
+        self.board.prefetch(self.peers.slots[index]);
     }
 
     fn live(&self, index: usize) -> Live {

@@ -97,7 +97,8 @@ fn requests(worker: &mut Worker, service: u32, count: usize) {
         let address = 64 * (number % 8);
         worker.finish(address, OUTCOMES[number % OUTCOMES.len()]);
         let key = (number % 2 == 0).then_some(number as u64);
-        let mut request = Request { address, is_retry: false, is_logged: true, key };
+        let mut request =
+            Request { address, is_retry: false, has_answered: false, is_logged: true, key };
         for is_retry in [false, true].into_iter().take(1 + usize::from(number % 3 == 0)) {
             request.is_retry = is_retry;
             let choice = worker.balance(service, request);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{free_port, wait_until};
+use crate::support::{self, free_port};
 use crate::{http, machine};
 
 /// How long nginx may take to start, and a gateway to follow etcd.
@@ -46,7 +46,7 @@ impl Nginx {
             assert!(!ended, "nginx ended; its log:\n{}", nginx.log());
             http::get(control_port, "/pid").is_ok()
         };
-        wait_until("nginx answers", START, is_up).await;
+        support::wait_until("nginx answers", START, is_up).await;
         nginx
     }
 
@@ -114,13 +114,18 @@ pub fn gateway_http_with(code: &Code, config: &Path) -> String {
 
 /// Waits until a gateway's service is ranked by what etcd holds.
 pub async fn wait_until_live(port: u16, service: &str, instances: usize) {
+    let is_live = |view: &Value| view["mode"] == "live" && view["count"] == instances;
+    wait_until(port, service, is_live).await;
+}
+
+/// Waits until the API shows a service so.
+pub async fn wait_until(port: u16, service: &str, is_so: impl Fn(&Value) -> bool) {
     let path = format!("/ipconfig/v1/services/{service}?n=0");
-    let is_live = async || {
+    let is_so = async || {
         let answer = http::get(port, &path).unwrap_or_default();
-        let view: Value = serde_json::from_str(&answer).unwrap_or_default();
-        view["mode"] == "live" && view["count"] == instances
+        is_so(&serde_json::from_str(&answer).unwrap_or_default())
     };
-    wait_until(&format!("{service} is live with {instances} instances"), START, is_live).await;
+    support::wait_until(&format!("{service} is shown as it should be"), START, is_so).await;
 }
 
 /// Where the libipconfig.so of this build is: `target/release`, from

@@ -32,6 +32,8 @@ local function time(iterations, loop)
 end
 
 
+local OK       = cdefs.OK
+local AGAIN    = cdefs.AGAIN
 local ANSWERED = cdefs.ANSWERED
 
 
@@ -43,7 +45,11 @@ local function pick_loop(service)
     return function(iterations)
         for _ = 1, iterations do
             local code, host = native.balance(handle, request, false, true)
-            if code ~= 0 or not host then
+            while code == AGAIN do -- a new ranking, as there is each second
+                assert(native.refresh(handle, service, dict))
+                code, host = native.balance(handle, request, false, true)
+            end
+            if code ~= OK or not host then
                 error("no instance of " .. service .. ": code " .. code)
             end
             native.finish(request, ANSWERED)

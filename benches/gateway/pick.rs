@@ -2,10 +2,17 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
-use serde_json::json;
+use etcd_client::Client;
+use ipconfig::config::EtcdConfig;
+use ipconfig::model::InstanceReport;
+use ipconfig::wire::{self, Key};
+use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::sleep;
 
+use crate::fleet;
 use crate::http;
 use crate::nginx::{self, Nginx};
 use crate::support::{Etcd, free_ports};
@@ -45,6 +52,12 @@ pub async fn run(etcd: &Etcd) {
         nginx::wait_until_live(port, &service(size), size as usize).await;
     }
 
+    report(etcd).await;
+    for size in SIZES {
+        let is_known = |view: &Value| view["mode"] == "live" && view["basis"] != "priors";
+        nginx::wait_until(port, &service(size), is_known).await;
+    }
+
     let mut samples: [Vec<f64>; ROWS.len()] = Default::default();
     for _ in 0..ROUNDS {
         let answer = http::get(port, "/pick").expect("pick.lua runs");
@@ -73,6 +86,32 @@ pub async fn run(etcd: &Etcd) {
     );
 }
 
+/// Has every instance report twice, so that what it can do is known and a pick is
+/// the one of a gateway in service.
+async fn report(etcd: &Etcd) {
+    let mut client = Client::connect([etcd.endpoint()], None).await.expect("etcd answers");
+    for report in 1..=2 {
+        for size in SIZES {
+            let status = |index: u32| {
+                let status = fleet::status(index as usize, report);
+                InstanceReport::new(instance_id(index), status.into())
+            };
+            let statuses: Vec<_> = (0..size).map(status).collect();
+            for (shard, batch) in (0..).zip(statuses.chunks(100)) {
+                let (exporter, service) = ("exporter-1".to_owned(), service(size));
+                let key = Key::Status { exporter, service, shard };
+                let key = key.to_path(&EtcdConfig::default().prefix);
+                client.put(key, wire::encode_batch(batch), None).await.expect("a put");
+            }
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn instance_id(index: u32) -> String {
+    format!("instance-{index:05}")
+}
+
 fn show_ns(ns: f64) -> String {
     if ns < 1e5 { format!("{ns:.0} ns") } else { format!("{:.0} us", ns / 1e3) }
 }
@@ -82,7 +121,7 @@ fn gateway_config(etcd: &Etcd) -> String {
         let instance = |index: u32| {
             let [_, high, mid, low] = index.to_be_bytes();
             let addr = format!("10.{high}.{mid}.{low}:8080");
-            json!({ "id": format!("instance-{index:05}"), "addr": addr, "zone": "zone-a" })
+            json!({ "id": instance_id(index), "addr": addr, "zone": "zone-a" })
         };
         (0..count).map(instance).collect()
     };

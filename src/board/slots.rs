@@ -213,6 +213,18 @@ impl Board {
         self.slot(slot).map_or(0, Slot::open)
     }
 
+    /// Has the processor fetch what [`seen`](Self::seen) reads.
+    pub fn prefetch(&self, slot: u32) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(slot) = self.slot(slot) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a hint, of an address that is mapped; it reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(slot).cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = slot;
+    }
+
     /// What this host has seen of the slot's instance lately.
     pub fn seen(&self, slot: u32, now_ms: u64) -> Seen {
         self.slot(slot).map_or_else(Seen::default, |slot| slot.seen(now_ms))
@@ -300,7 +312,9 @@ impl Slot {
                 self.time(began_ns, now_ms, is_longer);
                 self.answer(true, now_ms);
             }
-            Outcome::Aborted => self.time(began_ns, now_ms, is_longer),
+            // One that never answered is known by this alone.
+            Outcome::Aborted => self
+                .time(began_ns, now_ms, |sample, mean| mean.is_none() || is_longer(sample, mean)),
             Outcome::Unseen => {}
         }
     }

@@ -319,8 +319,9 @@ pub unsafe extern "C" fn ipconfig_load(
     })
 }
 
-/// Chooses where a request goes. `request` is its address, `is_retry` is not 0
-/// when its last try failed, `is_logged` when [`ipconfig_finish`] will follow;
+/// Chooses where a request goes. `request` is its address, `is_retry` is 1 when
+/// its last try failed and 2 when that was answered with a status that nginx moves on
+/// from, `is_logged` when [`ipconfig_finish`] will follow;
 /// `key`, which may be NULL, is what consistent hashing keeps requests together by.
 /// [`OK`] with `peer` written; [`AGAIN`] when the service's values are to be loaded
 /// first; [`OPEN`] when the request is to be finished first, as it was sent
@@ -347,6 +348,7 @@ pub unsafe extern "C" fn ipconfig_balance(
         let request = Request {
             address: request as usize,
             is_retry: is_retry != 0,
+            has_answered: is_retry == 2,
             is_logged: is_logged != 0,
             // Of an empty key nothing can be told apart: as if there were none.
             key: key.bytes().filter(|key| !key.is_empty()).map(picker::hash_of_key),

@@ -28,7 +28,9 @@
 //! cost = t * ((1 - b) * l + b * d) + (1 - t) * (l / 10, and d if w > 0)
 //! ```
 //!
-//! Among equal costs the first draw stands: the draws are by share already.
+//! Among equal costs the first draw stands: the draws are by share already. When
+//! none of those drawn has room, or is as fast as it should be, two more are drawn
+//! by capacity: a surge is there before a ranking knows of it.
 //!
 //! Where no report tells what the instances can do, candidates are two, and the
 //! cost is open requests by weight: the power of two choices.
@@ -57,6 +59,9 @@ const CANDIDATES: usize = 4;
 
 /// Candidates where no report tells: there, more of them are a herd.
 const CANDIDATES_WITHOUT_REPORTS: usize = 2;
+
+/// Further ones by capacity, when none of the candidates has room.
+const BY_ROOM: usize = 2;
 
 /// Between these parts of the traffic, trust in one's own counts grows.
 const NO_TRUST: f64 = 1.0 / 12.0;
@@ -92,15 +97,31 @@ const LEFT_ALONE_MS: u32 = 3000;
 
 /// See the [module](self).
 pub struct Adaptive {
+    /// By share.
     table: AliasTable,
+    /// By capacity.
+    room: AliasTable,
     instances: Vec<Instance>,
     /// Trust in this host's own counts, 0 to 1.
     trust: f32,
     /// The weight of the expected delay.
     by_delay: f32,
+    /// How many are drawn.
+    candidates: usize,
     /// The latency of instances as they come up in draws, in milliseconds: what is
     /// expected where no report tells.
     usual_ms: f32,
+}
+
+/// What a request would cost.
+struct Cost {
+    index: usize,
+    /// In milliseconds; without reports, in requests.
+    ms: f32,
+    /// How many times slower than it should be the instance is, 1 or more.
+    slow: f32,
+    /// Whether the request would not have to wait; as far as is known.
+    is_calm: bool,
 }
 
 /// An instance in figures that are the same until the next ranking.
@@ -122,6 +143,11 @@ struct Instance {
 impl Adaptive {
     pub fn new(ranked: Ranked<'_>) -> Self {
         let table = AliasTable::new(&ranked.weights());
+        let capacity = |record: &crate::value::Record| {
+            let is_offered = record.weight > 0.0 && record.service_ms > 0.0;
+            if is_offered { f64::from(record.concurrency / record.service_ms) } else { 0.0 }
+        };
+        let room = AliasTable::new(&ranked.records.iter().map(capacity).collect::<Vec<_>>());
         let sum: f64 = table.weights().iter().sum();
         let count = table.weights().len() as f64;
         let (part, rate) = (ranked.own_part, ranked.rate_per_s);
@@ -146,25 +172,32 @@ impl Adaptive {
                 expected_ms: if is_known { expected_ms as f32 } else { 0.0 },
             }
         };
-        let instances = ranked.records.iter().zip(table.weights()).map(instance).collect();
+        let instances: Vec<Instance> =
+            ranked.records.iter().zip(table.weights()).map(instance).collect();
         let trust = ((part - NO_TRUST) / (FULL_TRUST - NO_TRUST)).clamp(0.0, 1.0);
         Adaptive {
-            instances,
             trust: trust as f32,
             by_delay: (BY_DELAY * part.sqrt()) as f32,
             usual_ms: 0.0,
+            candidates: match instances.first() {
+                Some(Instance { service_ms, .. }) if *service_ms == 0.0 => {
+                    CANDIDATES_WITHOUT_REPORTS
+                }
+                _ => CANDIDATES,
+            },
+            instances,
+            room,
             table,
         }
     }
 
-    /// The cost of a request there, and how many times slower than it should be the
-    /// instance is, 1 or more.
-    fn cost(&self, index: usize, live: Live) -> (f32, f32) {
+    fn cost(&self, index: usize, live: Live) -> Cost {
         let it = &self.instances[index];
         let open = live.in_flight as f32;
         if it.service_ms == 0.0 {
             let slow = slowness(live, self.usual_ms);
-            return ((open * it.little_ms + 1.0) * slow, slow);
+            let ms = (open * it.little_ms + 1.0) * slow;
+            return Cost { index, ms, slow, is_calm: true };
         }
         let slow = slowness(live, it.expected_ms);
         let s = it.service_ms * slow;
@@ -174,7 +207,17 @@ impl Adaptive {
         let trusted = (1.0 - self.by_delay) * little * slow + self.by_delay * delay;
         let is_calm = wait == 0.0 && slow == 1.0;
         let drawn = BY_LITTLE * little + if is_calm { 0.0 } else { delay };
-        (self.trust * trusted + (1.0 - self.trust) * drawn, slow)
+        let ms = self.trust * trusted + (1.0 - self.trust) * drawn;
+        Cost { index, ms, slow, is_calm }
+    }
+
+    /// Takes a further candidate, if it costs less. One that was tried is not made
+    /// up for: another one will do.
+    fn consider(&self, index: usize, now: &dyn Moment, best: &mut Cost) {
+        let cost = self.cost(index, now.live(index));
+        if cost.ms < best.ms && !now.is_tried(index) {
+            *best = cost;
+        }
     }
 
     /// Takes a latency into the usual one.
@@ -197,34 +240,37 @@ fn slowness(live: Live, expected_ms: f32) -> f32 {
 
 impl Picker for Adaptive {
     fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
-        let candidates = match self.instances.first()?.service_ms {
-            0.0 => CANDIDATES_WITHOUT_REPORTS,
-            _ => CANDIDATES,
-        };
-        let mut best = one_untried(&self.table, now, rng)?;
-        let live = now.live(best);
+        let first = one_untried(&self.table, now, rng)?;
+        // All are drawn before one is looked at, so that the waits for memory, of
+        // which picks among thousands are made, go on side by side.
+        now.prepare(first);
+        let mut drawn = [first; CANDIDATES];
+        for candidate in &mut drawn[1..self.candidates] {
+            *candidate = self.table.draw(rng)?;
+            if *candidate == first {
+                *candidate = self.table.draw(rng)?; // where few are, or one has most
+            }
+            now.prepare(*candidate);
+        }
+
+        let live = now.live(first);
         self.note(live);
-        let (mut least, slow) = self.cost(best, live);
-        if is_due(live, slow) {
-            return Some(best);
+        let mut best = self.cost(first, live);
+        if is_due(live, best.slow) {
+            return Some(first);
         }
-        let mut others = 0;
-        for _ in 0..2 * candidates {
-            if others + 1 == candidates {
-                break;
-            }
-            // A draw that was tried is not made up for: another one will do.
-            let Some(index) = self.table.draw(rng).filter(|&it| it != best && !now.is_tried(it))
-            else {
-                continue;
-            };
-            others += 1;
-            let (cost, _) = self.cost(index, now.live(index));
-            if cost < least {
-                (best, least) = (index, cost);
+        for &index in &drawn[1..self.candidates] {
+            self.consider(index, now, &mut best);
+        }
+        if !best.is_calm {
+            // Those that get most have no room: perhaps one that could bear more has,
+            // as in a surge that no ranking knows of yet.
+            for _ in 0..BY_ROOM {
+                let index = self.room.draw(rng)?;
+                self.consider(index, now, &mut best);
             }
         }
-        Some(best)
+        Some(best.index)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Drawing by chance: evenly or by weight, one that was not tried, or two to
 //! choose between.
 
-use rand::RngExt;
 use rand::rngs::SmallRng;
+use rand::{Rng, RngExt};
 
 use super::Moment;
 
@@ -104,19 +104,19 @@ impl Draw for Even {
     }
 }
 
-/// By weight, for the price of two random numbers: the alias table.
+/// By weight, for the price of one random number: the alias table.
 ///
 /// Source: M. D. Vose, A linear algorithm for generating random numbers with a
 /// given distribution, IEEE Transactions on Software Engineering 17(9), 1991.
 pub struct AliasTable {
-    /// Each column is split between its own index and its alias; `own` is the
-    /// index's part of the column, 0 to 1.
+    /// Each column is split between its own index and its alias.
     columns: Vec<Column>,
     weights: Vec<f64>,
 }
 
 struct Column {
-    own: f64,
+    /// Its own index's part of the column, of 2^32.
+    own: u32,
     alias: u32,
 }
 
@@ -128,37 +128,34 @@ impl AliasTable {
         let largest = weights.iter().copied().fold(0.0, f64::max);
         let sum: f64 = weights.iter().map(|weight| weight / largest).sum();
         let scale = weights.len() as f64 / sum;
-        let mut columns: Vec<Column> = (0u32..)
-            .zip(&weights)
-            .map(|(index, weight)| Column { own: weight / largest * scale, alias: index })
-            .collect();
+        let mut own: Vec<f64> = weights.iter().map(|weight| weight / largest * scale).collect();
+        let mut alias: Vec<u32> = (0..own.len() as u32).collect();
         let (mut small, mut large): (Vec<u32>, Vec<u32>) =
-            (0..columns.len() as u32).partition(|&index| columns[index as usize].own < 1.0);
+            alias.iter().partition(|&&index| own[index as usize] < 1.0);
         while let (Some(less), Some(&more)) = (small.pop(), large.last()) {
-            columns[less as usize].alias = more;
-            let left = columns[more as usize].own - (1.0 - columns[less as usize].own);
-            columns[more as usize].own = left;
-            if left < 1.0 {
+            alias[less as usize] = more;
+            own[more as usize] -= 1.0 - own[less as usize];
+            if own[more as usize] < 1.0 {
                 small.extend(large.pop());
             }
         }
-        // What remains is 1 but for rounding.
-        for index in small.into_iter().chain(large) {
-            columns[index as usize].own = 1.0;
-        }
-        AliasTable { columns, weights }
+        // What remains is 1 but for rounding, and its own alias.
+        let column =
+            |(own, alias): (f64, u32)| Column { own: (own * 4_294_967_296.0) as u32, alias };
+        AliasTable { columns: own.into_iter().zip(alias).map(column).collect(), weights }
     }
 }
 
 impl Draw for AliasTable {
     fn draw(&self, rng: &mut SmallRng) -> Option<usize> {
-        if self.columns.is_empty() {
-            return None;
-        }
-        let index = rng.random_range(..self.columns.len());
-        let column = &self.columns[index];
-        let own = rng.random::<f64>() < column.own;
-        Some(if own { index } else { column.alias as usize })
+        // The one half says which column, the other one where in it.
+        let (high, low) = {
+            let bits = rng.next_u64();
+            (bits >> 32, bits as u32)
+        };
+        let index = ((high * self.columns.len() as u64) >> 32) as usize;
+        let column = self.columns.get(index)?;
+        Some(if low < column.own { index } else { column.alias as usize })
     }
 
     fn weights(&self) -> &[f64] {

@@ -76,6 +76,10 @@ pub trait Moment {
     fn in_flight(&self, index: usize) -> u32;
     /// Requests that this host has open on all instances of the service.
     fn total_in_flight(&self) -> u64;
+    /// Says that the instance is going to be asked for.
+    fn prepare(&self, index: usize) {
+        let _ = index;
+    }
     /// All that this host has seen of the instance.
     fn live(&self, index: usize) -> Live;
 }

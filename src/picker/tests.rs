@@ -137,8 +137,8 @@ fn adaptive_and_p2c_turn_away_from_what_is_in_flight() {
     let now = Now { in_flight: vec![50, 0, 0, 0].into(), ..Now::default() };
     for strategy in [Strategy::Adaptive, Strategy::P2c] {
         let counts = shares(strategy, &[1.0; 4], 16_000, &now);
-        // Only when four draws in a row are the busy one: 1/256.
-        assert!(counts[0] < 100, "{strategy:?}: {counts:?}");
+        // Only when three draws in a row are the busy one: 1/64.
+        assert!(counts[0] < 350, "{strategy:?}: {counts:?}");
     }
 }
 

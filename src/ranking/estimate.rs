@@ -8,11 +8,11 @@
 //!
 //! A report is a claim. It is believed as far as what this host sees allows:
 //!
-//! - a rate, as far as twice what the others' reports make of the requests that
-//!   this host sent there;
+//! - a capacity, as far as twice the typical one, or twice what the others' reports
+//!   make of the requests that this host sent there;
 //! - a latency, unless this host's own requests take more than twice as long;
-//! - a utilization, down to a quarter: what an instance could bear beyond four
-//!   times its traffic is not known from how it bears that;
+//! - a utilization, down to a quarter: below it, what an instance could bear is not
+//!   told by how it bears what it gets, and it counts as a typical one;
 //! - a good service time, as far as the requests do not fail.
 //!
 //! What differs by chance counts as equal: with few requests in the window two
@@ -86,7 +86,15 @@ const RATE_SLACK_PER_S: f64 = 2.0;
 const LATENCY_FACTOR: f64 = 2.0;
 const LATENCY_SLACK_MS: f64 = 1.0;
 
-/// Below this utilization a capacity is known to be as much at least.
+/// With fewer requests a second of its own than this, a host believes a report: what
+/// it has seen may be long ago.
+const OWN_LATENCY_PER_S: f64 = 3.0;
+
+/// A capacity is believed to so many times the typical one, and beyond that as far
+/// as this host's own requests bear it out.
+const CLAIM: f64 = 2.0;
+
+/// Below this utilization a capacity is not told from a typical one.
 const MIN_UTILIZATION: f64 = 0.25;
 
 /// A failed request counts as one that took so many times the usual.
@@ -94,6 +102,9 @@ pub const FAILURE_FACTOR: f64 = 10.0;
 
 /// Requests in a window below which a report tells too little.
 const MIN_SAMPLES: f64 = 1.0;
+
+/// This host's own requests in a window from which on they tell its part of all.
+const OWN_SAMPLES: f64 = 10.0;
 
 /// The window's mean reach, in seconds, by which a rate makes samples.
 const SAMPLES_S: f64 = 3.0;
@@ -135,15 +146,19 @@ pub fn estimate(subjects: &[Subject], seconds: f64, now_ms: u64) -> (Vec<Estimat
         .collect();
     let typical_capacity =
         median(reports.iter().flatten().map(|report| report.capacity_per_s).collect());
-    let services: Vec<_> = reports.iter().flatten().map(Believed::service_ms).collect();
-    let typical_service = median(services);
+    // At one utilization for all: who is busier than others would look faster by a
+    // longer wait taken off, and become busier still.
+    let utilization = median(reports.iter().flatten().map(|report| report.utilization).collect())
+        .unwrap_or_default();
+    let services = reports.iter().flatten().map(|report| report.service_ms(utilization));
+    let typical_service = median(services.collect());
 
     for (estimate, report) in estimates.iter_mut().zip(&reports) {
         if let (Some(report), Some(capacity), Some(service)) =
             (report, typical_capacity, typical_service)
         {
-            let new = report.known(capacity, service, now_ms);
-            estimate.known = Some(new.after(estimate.known, seconds));
+            let new = report.known(utilization, capacity, service, now_ms);
+            estimate.known = Some(new.after(estimate.known));
         }
         estimate.known =
             estimate.known.filter(|it| now_ms.saturating_sub(it.reported_ms) < KEPT_MS);
@@ -185,14 +200,18 @@ impl Subject {
     fn believed(&self, own_rate: f64, own_part: Option<f64>) -> Option<Believed> {
         let load = self.load?;
         let sound = |figure: &f64| figure.is_finite() && *figure >= 0.0;
-        let mut rate = load.rate.filter(sound)?;
-        if let Some(part) = own_part {
-            rate = rate.min((RATE_FACTOR * own_rate + RATE_SLACK_PER_S) / part);
-        }
+        let rate = load.rate.filter(sound)?;
+        let provable = own_part
+            .map_or(rate, |part| rate.min((RATE_FACTOR * own_rate + RATE_SLACK_PER_S) / part));
         let utilization = load.utilization.filter(sound)?;
         let reported = load.latency_ms.filter(|ms| sound(ms) && *ms > 0.0);
         let latency_ms = match (reported, self.observed.latency_ms) {
-            (Some(told), Some(seen)) if seen > LATENCY_FACTOR * told + LATENCY_SLACK_MS => seen,
+            (Some(told), Some(seen))
+                if own_rate >= OWN_LATENCY_PER_S
+                    && seen > LATENCY_FACTOR * told + LATENCY_SLACK_MS =>
+            {
+                seen
+            }
             (told, seen) => told.or(seen)?,
         };
         let failed = load.errors.filter(sound).unwrap_or(0.0).min(1.0);
@@ -200,6 +219,7 @@ impl Subject {
             rate,
             utilization: (utilization + failed).max(MIN_UTILIZATION),
             capacity_per_s: rate / (utilization + failed).max(MIN_UTILIZATION),
+            provable_per_s: provable / (utilization + failed).max(MIN_UTILIZATION),
             latency_ms: latency_ms.max(1e-3),
             failed,
         })
@@ -209,12 +229,20 @@ impl Subject {
 /// This host's part of all requests: the middle one of what the instances'
 /// reports say, so that one that lies changes nothing. `None` without reports.
 fn own_part(subjects: &[Subject], estimates: &[Estimate]) -> Option<f64> {
-    let part = |(subject, estimate): (&Subject, &Estimate)| {
-        let rate = subject.load?.rate?;
-        (rate * SAMPLES_S >= MIN_SAMPLES).then(|| estimate.own_rate / rate)
+    let parts = |own_samples: f64| -> Vec<f64> {
+        let part = |(subject, estimate): (&Subject, &Estimate)| {
+            let rate = subject.load?.rate?;
+            let is_told = rate * SAMPLES_S >= MIN_SAMPLES;
+            let is_seen = estimate.own_rate * SAMPLES_S >= own_samples;
+            (is_told && is_seen).then(|| estimate.own_rate / rate)
+        };
+        subjects.iter().zip(estimates).filter_map(part).collect()
     };
-    let parts: Vec<f64> = subjects.iter().zip(estimates).filter_map(part).collect();
-    median(parts).filter(|part| *part > 0.0).map(|part| part.min(1.0))
+    // By those that this host sends more than a few requests, if there are any.
+    median(parts(OWN_SAMPLES))
+        .or_else(|| median(parts(0.0)))
+        .filter(|part| *part > 0.0)
+        .map(|part| part.min(1.0))
 }
 
 /// A report as far as it is believed.
@@ -222,22 +250,31 @@ struct Believed {
     rate: f64,
     utilization: f64,
     capacity_per_s: f64,
+    /// As far as this host's own requests bear it out.
+    provable_per_s: f64,
     latency_ms: f64,
     failed: f64,
 }
 
 impl Believed {
-    fn service_ms(&self) -> f64 {
-        shares::service_of(self.latency_ms, self.capacity_per_s / 1e3, self.utilization)
+    fn service_ms(&self, utilization: f64) -> f64 {
+        shares::service_of(self.latency_ms, self.capacity_per_s / 1e3, utilization)
     }
 
-    fn known(&self, typical_capacity: f64, typical_service: f64, now_ms: u64) -> Known {
+    fn known(
+        &self,
+        utilization: f64,
+        typical_capacity: f64,
+        typical_service: f64,
+        now_ms: u64,
+    ) -> Known {
         let capacity = if self.utilization > MIN_UTILIZATION {
-            self.capacity_per_s
+            self.capacity_per_s.min(self.provable_per_s.max(CLAIM * typical_capacity))
         } else {
-            self.capacity_per_s.max(typical_capacity)
+            // What it could bear is not known; who gets more is not to count as larger.
+            typical_capacity
         };
-        let service = self.service_ms();
+        let service = self.service_ms(utilization);
         let failing = FAILURE_FACTOR * service.max(typical_service);
         let service = service + self.failed * (failing - service);
         Known {
@@ -250,11 +287,13 @@ impl Believed {
 }
 
 impl Known {
-    /// Averaged with what was known: the longer ago that was, and the more
+    /// Averaged with what was known: the longer ago that was told, and the more
     /// requests the report tells of, the less it counts.
-    fn after(self, before: Option<Known>, seconds: f64) -> Known {
+    fn after(self, before: Option<Known>) -> Known {
         let Some(before) = before else { return self };
-        let gain = seconds / (seconds + 1.0 + PRIOR_SAMPLES / self.samples);
+        let age_s = self.reported_ms.saturating_sub(before.reported_ms) as f64 / 1e3;
+        let few = PRIOR_SAMPLES / (self.samples * (1.0 + age_s));
+        let gain = age_s / (age_s + 1.0 + few);
         let mix = |before: f64, new: f64| before + gain * (new - before);
         Known {
             ln_service_ms: mix(before.ln_service_ms, self.ln_service_ms),
@@ -350,10 +389,11 @@ mod tests {
 
     #[test]
     fn capacity_is_rate_over_utilization_and_service_time_the_latency_without_its_wait() {
+        // The wait is taken off at the middle utilization, here the higher one.
         let waits = 0.5 * shares::wait(10.0, 4.0, 0.75);
         let mut subjects = [
             subject(load(300.0, 0.75, 10.0 + waits)),
-            subject(load(60.0, 0.45, 30.0 + 0.5 * shares::wait(30.0, 4.0, 0.45))),
+            subject(load(60.0, 0.45, 30.0 + 0.5 * shares::wait(30.0, 4.0, 0.75))),
         ];
         let abilities = settle(&mut subjects, &[75, 15]);
         let [fast, slow] = abilities.of[..] else { panic!("two") };
@@ -379,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_believed_to_twice_what_this_host_sends() {
+    fn a_claim_is_believed_to_twice_the_typical_capacity() {
         let mut subjects = vec![subject(load(100.0, 0.5, 20.0)); 4];
         subjects.push(subject(load(1e9, 0.5, 20.0)));
         let abilities = settle(&mut subjects, &[50; 5]);

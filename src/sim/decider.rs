@@ -95,6 +95,14 @@ impl Decider {
         }
     }
 
+    /// The picker of the ranking before, for what it remembers.
+    pub fn take_picker(&mut self) -> Option<Box<dyn Picker>> {
+        match self {
+            Self::Strategy(picker) => picker.take(),
+            Self::Peer(_) => None,
+        }
+    }
+
     /// A try has ended.
     pub fn ended(&mut self, view: &View<'_>, server: usize, outcome: Outcome) {
         if let Self::Peer(policy) = self {

@@ -435,13 +435,16 @@ impl<'a> Simulation<'a> {
     /// A gateway ranks, if there is reason to, and its workers build new pickers.
     pub fn rank(&mut self, gateway: usize) {
         let Some(strategy) = self.chooser.strategy() else { return };
+        let balance = BalanceConfig { strategy, ..BalanceConfig::default() };
         let it = &self.fleet.gateways[gateway];
         let now = self.fleet.now;
         let plane = &mut self.planes[gateway];
         if plane.rank(it.clock(now), &it.seen) {
             let workers = self.scenario.gateways.workers as usize;
             for decider in &mut self.deciders[gateway * workers..][..workers] {
-                *decider = Decider::Strategy(Some(plane.picker(strategy, &mut self.choice_rng)));
+                let last = decider.take_picker();
+                let picker = plane.picker(&balance, last, &mut self.choice_rng);
+                *decider = Decider::Strategy(Some(picker));
             }
         }
     }

@@ -120,13 +120,19 @@ impl Plane {
         true
     }
 
-    /// A worker's picker over the ranking in force.
-    pub fn picker(&self, strategy: Strategy, rng: &mut SmallRng) -> Box<dyn Picker> {
+    /// A worker's picker over the ranking in force, in place of its last one.
+    pub fn picker(
+        &self,
+        balance: &BalanceConfig,
+        last: Option<Box<dyn Picker>>,
+        rng: &mut SmallRng,
+    ) -> Box<dyn Picker> {
         let RankedServers { identities, priors, records, .. } = &self.ranked;
         let (own_part, rate_per_s) =
             self.ranking.as_ref().map_or((0.0, 0.0), |it| (it.own_part, it.rate_per_s));
         let ranked = Ranked { identities, priors, records, own_part, rate_per_s };
-        picker::build(strategy, ranked, rng)
+        let memory = last.map_or_else(Default::default, |last| last.into_memory());
+        picker::rebuild(balance, ranked, memory, rng)
     }
 
     /// The server that a worker's picker chooses.

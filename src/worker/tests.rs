@@ -20,7 +20,7 @@ struct Gateway {
 }
 
 fn first_try(address: usize) -> Request {
-    Request { address, is_retry: false, is_logged: true, key: None }
+    Request { address, is_retry: false, has_answered: false, is_logged: true, key: None }
 }
 
 impl Gateway {
@@ -110,7 +110,7 @@ impl Gateway {
         if self.worker.due(self.chat) != Due::Nothing {
             self.load().unwrap();
         }
-        let request = Request { is_retry: retry, ..first_try(request) };
+        let request = Request { is_retry: retry, has_answered: false, ..first_try(request) };
         match self.worker.balance(self.chat, request) {
             Choice::Open => {
                 self.worker.finish(request.address, Outcome::Unseen);
@@ -530,7 +530,7 @@ fn an_instance_that_left_is_still_counted_down() {
 #[test]
 fn a_retry_of_a_try_that_lua_made_is_left_to_lua() {
     let mut gateway = Gateway::ranked("best", 2, "ab");
-    let retry = Request { is_retry: true, ..first_try(1) };
+    let retry = Request { is_retry: true, has_answered: false, ..first_try(1) };
     assert_eq!(gateway.worker.balance(gateway.chat, retry), Choice::Unranked);
     assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (0, 0)));
 }
@@ -541,7 +541,7 @@ fn a_request_without_a_log_phase_is_counted_and_never_in_flight() {
     let subrequest = Request { is_logged: false, ..first_try(1) };
     gateway.worker.balance(gateway.chat, subrequest);
     assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (1, 0)));
-    let retry = Request { is_retry: true, ..subrequest };
+    let retry = Request { is_retry: true, has_answered: false, ..subrequest };
     gateway.worker.balance(gateway.chat, retry);
     assert_eq!((gateway.in_flight(), gateway.counted('b')), (0, (1, 0)), "never the tried one");
 }

@@ -198,7 +198,8 @@ end
 -- `self` is what resty.ipconfig knows: config, dict, fallen_back; `key` is what
 -- consistent hashing keeps requests together by, or nil.
 function _M.balance(self, service, key)
-    local retry = get_last_failure() ~= nil
+    local failure = get_last_failure()
+    local retry = failure ~= nil
 
     if self.fallen_back then
         return balance_in_lua(self, service, retry, key)
@@ -215,7 +216,7 @@ function _M.balance(self, service, key)
 
     for _ = 1, MAX_CALLS do
         local code, host, port, more_tries =
-            native.balance(handle, request, retry, is_logged, key)
+            native.balance(handle, request, failure, is_logged, key)
         if code == OK then
             return set_peer(self, service, host, port, more_tries, retry)
         end
