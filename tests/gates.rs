@@ -183,7 +183,7 @@ fn with_reports_up_to_5_service_times_old_its_mean_is_within_half_more_of_live_p
                     json!({
                         "gateways": {"count": gateways},
                         "reports": {"interval": interval, "delay": "0s"},
-                        "warmup": "3s", "duration": "10s",
+                        "warmup": "3s", "duration": "7s",
                     }),
                 );
                 let [ours, live] = ["adaptive", "oracle_p2c"].map(|name| summary(&of, name));
