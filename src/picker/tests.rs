@@ -1,3 +1,4 @@
+mod adaptive;
 mod chash;
 mod least_conn;
 mod round_robin;

@@ -43,6 +43,7 @@ struct Asked {
     /// What its lies have added to, and taken from, what it counted.
     false_requests: u64,
     hidden_busy_ns: u64,
+    hidden_latency_ns: u64,
 }
 
 /// What is kept: registrations and the exporters' last words.
@@ -158,7 +159,7 @@ impl Asked {
         let slot_s = to_s(after.slot_ns - before.slot_ns);
         let mut utilization = if dt_s > 0.0 { slot_s / dt_s / slots } else { 0.0 };
         if is_new {
-            (self.false_requests, self.hidden_busy_ns) = (0, 0);
+            (self.false_requests, self.hidden_busy_ns, self.hidden_latency_ns) = (0, 0, 0);
         }
         let mut told_rate = None;
         match server.trouble.tale {
@@ -174,11 +175,14 @@ impl Asked {
                 told_rate = Some(TOLD_RATE);
             }
             Some(Tale::Nan) => utilization = f64::NAN,
+            Some(Tale::Instant) if is_new => {}
+            Some(Tale::Instant) => self.hidden_latency_ns += after.latency_ns - before.latency_ns,
         }
 
         let report = (!is_new && dt_s > 0.0).then(|| {
             let answered = after.answered - before.answered;
-            let latency_ns = after.latency_ns - before.latency_ns;
+            let is_instant = server.trouble.tale == Some(Tale::Instant);
+            let latency_ns = if is_instant { 0 } else { after.latency_ns - before.latency_ns };
             ServerReport {
                 taken_s: to_s(now),
                 rate_per_s: told_rate.unwrap_or(answered as f64 / dt_s),
@@ -198,7 +202,7 @@ impl Asked {
             requests: after.answered + self.false_requests,
             errors: after.failed,
             busy_ns: after.busy_ns - self.hidden_busy_ns,
-            latency_sum_ns: after.latency_ns,
+            latency_sum_ns: after.latency_ns - self.hidden_latency_ns,
             cpu_used_cores: told.map(|utilization| utilization * slots),
             cpu_limit_cores: Some(slots),
             in_flight: Some(server.in_flight().into()),

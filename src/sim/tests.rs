@@ -449,6 +449,11 @@ fn who_lies_tells_what_it_is_to_tell() {
     assert!(status.unwrap().requests > 3_000_000_000);
     assert_eq!(report.rate_per_s, 1e9);
 
+    let (status, report) = told("instant");
+    // Those of the time before it began to lie.
+    assert!((5e9..15e9).contains(&(status.unwrap().latency_sum_ns as f64)));
+    assert_eq!(report.latency_s, 0.0);
+
     let (status, report) = told("nan");
     assert!(status.is_none() && report.utilization.is_nan(), "{status:?}");
 }

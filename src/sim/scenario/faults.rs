@@ -141,11 +141,17 @@ pub enum Tale {
     Rate,
     /// Utilization is not a number.
     Nan,
+    /// Answers take no time.
+    Instant,
 }
 
 impl Choice for Tale {
-    const ALL: &'static [(&'static str, Self)] =
-        &[("idle", Self::Idle), ("rate", Self::Rate), ("nan", Self::Nan)];
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("idle", Self::Idle),
+        ("rate", Self::Rate),
+        ("nan", Self::Nan),
+        ("instant", Self::Instant),
+    ];
 }
 
 /// See [`Fault::LateWatch`].
