@@ -139,6 +139,12 @@ impl Chart {
             .x_label_area_size(40)
             .y_label_area_size(64);
         let label = |value: &f64| ((value * 1e3).round() / 1e3).to_string();
+        // There is no room for each line of a logarithmic scale.
+        let first_digit = |value: f64| (value / 10f64.powf(value.log10().floor())).round();
+        let value_label = |value: &f64| match scale {
+            Scale::Logarithmic if ![1.0, 2.0, 5.0].contains(&first_digit(*value)) => String::new(),
+            _ => label(value),
+        };
         // The two scales make charts of two types.
         macro_rules! draw {
             ($scale:expr) => {{
@@ -148,7 +154,7 @@ impl Chart {
                     .x_desc("seconds")
                     .y_desc(self.unit)
                     .x_label_formatter(&label)
-                    .y_label_formatter(&label)
+                    .y_label_formatter(&value_label)
                     .label_style(FONT)
                     .axis_desc_style(FONT)
                     .light_line_style(WHITE)
