@@ -66,7 +66,7 @@ fn the_worked_example_of_adaptive_is_what_the_code_computes() {
         errors: Some(0.0),
         ..Load::default()
     };
-    let even = (load(120.0, 0.3, 10.26), load(120.0, 0.9, 59.9));
+    let even = (load(120.0, 0.3, 10.13), load(120.0, 0.9, 59.9));
     let busy = (load(302.0, 0.755, 12.8), load(78.0, 0.585, 32.8));
     for (all, (fast, slow)) in [("1,200", even), ("1,900", busy)] {
         let instances: Vec<_> = (0..10)
@@ -85,6 +85,7 @@ fn the_worked_example_of_adaptive_is_what_the_code_computes() {
             .collect();
         let observed = [Observed::default(); 10];
         let ranking = rank(&members, &ScoreConfig::default(), &observed, None, 1000);
+        let sum: f64 = ranking.entries.iter().map(|entry| entry.weight).sum();
         for (name, id, load) in [("fast", "i0", fast), ("slow", "i5", slow)] {
             let entry = ranking.entries.iter().find(|entry| entry.id == id).expect("it is ranked");
             let ability = entry.ability.expect("it is known");
@@ -96,7 +97,7 @@ fn the_worked_example_of_adaptive_is_what_the_code_computes() {
                 ability.capacity_per_s,
                 ability.service_ms,
                 ability.concurrency(),
-                100.0 * entry.weight / 10.0,
+                100.0 * entry.weight / sum,
             );
             assert!(page.lines().any(|line| line == row), "no row {row}");
         }
