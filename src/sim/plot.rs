@@ -1,5 +1,6 @@
 //! Plots over time, as SVG.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use plotters::prelude::*;
@@ -139,12 +140,6 @@ impl Chart {
             .x_label_area_size(40)
             .y_label_area_size(64);
         let label = |value: &f64| ((value * 1e3).round() / 1e3).to_string();
-        // There is no room for each line of a logarithmic scale.
-        let first_digit = |value: f64| (value / 10f64.powf(value.log10().floor())).round();
-        let value_label = |value: &f64| match scale {
-            Scale::Logarithmic if ![1.0, 2.0, 5.0].contains(&first_digit(*value)) => String::new(),
-            _ => label(value),
-        };
         // The two scales make charts of two types.
         macro_rules! draw {
             ($scale:expr) => {{
@@ -154,7 +149,7 @@ impl Chart {
                     .x_desc("seconds")
                     .y_desc(self.unit)
                     .x_label_formatter(&label)
-                    .y_label_formatter(&value_label)
+                    .y_label_formatter(&label)
                     .label_style(FONT)
                     .axis_desc_style(FONT)
                     .light_line_style(WHITE)
@@ -178,9 +173,23 @@ impl Chart {
         }
         match scale {
             Scale::Linear => draw!(0.0..largest * 1.05),
-            Scale::Logarithmic => draw!((least * 0.8..largest * 1.25).log_scale()),
+            Scale::Logarithmic => {
+                let range = least * 0.8..largest * 1.25;
+                draw!(range.clone().log_scale().with_key_points(steps(&range)))
+            }
         }
         area.present()?;
         Ok(())
     }
+}
+
+/// 1, 2 and 5 times each power of ten within a range above 0: what plotters chooses
+/// itself for a logarithmic scale is too many lines for a long one, and two or
+/// three for a short one.
+fn steps(range: &Range<f64>) -> Vec<f64> {
+    let powers = range.start.log10().floor() as i32..=range.end.log10().ceil() as i32;
+    powers
+        .flat_map(|power| [1.0, 2.0, 5.0].map(|step| step * 10f64.powi(power)))
+        .filter(|value| range.contains(value))
+        .collect()
 }
