@@ -211,8 +211,7 @@ fn the_page_has_each_key_once_and_no_other() {
     let begins = |line: &&str| line.starts_with("| `");
     let rows = |of: &'static str| of.lines().filter(begins).map(|row| row.split('`').nth(1));
     let part = |from: &str| PAGE.split(from).nth(1).unwrap().split("\n## ").next().unwrap();
-    let mut documented: Vec<_> =
-        rows(part("\n## The file")).flatten().map(str::to_owned).collect();
+    let mut documented: Vec<_> = rows(part("\n## The file")).flatten().map(str::to_owned).collect();
     known.sort();
     documented.sort();
     assert_eq!(documented, known);
