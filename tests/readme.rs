@@ -8,8 +8,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ipconfig::config::ScoreConfig;
+use ipconfig::ranking::{Observed, rank};
+use ipconfig::registry::{Member, State};
 use ipconfig::score::scores;
 use ipconfig::window::Load;
+use ipconfig::wire;
 use support::free_ports;
 
 const README: &str = include_str!("../README.md");
@@ -51,13 +54,65 @@ fn the_worked_example_is_what_the_code_computes() {
     }
 }
 
+/// A row of two columns of the page about `adaptive` is checked for each load: what a
+/// fast and a slow instance can do, and what they get.
+#[test]
+fn the_worked_example_of_adaptive_is_what_the_code_computes() {
+    let page = std::fs::read_to_string("doc/adaptive.md").expect("the page");
+    let load = |rate, utilization, latency_ms| Load {
+        rate: Some(rate),
+        utilization: Some(utilization),
+        latency_ms: Some(latency_ms),
+        errors: Some(0.0),
+        ..Load::default()
+    };
+    let even = (load(120.0, 0.3, 10.13), load(120.0, 0.9, 59.9));
+    let busy = (load(302.0, 0.755, 12.8), load(78.0, 0.585, 32.8));
+    for (all, (fast, slow)) in [("1,200", even), ("1,900", busy)] {
+        let instances: Vec<_> = (0..10)
+            .map(|number| {
+                let text = format!(r#"{{"addr":"127.0.0.1:{}"}}"#, 9000 + number);
+                wire::decode_instance(&format!("i{number}"), text.as_bytes()).expect("an instance")
+            })
+            .collect();
+        let members: Vec<_> = (0..)
+            .zip(&instances)
+            .map(|(number, instance)| Member {
+                instance,
+                state: State::Reporting,
+                load: Some(if number < 5 { fast } else { slow }),
+            })
+            .collect();
+        let observed = [Observed::default(); 10];
+        let ranking = rank(&members, &ScoreConfig::default(), &observed, None, 1000);
+        let sum: f64 = ranking.entries.iter().map(|entry| entry.weight).sum();
+        for (name, id, load) in [("fast", "i0", fast), ("slow", "i5", slow)] {
+            let entry = ranking.entries.iter().find(|entry| entry.id == id).expect("it is ranked");
+            let ability = entry.ability.expect("it is known");
+            let row = format!(
+                "| {all}/s | {name} | {}/s | {:.1} % | {} ms | {:.0}/s | {:.1} ms | {:.1} | {:.2} % |",
+                load.rate.unwrap(),
+                100.0 * load.utilization.unwrap(),
+                load.latency_ms.unwrap(),
+                ability.capacity_per_s,
+                ability.service_ms,
+                ability.concurrency(),
+                100.0 * entry.weight / sum,
+            );
+            assert!(page.lines().any(|line| line == row), "no row {row}");
+        }
+    }
+}
+
 #[test]
 fn every_link_into_the_repository_leads_somewhere() {
     let pages = [
         "README.md",
+        "doc/adaptive.md",
         "doc/configuration.md",
         "doc/operating.md",
         "doc/registering.md",
+        "doc/simulate.md",
         "doc/status.md",
     ];
     for page in pages {

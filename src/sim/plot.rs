@@ -1,5 +1,6 @@
 //! Plots over time, as SVG.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use plotters::prelude::*;
@@ -172,9 +173,23 @@ impl Chart {
         }
         match scale {
             Scale::Linear => draw!(0.0..largest * 1.05),
-            Scale::Logarithmic => draw!((least * 0.8..largest * 1.25).log_scale()),
+            Scale::Logarithmic => {
+                let range = least * 0.8..largest * 1.25;
+                draw!(range.clone().log_scale().with_key_points(steps(&range)))
+            }
         }
         area.present()?;
         Ok(())
     }
+}
+
+/// 1, 2 and 5 times each power of ten within a range above 0: what plotters chooses
+/// itself for a logarithmic scale is too many lines for a long one, and two or
+/// three for a short one.
+fn steps(range: &Range<f64>) -> Vec<f64> {
+    let powers = range.start.log10().floor() as i32..=range.end.log10().ceil() as i32;
+    powers
+        .flat_map(|power| [1.0, 2.0, 5.0].map(|step| step * 10f64.powi(power)))
+        .filter(|value| range.contains(value))
+        .collect()
 }

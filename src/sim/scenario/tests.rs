@@ -176,3 +176,75 @@ fn a_patch_replaces_lists_and_takes_away_what_is_null() {
     merge(&mut value, json!({"a": {"b": null, "c": [3]}, "e": {"f": {"g": null, "h": 1}}}));
     assert_eq!(value, json!({"a": {"c": [3]}, "d": 1, "e": {"f": {"h": 1}}}));
 }
+
+const PAGE: &str = include_str!("../../../doc/simulate.md");
+
+/// What the parser would take in place of `?`, out of its own mouth.
+fn expected_at(pointer: &str, what: &str) -> Vec<String> {
+    let mut of: Value = serde_json::from_str(WHOLE).unwrap();
+    of["variants"] = json!([{"name": "a", "with": {}}]);
+    of.pointer_mut(pointer).unwrap()["?"] = json!({});
+    let message = parse("test", &of.to_string()).unwrap_err().to_string();
+    let (_, known) = message.split_once(&format!("unknown {what} `?`, expected ")).expect(&message);
+    known.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_page_has_each_key_once_and_no_other() {
+    let sections = [
+        ("", ""),
+        ("/servers/0", "servers[]."),
+        ("/servers/0/service", "servers[].service."),
+        ("/traffic", "traffic."),
+        ("/traffic/changes/0", "traffic.changes[]."),
+        ("/gateways", "gateways."),
+        ("/reports", "reports."),
+        ("/variants/0", "variants[]."),
+    ];
+    let keys_of = |(pointer, prefix): (&str, &str)| {
+        let keys = expected_at(pointer, "field").into_iter();
+        keys.map(|key| format!("{prefix}{key}")).collect::<Vec<_>>()
+    };
+    let mut known: Vec<_> = sections.into_iter().flat_map(keys_of).collect();
+    // Those with a table of their own.
+    known.retain(|key| !["servers[].service", "traffic", "gateways", "reports"].contains(&&**key));
+    let begins = |line: &&str| line.starts_with("| `");
+    let rows = |of: &'static str| of.lines().filter(begins).map(|row| row.split('`').nth(1));
+    let part = |from: &str| PAGE.split(from).nth(1).unwrap().split("\n## ").next().unwrap();
+    let mut documented: Vec<_> = rows(part("\n## The file")).flatten().map(str::to_owned).collect();
+    known.sort();
+    documented.sort();
+    assert_eq!(documented, known);
+
+    let mut of: Value = minimal();
+    of["faults"] = json!([{"?": {}}]);
+    let message = parse("test", &of.to_string()).unwrap_err().to_string();
+    let (_, faults) = message.split_once("unknown variant `?`, expected one of ").expect(&message);
+    let mut documented: Vec<&str> = rows(part("\n## Faults")).flatten().collect();
+    let mut known: Vec<_> = faults.split('`').skip(1).step_by(2).collect();
+    documented.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(documented, known);
+    for row in part("\n## Faults").lines().filter(begins) {
+        let cells: Vec<_> = row.split('|').collect();
+        let quoted = |cell: &str| -> Vec<String> {
+            cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+        };
+        let mut of = minimal();
+        of["faults"] = json!([{ quoted(cells[1])[0].clone(): {"?": 0} }]);
+        let message = parse("test", &of.to_string()).unwrap_err().to_string();
+        let (_, keys) = message.split_once("unknown field `?`, expected ").expect(&message);
+        let (mut known, mut documented) = (quoted(keys), quoted(cells[2]));
+        known.sort();
+        documented.sort();
+        assert_eq!(documented, known, "{row}");
+    }
+}
+
+#[test]
+fn the_page_has_each_policy_once_and_no_other() {
+    let part = PAGE.split("\n## Policies").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows = part.lines().filter(|line| line.starts_with("| `"));
+    let documented: Vec<_> = rows.filter_map(|row| row.split('`').nth(1)).collect();
+    assert_eq!(documented, crate::sim::names());
+}
