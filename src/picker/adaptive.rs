@@ -55,10 +55,14 @@ use super::{Live, Moment, Picker, Ranked};
 use crate::ranking::{FAILURE_FACTOR, wait};
 
 /// Candidates of a pick.
-const CANDIDATES: usize = 4;
+const CANDIDATES: usize = 3;
 
-/// Candidates where no report tells: there, more of them are a herd.
-const CANDIDATES_WITHOUT_REPORTS: usize = 2;
+/// From so many instances on there are fewer: each costs a wait for memory then,
+/// and the third gains little.
+const MANY: usize = 2000;
+
+/// Candidates among many, and where no report tells: there, more are a herd.
+const FEW_CANDIDATES: usize = 2;
 
 /// Further ones by capacity, when none of the candidates has room.
 const BY_ROOM: usize = 2;
@@ -180,10 +184,8 @@ impl Adaptive {
             by_delay: (BY_DELAY * part.sqrt()) as f32,
             usual_ms: 0.0,
             candidates: match instances.first() {
-                Some(Instance { service_ms, .. }) if *service_ms == 0.0 => {
-                    CANDIDATES_WITHOUT_REPORTS
-                }
-                _ => CANDIDATES,
+                Some(first) if first.service_ms > 0.0 && instances.len() < MANY => CANDIDATES,
+                _ => FEW_CANDIDATES,
             },
             instances,
             room,

@@ -146,8 +146,8 @@ pub fn estimate(subjects: &[Subject], seconds: f64, now_ms: u64) -> (Vec<Estimat
         .collect();
     let typical_capacity =
         median(reports.iter().flatten().map(|report| report.capacity_per_s).collect());
-    // At one utilization for all: who is busier than others would look faster by a
-    // longer wait taken off, and become busier still.
+    // Half of it goes by the middle one for all: who is busier than others would look
+    // faster by a longer wait taken off, and become busier still.
     let utilization = median(reports.iter().flatten().map(|report| report.utilization).collect())
         .unwrap_or_default();
     let services = reports.iter().flatten().map(|report| report.service_ms(utilization));
@@ -257,7 +257,8 @@ struct Believed {
 }
 
 impl Believed {
-    fn service_ms(&self, utilization: f64) -> f64 {
+    fn service_ms(&self, typical_utilization: f64) -> f64 {
+        let utilization = f64::midpoint(self.utilization, typical_utilization);
         shares::service_of(self.latency_ms, self.capacity_per_s / 1e3, utilization)
     }
 
@@ -389,11 +390,11 @@ mod tests {
 
     #[test]
     fn capacity_is_rate_over_utilization_and_service_time_the_latency_without_its_wait() {
-        // The wait is taken off at the middle utilization, here the higher one.
+        // The middle utilization is the higher one, of two.
         let waits = 0.5 * shares::wait(10.0, 4.0, 0.75);
         let mut subjects = [
             subject(load(300.0, 0.75, 10.0 + waits)),
-            subject(load(60.0, 0.45, 30.0 + 0.5 * shares::wait(30.0, 4.0, 0.75))),
+            subject(load(60.0, 0.45, 30.0 + 0.5 * shares::wait(30.0, 4.0, 0.6))),
         ];
         let abilities = settle(&mut subjects, &[75, 15]);
         let [fast, slow] = abilities.of[..] else { panic!("two") };

@@ -16,6 +16,7 @@ use super::plane::Plane;
 use super::policy::Outcome;
 use super::scenario::Scenario;
 use super::server::{Admission, Server, Ticket};
+use crate::config::BalanceConfig;
 
 /// How long a sinkhole takes to fail a request.
 const SINK: Ns = 100_000;
