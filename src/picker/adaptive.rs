@@ -22,7 +22,7 @@
 //! expected delay sends all gateways to the same instances. There, the draw
 //! stands unless the candidate drawn would make a request wait. With `t`, the
 //! trust in one's own counts, from 0 below a twelfth of the traffic to 1 above a
-//! quarter, and `b = 0.9 * sqrt(part)`:
+//! quarter, and `b = min(0.9, 1.4 * sqrt(part))`:
 //!
 //! ```text
 //! cost = t * ((1 - b) * l + b * d) + (1 - t) * (l / 10, and d if w > 0)
@@ -64,6 +64,9 @@ const MANY: usize = 2000;
 /// Candidates among many, and where no report tells: there, more are a herd.
 const FEW_CANDIDATES: usize = 2;
 
+/// Draws for a further candidate.
+const DRAWS: usize = 8;
+
 /// Further ones by capacity, when none of the candidates has room.
 const BY_ROOM: usize = 2;
 
@@ -71,8 +74,10 @@ const BY_ROOM: usize = 2;
 const NO_TRUST: f64 = 1.0 / 12.0;
 const FULL_TRUST: f64 = 1.0 / 4.0;
 
-/// The weight of the expected delay for a host that has all of the traffic.
-const BY_DELAY: f64 = 0.9;
+/// The weight of the expected delay, by the root of this host's part of the
+/// traffic, and the most that it is.
+const BY_DELAY: f64 = 1.4;
+const MOST_BY_DELAY: f64 = 0.9;
 
 /// The weight of Little's view where own counts are not trusted: it decides
 /// among those that would not make a request wait.
@@ -181,7 +186,7 @@ impl Adaptive {
         let trust = ((part - NO_TRUST) / (FULL_TRUST - NO_TRUST)).clamp(0.0, 1.0);
         Adaptive {
             trust: trust as f32,
-            by_delay: (BY_DELAY * part.sqrt()) as f32,
+            by_delay: (BY_DELAY * part.sqrt()).min(MOST_BY_DELAY) as f32,
             usual_ms: 0.0,
             candidates: match instances.first() {
                 Some(first) if first.service_ms > 0.0 && instances.len() < MANY => CANDIDATES,
@@ -211,6 +216,18 @@ impl Adaptive {
         let drawn = BY_LITTLE * little + if is_calm { 0.0 } else { delay };
         let ms = self.trust * trusted + (1.0 - self.trust) * drawn;
         Cost { index, ms, slow, is_calm }
+    }
+
+    /// Draws one that is not the first, which few instances or a large weight may make
+    /// rare: the first then stands.
+    fn another(&self, first: usize, rng: &mut SmallRng) -> Option<usize> {
+        for _ in 1..DRAWS {
+            let index = self.table.draw(rng)?;
+            if index != first {
+                return Some(index);
+            }
+        }
+        Some(first)
     }
 
     /// Takes a further candidate, if it costs less. One that was tried is not made
@@ -248,10 +265,7 @@ impl Picker for Adaptive {
         now.prepare(first);
         let mut drawn = [first; CANDIDATES];
         for candidate in &mut drawn[1..self.candidates] {
-            *candidate = self.table.draw(rng)?;
-            if *candidate == first {
-                *candidate = self.table.draw(rng)?; // where few are, or one has most
-            }
+            *candidate = self.another(first, rng)?;
             now.prepare(*candidate);
         }
 
