@@ -2,7 +2,7 @@
 //! what the pickers draw from.
 //!
 //! The order is that of the scores. The weights are shares of the traffic: the
-//! optimal ones by what each instance can do ([`estimate`], [`shares`]), as soon as
+//! optimal ones by what each instance can do (`ranking::estimate`, `ranking::shares`), as soon as
 //! any report tells that. Until then a weight is the instance's prior, tilted by
 //! its score:
 //!

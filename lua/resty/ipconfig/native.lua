@@ -245,9 +245,9 @@ end
 
 
 -- Where a request goes; `failure` is what get_last_failure() says of its last
--- try, or false; `key` is what consistent hashing keeps requests together by, or
--- nil. Returns a code, and with OK the host, the port and how
--- often the request may move on.
+-- try, or false; `key` is what consistent hashing keeps requests together by,
+-- or nil. Returns a code, and with OK the host, the port and how often the
+-- request may move on.
 function _M.balance(handle, request, failure, is_logged, key)
     -- "next" is nginx's word for an answer of 403 or 404 that it moves on from
     local retry = failure == "next" and 2 or failure and 1 or 0
