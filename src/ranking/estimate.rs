@@ -150,14 +150,17 @@ pub fn estimate(subjects: &[Subject], seconds: f64, now_ms: u64) -> (Vec<Estimat
     // faster by a longer wait taken off, and become busier still.
     let utilization = median(reports.iter().flatten().map(|report| report.utilization).collect())
         .unwrap_or_default();
-    let services = reports.iter().flatten().map(|report| report.service_ms(utilization));
-    let typical_service = median(services.collect());
+    let services: Vec<Option<f64>> = reports
+        .iter()
+        .map(|report| report.as_ref().map(|report| report.service_ms(utilization)))
+        .collect();
+    let typical_service = median(services.iter().flatten().copied().collect());
 
-    for (estimate, report) in estimates.iter_mut().zip(&reports) {
-        if let (Some(report), Some(capacity), Some(service)) =
-            (report, typical_capacity, typical_service)
+    for ((estimate, report), service) in estimates.iter_mut().zip(&reports).zip(services) {
+        if let (Some(report), Some(service), Some(typical_capacity), Some(typical_service)) =
+            (report, service, typical_capacity, typical_service)
         {
-            let new = report.known(utilization, capacity, service, now_ms);
+            let new = report.known(service, typical_capacity, typical_service, now_ms);
             estimate.known = Some(new.after(estimate.known));
         }
         estimate.known =
@@ -215,11 +218,12 @@ impl Subject {
             (told, seen) => told.or(seen)?,
         };
         let failed = load.errors.filter(sound).unwrap_or(0.0).min(1.0);
+        let utilization = (utilization + failed).max(MIN_UTILIZATION);
         (rate * SAMPLES_S >= MIN_SAMPLES).then(|| Believed {
             rate,
-            utilization: (utilization + failed).max(MIN_UTILIZATION),
-            capacity_per_s: rate / (utilization + failed).max(MIN_UTILIZATION),
-            provable_per_s: provable / (utilization + failed).max(MIN_UTILIZATION),
+            utilization,
+            capacity_per_s: rate / utilization,
+            provable_per_s: provable / utilization,
             latency_ms: latency_ms.max(1e-3),
             failed,
         })
@@ -264,7 +268,7 @@ impl Believed {
 
     fn known(
         &self,
-        utilization: f64,
+        service: f64,
         typical_capacity: f64,
         typical_service: f64,
         now_ms: u64,
@@ -275,7 +279,6 @@ impl Believed {
             // What it could bear is not known; who gets more is not to count as larger.
             typical_capacity
         };
-        let service = self.service_ms(utilization);
         let failing = FAILURE_FACTOR * service.max(typical_service);
         let service = service + self.failed * (failing - service);
         Known {
