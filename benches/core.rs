@@ -104,6 +104,7 @@ fn pick(criterion: &mut Criterion) {
                 state: State::Reporting,
                 service_ms: 10.0,
                 concurrency: 4.0,
+                factor: 1.0,
             };
             let records: Vec<Record> = (0..size).map(record).collect();
             let priors = vec![1.0; records.len()];

@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 use self::values::{
@@ -278,6 +278,18 @@ impl Strategy {
     /// The name in the configuration file.
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(_, it)| *it == self).map_or("adaptive", |(name, _)| name)
+    }
+}
+
+impl Serialize for Strategy {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Strategy {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        choice(from)
     }
 }
 

@@ -8,10 +8,10 @@
 //! A service written in Rust takes [`service`] to say how it is.
 //!
 //! ```text
-//!         the plugin's thread, in worker 0                              every worker
-//! etcd -> watcher -> registry -> window -> score -> ranking -> publish -> worker -> picker
-//!   ^                                                            |          |
-//!   |                                                       shared dict, board (in-flight)
+//!         the plugin's thread, in worker 0                                        every worker
+//! etcd -> watcher -> registry -> window -> score -> ranking -> govern -> publish -> worker -> picker
+//!   ^                                                                      |          |
+//!   |                                                                 shared dict, board (in-flight)
 //!   +-- exporter: discover -> collect (gRPC) -> put
 //!                                ^
 //!                                +-- service: layer, sampler -> reporter; or an agent beside it
@@ -41,6 +41,8 @@ pub mod window;
 pub mod score;
 
 pub mod ranking;
+
+pub mod govern;
 
 pub mod board;
 pub mod publish;

@@ -19,6 +19,7 @@ use self::pace::Pace;
 use crate::board::{self, Board, SourceState};
 use crate::config::{Config, Discover};
 use crate::etcd::EtcdSource;
+use crate::govern;
 use crate::publish::{PublishError, Publisher, Store};
 use crate::ranking::{self, Ranking};
 use crate::registry::Registry;
@@ -299,7 +300,8 @@ impl<S: Store> Conductor<S> {
     fn publish_service(&mut self, service: &str) {
         let Some(ranking) = self.rank(service) else { return };
         let (revision, now_ms) = (self.registry.revision(), board::monotonic_ms());
-        match self.publisher.publish(service, &ranking, revision, now_ms) {
+        let governed = govern::govern(&ranking, self.registry.control(service));
+        match self.publisher.publish(service, &governed, revision, now_ms) {
             Ok(()) => {
                 self.failing.remove(service);
             }

@@ -10,9 +10,10 @@ use std::collections::HashMap;
 use thiserror::Error;
 
 use crate::board::{self, Board, NO_SLOT, ServiceId};
+use crate::govern::{Governed, Share};
 use crate::model::Instance;
-use crate::ranking::{Entry, Observed, Ranking};
-use crate::value::{self, InstanceValue, RankingValue, Record};
+use crate::ranking::Observed;
+use crate::value::{self, ControlValue, InstanceValue, RankingValue, Record, ServiceValue};
 
 /// How long the board keeps the counters of an instance that is gone, so that
 /// one that comes back goes on from them and late log phases still count.
@@ -82,7 +83,8 @@ pub struct Publisher<S> {
 /// What the shared dict holds of a service.
 struct Published {
     id: ServiceId,
-    instances: Vec<InstanceValue>,
+    /// Of the version that follows.
+    value: ServiceValue,
     instances_version: u64,
     /// `None`: unknown, store whatever comes.
     records: Option<Vec<Record>>,
@@ -106,7 +108,7 @@ impl<S: Store> Publisher<S> {
     pub fn publish(
         &mut self,
         service: &str,
-        ranking: &Ranking,
+        governed: &Governed<'_>,
         revision: i64,
         now_ms: u64,
     ) -> Result<(), PublishError> {
@@ -119,7 +121,7 @@ impl<S: Store> Publisher<S> {
                     .ok_or_else(|| PublishError::TooManyServices(service.to_owned()))?;
                 self.services.entry(service.to_owned()).or_insert(Published {
                     id,
-                    instances: Vec::new(),
+                    value: ServiceValue::default(),
                     instances_version: 0,
                     records: None,
                     uncounted: 0,
@@ -128,17 +130,18 @@ impl<S: Store> Publisher<S> {
         };
         let id = published.id;
         let acquire = |identity| self.slots.acquire(identity, id, now_ms);
-        let (instances, records) = values_of(service, ranking, acquire);
+        let (value, records) = values_of(service, governed, acquire);
         let known = published.records.is_some() && !self.board.is_damaged(published.id);
-        let same_instances = known && published.instances == instances;
+        let same_instances = known && published.value == value;
         if same_instances && published.records.as_ref() == Some(&records) {
             return Ok(());
         }
 
         let version = self.board.version(published.id) + 1;
         let instances_version = if same_instances { published.instances_version } else { version };
-        let body = (!same_instances).then(|| value::encode_instances(&instances));
-        let value = RankingValue {
+        let body = (!same_instances).then(|| value.encode());
+        let ranking = governed.ranking;
+        let ranking = RankingValue {
             instances_version,
             published_ms: now_ms,
             revision,
@@ -147,7 +150,7 @@ impl<S: Store> Publisher<S> {
             basis: ranking.basis,
             records,
         };
-        let ranking_body = value.encode();
+        let ranking_body = ranking.encode();
         let (board, store) = (self.board, &self.store);
         let stored = board.fenced(self.epoch, || {
             if let Some(body) = &body {
@@ -166,11 +169,12 @@ impl<S: Store> Publisher<S> {
             }
             Some(Ok(())) => {
                 if !same_instances {
-                    self.slots.retire_missing(service, &published.instances, &instances, now_ms);
-                    published.instances = instances;
+                    let (old, new) = (&published.value.instances, &value.instances);
+                    self.slots.retire_missing(service, old, new, now_ms);
+                    published.value = value;
                     published.instances_version = version;
                 }
-                published.records = Some(value.records);
+                published.records = Some(ranking.records);
                 if !same_instances {
                     self.show_uncounted(service);
                 }
@@ -184,9 +188,9 @@ impl<S: Store> Publisher<S> {
     fn show_uncounted(&mut self, service: &str) {
         let Some(published) = self.services.get_mut(service) else { return };
         let without = |instance: &&InstanceValue| instance.slot == NO_SLOT;
-        let uncounted = published.instances.iter().filter(without).count();
+        let uncounted = published.value.instances.iter().filter(without).count();
         if uncounted > 0 && published.uncounted == 0 {
-            let of = published.instances.len();
+            let of = published.value.instances.len();
             tracing::error!("{}", NoSlots { service, uncounted, of });
         }
         published.uncounted = uncounted;
@@ -209,7 +213,7 @@ impl<S: Store> Publisher<S> {
     /// The instances that are published: service, id, and slot on the board.
     pub fn slots(&self) -> impl Iterator<Item = (&str, &str, u32)> {
         self.services.iter().flat_map(|(service, published)| {
-            published.instances.iter().map(|it| (service.as_str(), it.id.as_str(), it.slot))
+            published.value.instances.iter().map(|it| (service.as_str(), it.id.as_str(), it.slot))
         })
     }
 
@@ -258,39 +262,48 @@ fn set(store: &impl Store, key: String, version: u64, body: &[u8]) -> Result<(),
     store.set(&key, &value).map_err(|cause| PublishError::Store { key, len, cause })
 }
 
-/// The ranking as the two values hold it: by id, each with its rank.
+/// A service as the two values hold it: by id, each instance with its rank.
 fn values_of(
     service: &str,
-    ranking: &Ranking,
+    governed: &Governed<'_>,
     mut acquire: impl FnMut(u64) -> u32,
-) -> (Vec<InstanceValue>, Vec<Record>) {
-    by_id(ranking)
+) -> (ServiceValue, Vec<Record>) {
+    let (instances, records) = by_id(governed)
         .into_iter()
-        .map(|(entry, record)| {
+        .map(|(share, record)| {
+            let entry = share.entry;
             let instance = InstanceValue {
                 id: entry.id.clone(),
                 addr: entry.addr,
                 zone: entry.zone.clone(),
-                weight: entry.fallback_weight,
+                weight: share.prior,
                 slot: acquire(board::identity(service, &entry.id, &entry.addr)),
             };
             (instance, record)
         })
-        .unzip()
+        .unzip();
+    let control = governed.control.map(|control| ControlValue {
+        is_manual: governed.is_manual,
+        expires: control.expires.map(|time| humantime::format_rfc3339_seconds(time).to_string()),
+        by: control.by.clone(),
+        why: control.why.clone(),
+    });
+    let strategy = governed.control.and_then(|control| control.strategy);
+    (ServiceValue { strategy, control, instances }, records)
 }
 
-/// A ranking's entries in the order in which they are published, by id, each with
-/// its record.
-pub fn by_id(ranking: &Ranking) -> Vec<(&Entry, Record)> {
-    let mut ranked: Vec<_> = ranking.entries.iter().zip(0..).collect();
-    ranked.sort_unstable_by(|(a, _), (b, _)| a.id.cmp(&b.id));
-    let record = |(entry, rank): &(&Entry, u32)| Record {
-        score: entry.score,
-        weight: entry.weight,
+/// The shares in the order in which they are published, by id, each with its record.
+pub fn by_id<'a>(governed: &'a Governed<'_>) -> Vec<(&'a Share<'a>, Record)> {
+    let mut ranked: Vec<_> = governed.shares.iter().zip(0..).collect();
+    ranked.sort_unstable_by(|(a, _), (b, _)| a.entry.id.cmp(&b.entry.id));
+    let record = |(share, rank): &(&Share<'_>, u32)| Record {
+        score: share.entry.score,
+        weight: share.weight(),
         rank: *rank,
-        state: entry.state,
-        service_ms: entry.ability.map_or(0.0, |it| it.service_ms as f32),
-        concurrency: entry.ability.map_or(0.0, |it| it.concurrency() as f32),
+        state: share.entry.state,
+        service_ms: share.entry.ability.map_or(0.0, |it| it.service_ms as f32),
+        concurrency: share.entry.ability.map_or(0.0, |it| it.concurrency() as f32),
+        factor: share.factor as f32,
     };
     ranked.iter().map(|ranked| (ranked.0, record(ranked))).collect()
 }
@@ -373,7 +386,8 @@ mod tests {
 
     use super::*;
     use crate::board::{MAX_SLOTS, Outcome};
-    use crate::ranking::{Entry, Estimate, State};
+    use crate::govern::govern;
+    use crate::ranking::{Entry, Estimate, Ranking, State};
 
     #[derive(Default)]
     struct Dict {
@@ -397,7 +411,7 @@ mod tests {
         fn instances(&self) -> (u64, Vec<InstanceValue>) {
             let values = self.values.borrow();
             let (version, body) = value::open(&values["instances:chat"]).unwrap();
-            (version, value::decode_instances(body).unwrap())
+            (version, ServiceValue::decode(body).unwrap().instances)
         }
 
         fn ranking(&self) -> (u64, RankingValue) {
@@ -431,7 +445,7 @@ mod tests {
     fn instances_are_stored_by_id_with_their_rank() {
         let (dict, board) = (Dict::default(), board());
         let mut publisher = Publisher::new(&dict, board);
-        publisher.publish("chat", &ranking(&["b", "a"], 3.0), 17, 5).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["b", "a"], 3.0), None), 17, 5).unwrap();
         let ids: Vec<_> = dict.instances().1.into_iter().map(|i| i.id).collect();
         assert_eq!(ids, ["a", "b"]);
         let (version, value) = dict.ranking();
@@ -447,11 +461,11 @@ mod tests {
     fn what_did_not_change_is_not_stored() {
         let dict = Dict::default();
         let mut publisher = Publisher::new(&dict, board());
-        publisher.publish("chat", &ranking(&["a", "b"], 1.0), 1, 0).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["a", "b"], 1.0), None), 1, 0).unwrap();
         assert_eq!(dict.stores.get(), 2);
-        publisher.publish("chat", &ranking(&["a", "b"], 1.0), 2, 9).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["a", "b"], 1.0), None), 2, 9).unwrap();
         assert_eq!(dict.stores.get(), 2);
-        publisher.publish("chat", &ranking(&["a", "b"], 2.0), 3, 9).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["a", "b"], 2.0), None), 3, 9).unwrap();
         assert_eq!(dict.stores.get(), 3, "the ranking alone");
         assert_eq!((dict.instances().0, dict.ranking().0), (1, 2));
         assert_eq!(dict.ranking().1.instances_version, 1);
@@ -461,9 +475,10 @@ mod tests {
     fn a_store_that_fails_leaves_the_version_and_is_made_up_for() {
         let (dict, board) = (Dict::default(), board());
         let mut publisher = Publisher::new(&dict, board);
-        publisher.publish("chat", &ranking(&["a"], 1.0), 1, 0).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["a"], 1.0), None), 1, 0).unwrap();
         dict.full.set(true);
-        let error = publisher.publish("chat", &ranking(&["a", "b"], 1.0), 2, 0).unwrap_err();
+        let error =
+            publisher.publish("chat", &govern(&ranking(&["a", "b"], 1.0), None), 2, 0).unwrap_err();
         assert!(
             error.to_string().starts_with("failed to store instances:chat (256 bytes)"),
             "{error}"
@@ -472,7 +487,7 @@ mod tests {
         assert_eq!(board.publish_errors(), 1);
         assert_eq!(publisher.unsound(), ["chat"]);
         dict.full.set(false);
-        publisher.publish("chat", &ranking(&["a", "b"], 1.0), 2, 0).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["a", "b"], 1.0), None), 2, 0).unwrap();
         assert!(publisher.unsound().is_empty());
         assert_eq!(dict.instances().1.len(), 2);
     }
@@ -481,12 +496,12 @@ mod tests {
     fn a_value_that_a_worker_could_not_read_is_stored_again() {
         let (dict, board) = (Dict::default(), board());
         let mut publisher = Publisher::new(&dict, board);
-        publisher.publish("chat", &ranking(&["a"], 1.0), 1, 0).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["a"], 1.0), None), 1, 0).unwrap();
         let id = board.find_service("chat").unwrap();
         dict.values.borrow_mut().clear();
         board.report_damaged(id, 1);
         assert_eq!(publisher.unsound(), ["chat"]);
-        publisher.publish("chat", &ranking(&["a"], 1.0), 1, 0).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["a"], 1.0), None), 1, 0).unwrap();
         assert_eq!((dict.instances().0, dict.ranking().0, board.version(id)), (2, 2, 2));
     }
 
@@ -494,10 +509,13 @@ mod tests {
     fn an_older_writer_publishes_nothing_and_versions_go_on() {
         let (old_dict, new_dict, board) = (Dict::default(), Dict::default(), board());
         let mut old = Publisher::new(&old_dict, board);
-        old.publish("chat", &ranking(&["a"], 1.0), 1, 0).unwrap();
+        old.publish("chat", &govern(&ranking(&["a"], 1.0), None), 1, 0).unwrap();
         let mut new = Publisher::new(&new_dict, board);
-        assert_eq!(old.publish("chat", &ranking(&["b"], 1.0), 2, 0), Err(PublishError::Superseded));
-        new.publish("chat", &ranking(&["a"], 1.0), 2, 0).unwrap();
+        assert_eq!(
+            old.publish("chat", &govern(&ranking(&["b"], 1.0), None), 2, 0),
+            Err(PublishError::Superseded)
+        );
+        new.publish("chat", &govern(&ranking(&["a"], 1.0), None), 2, 0).unwrap();
         assert_eq!(new_dict.ranking().0, 2);
     }
 
@@ -505,18 +523,18 @@ mod tests {
     fn counters_stay_with_their_instance_over_writers_and_leave_after_a_rest() {
         let (dict, board) = (Dict::default(), board());
         let mut publisher = Publisher::new(&dict, board);
-        publisher.publish("chat", &ranking(&["a", "b"], 1.0), 1, 0).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["a", "b"], 1.0), None), 1, 0).unwrap();
         let slots: Vec<_> = dict.instances().1.iter().map(|i| i.slot).collect();
         let identity = board.used_slots().find(|(slot, _)| *slot == slots[0]).unwrap().1;
         let open = board.begin_request(None, slots[0], identity, 0);
         board.end_request(None, open, Outcome::Answered, 0);
 
         let mut publisher = Publisher::new(&dict, board);
-        publisher.publish("chat", &ranking(&["a", "b"], 1.0), 1, 0).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["a", "b"], 1.0), None), 1, 0).unwrap();
         assert_eq!(dict.instances().1.iter().map(|i| i.slot).collect::<Vec<_>>(), slots);
         assert_eq!(board.counters(slots[0]), (1, 0));
 
-        publisher.publish("chat", &ranking(&["a"], 1.0), 1, 1000).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["a"], 1.0), None), 1, 1000).unwrap();
         publisher.tidy(1000 + SLOT_REST_MS);
         assert_eq!(board.used_slots().count(), 2);
         publisher.tidy(1001 + SLOT_REST_MS);
@@ -533,15 +551,15 @@ mod tests {
         let slots = || dict.instances().1.iter().map(|i| i.slot).collect::<Vec<_>>();
         let last = MAX_SLOTS as u32 - 1;
 
-        publisher.publish("chat", &ranking(&["a"], 1.0), 1, 0).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["a"], 1.0), None), 1, 0).unwrap();
         assert_eq!((slots(), board.uncounted()), (vec![last], 0));
-        publisher.publish("chat", &ranking(&["a", "b", "c"], 1.0), 2, 0).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["a", "b", "c"], 1.0), None), 2, 0).unwrap();
         assert_eq!((slots(), board.uncounted()), (vec![last, NO_SLOT, NO_SLOT], 2));
         assert_eq!(dict.ranking().1.records.len(), 3, "all of them are served");
 
         // What an earlier writer left is given back after a rest.
         publisher.tidy(board::monotonic_ms() + SLOT_REST_MS + 1);
-        publisher.publish("chat", &ranking(&["a", "b", "c"], 1.0), 2, 0).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["a", "b", "c"], 1.0), None), 2, 0).unwrap();
         assert_eq!((slots(), board.uncounted()), (vec![last, 0, 1], 0));
     }
 
@@ -557,12 +575,12 @@ mod tests {
     fn what_a_worker_that_is_gone_had_open_is_given_back_before_its_slots_are() {
         let (dict, board) = (Dict::default(), board());
         let mut publisher = Publisher::new(&dict, board);
-        publisher.publish("chat", &ranking(&["a", "b"], 1.0), 1, 0).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["a", "b"], 1.0), None), 1, 0).unwrap();
         let (slot, identity) = board.used_slots().find(|(slot, _)| *slot == 0).unwrap();
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let row = board.claim_row(child.id());
         board.begin_request(row, slot, identity, 0);
-        publisher.publish("chat", &ranking(&["b"], 1.0), 2, 0).unwrap();
+        publisher.publish("chat", &govern(&ranking(&["b"], 1.0), None), 2, 0).unwrap();
         publisher.tidy(SLOT_REST_MS + 1);
         assert_eq!(board.used_slots().count(), 2, "it may still end");
         child.wait().unwrap();

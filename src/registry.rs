@@ -8,7 +8,7 @@
 //! no report at all is held against nobody (see `reach`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -18,6 +18,7 @@ use crate::reckon::Figures;
 use crate::rejects::Rejects;
 use crate::watcher::{Event, WatchState};
 use crate::window::Load;
+use crate::wire::control::Control;
 use crate::wire::{self, Key};
 
 mod reach;
@@ -66,8 +67,10 @@ pub struct Member<'a> {
 pub struct Reading<'a> {
     /// The default one for a service that the configuration does not name.
     pub config: &'a ServiceConfig,
-    /// By id. Without those that drain, were put out for what is said of them, or
-    /// have an address that another one is offered at.
+    /// What the operator wants of it.
+    pub control: Option<&'a Control>,
+    /// By id. Without those that drain or are disabled, were put out for what is said
+    /// of them, or have an address that another one is offered at.
     pub members: Vec<Member<'a>>,
 }
 
@@ -83,6 +86,8 @@ pub struct Registry {
     started: Instant,
 
     services: BTreeMap<String, Service>,
+    /// The last good value of each `control/<service>`.
+    controls: BTreeMap<String, Control>,
     /// The instance and status keys that exist, of services that exist or may.
     keys: HashMap<Vec<u8>, KeyState>,
     /// Counts the lists, complete or not.
@@ -146,6 +151,7 @@ impl Registry {
             interval_ms,
             started: now,
             services: BTreeMap::new(),
+            controls: BTreeMap::new(),
             keys: HashMap::new(),
             list: 0,
             is_listing: false,
@@ -202,6 +208,16 @@ impl Registry {
     /// be called about once a second.
     pub fn tick(&mut self, now: Instant) {
         let now_ms = self.clock_ms(now);
+        let time = SystemTime::now();
+        let lapsed: Vec<String> = self
+            .controls
+            .extract_if(.., |_, control| control.has_lapsed(time))
+            .map(|(service, _)| service)
+            .collect();
+        for service in &lapsed {
+            tracing::info!("the control of {service} has lapsed");
+            self.note_change(service);
+        }
         for (name, service) in &mut self.services {
             let was_judged = !self.is_listing && service.judge(self.hears_all, now_ms);
             if service.has_moved(now_ms) || was_judged {
@@ -234,7 +250,7 @@ impl Registry {
         if !self.is_listing {
             service.judge(self.hears_all, now_ms);
         }
-        Some(service.reading(now_ms))
+        Some(service.reading(in_force(&self.controls, name), now_ms))
     }
 
     /// All services in order, configured ones without instances included.
@@ -252,6 +268,11 @@ impl Registry {
     /// with a list, after the source was restored.
     pub fn revision(&self) -> i64 {
         self.revision
+    }
+
+    /// What the operator wants of a service, until it lapses.
+    pub fn control(&self, name: &str) -> Option<&Control> {
+        in_force(&self.controls, name)
     }
 
     /// What the watcher said last of itself.
@@ -285,8 +306,13 @@ impl Registry {
                     self.put_batch(key, &exporter, &service, value, now_ms);
                 }
             }
+            Ok(Key::Control { service }) => {
+                if self.note_key(key, &service, mod_revision) {
+                    self.put_control(key, &service, value);
+                }
+            }
             // Well-formed, and none of them says what exists.
-            Ok(Key::Control { .. } | Key::Policy { .. } | Key::Exporter { .. }) => {}
+            Ok(Key::Policy { .. } | Key::Exporter { .. }) => {}
             Err(error) => self.rejects.reject(&printable(key), error.reason(), error),
         }
     }
@@ -326,6 +352,25 @@ impl Registry {
         self.register(service, instance, Layer::Etcd(mod_revision));
     }
 
+    /// Takes in an operator's value whole, or leaves the one before in force.
+    fn put_control(&mut self, key: &[u8], service: &str, value: &[u8]) {
+        match wire::control::decode_control(value) {
+            Err(error) => self.rejects.reject(&printable(key), error.reason(), error),
+            Ok(control) => {
+                self.rejects.forget_except(&printable(key), &[]);
+                if self.controls.get(service) != Some(&control) {
+                    self.controls.insert(service.to_owned(), control);
+                    self.note_change(service);
+                }
+            }
+        }
+    }
+
+    fn note_change(&mut self, service: &str) {
+        self.dirty.insert(service.to_owned());
+        self.urgent.insert(service.to_owned());
+    }
+
     fn register(&mut self, service: &str, instance: Instance, layer: Layer) {
         let change = self
             .services
@@ -339,8 +384,7 @@ impl Registry {
         if change.is_repetition {
             return;
         }
-        self.dirty.insert(service.to_owned());
-        self.urgent.insert(service.to_owned());
+        self.note_change(service);
         if let Some(id) = change.eclipsed {
             let key = Key::Instance { service: service.to_owned(), id }.to_path(&self.prefix);
             let error = "a newer registration has the same address and is offered in its place";
@@ -442,20 +486,29 @@ impl Registry {
     fn remove_key(&mut self, key: &[u8]) {
         self.keys.remove(key);
         self.rejects.forget_except(&printable(key), &[]);
-        if let Ok(Key::Instance { service: name, id }) = wire::parse_key(&self.prefix, key)
-            && let Some(service) = self.services.get_mut(&name)
-        {
-            let change = service.deregister(&id);
-            if service.is_gone() {
-                self.services.remove(&name);
+        match wire::parse_key(&self.prefix, key) {
+            Ok(Key::Instance { service: name, id }) => {
+                let Some(service) = self.services.get_mut(&name) else { return };
+                let change = service.deregister(&id);
+                if service.is_gone() {
+                    self.services.remove(&name);
+                }
+                self.after_change(&name, change);
             }
-            self.after_change(&name, change);
+            Ok(Key::Control { service }) if self.controls.remove(&service).is_some() => {
+                self.note_change(&service);
+            }
+            _ => {}
         }
     }
 
     fn clock_ms(&self, now: Instant) -> u64 {
         CLOCK_START_MS + to_ms(now.saturating_duration_since(self.started))
     }
+}
+
+fn in_force<'a>(controls: &'a BTreeMap<String, Control>, name: &str) -> Option<&'a Control> {
+    controls.get(name).filter(|control| !control.has_lapsed(SystemTime::now()))
 }
 
 /// A key for the log: any bytes may have been put into etcd.

@@ -17,6 +17,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::config::Strategy;
 use crate::ranking::{Basis, State};
 
 /// `ipconfig1 ` + crc + ` ` + length + ` ` + version + `\n`.
@@ -104,15 +105,45 @@ pub struct InstanceValue {
     pub slot: u32,
 }
 
-/// The body of the value `instances:<service>`, ordered by id.
-pub fn encode_instances(instances: &[InstanceValue]) -> Vec<u8> {
-    serde_json::to_vec(instances).expect("plain data always has a JSON form")
+/// What an operator wants of a service, for whoever asks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ControlValue {
+    /// Whether the weights are the operator's.
+    pub is_manual: bool,
+    /// When it lapses, as in RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    /// Who wrote it.
+    pub by: String,
+    /// Why.
+    pub why: String,
 }
 
-/// # Errors
-/// [`ValueError::Body`].
-pub fn decode_instances(body: &[u8]) -> Result<Vec<InstanceValue>, ValueError> {
-    serde_json::from_slice(body).map_err(|cause| ValueError::Body(cause.to_string()))
+/// The body of the value `instances:<service>`: a service, but for how its instances
+/// rank.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ServiceValue {
+    /// In place of the configured one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<Strategy>,
+    /// The operator's, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<ControlValue>,
+    /// By id.
+    pub instances: Vec<InstanceValue>,
+}
+
+impl ServiceValue {
+    /// As JSON, which Lua alone can read.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain data always has a JSON form")
+    }
+
+    /// # Errors
+    /// [`ValueError::Body`].
+    pub fn decode(body: &[u8]) -> Result<Self, ValueError> {
+        serde_json::from_slice(body).map_err(|cause| ValueError::Body(cause.to_string()))
+    }
 }
 
 /// The body of the value `ranking:<service>`.
@@ -147,15 +178,18 @@ pub struct Record {
     pub service_ms: f32,
     /// Requests that it serves at once; 0 is unknown.
     pub concurrency: f32,
+    /// What its weight was multiplied by, beside what the ranking says of it: 1 where
+    /// nothing governs it, 0 where it is to get nothing.
+    pub factor: f32,
 }
 
 const RANKING_HEAD: usize = 48;
-const RECORD_LEN: usize = 32;
+const RECORD_LEN: usize = 36;
 
 impl RankingValue {
     /// Little-endian: `instances_version published_ms revision own_part rate_per_s
-    /// basis` of 8 bytes each, then records of `score weight rank state service_ms concurrency` in 8,
-    /// 8, and four times 4 bytes.
+    /// basis` of 8 bytes each, then records of `score weight rank state service_ms concurrency
+    /// factor` in 8, 8, and five times 4 bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(RANKING_HEAD + self.records.len() * RECORD_LEN);
         body.extend_from_slice(&self.instances_version.to_le_bytes());
@@ -171,6 +205,7 @@ impl RankingValue {
             body.extend_from_slice(&state_code(record.state).to_le_bytes());
             body.extend_from_slice(&record.service_ms.to_le_bytes());
             body.extend_from_slice(&record.concurrency.to_le_bytes());
+            body.extend_from_slice(&record.factor.to_le_bytes());
         }
         body
     }
@@ -195,13 +230,13 @@ impl RankingValue {
                 state: state_of(u32::from_le_bytes(bytes(record, 20)))?,
                 service_ms: f32::from_le_bytes(bytes(record, 24)),
                 concurrency: f32::from_le_bytes(bytes(record, 28)),
+                factor: f32::from_le_bytes(bytes(record, 32)),
             };
-            let is_ability = |figure: f32| figure.is_finite() && figure >= 0.0;
+            let is_figure = |figure: &f32| figure.is_finite() && *figure >= 0.0;
             let sound = record.score.is_finite()
                 && record.weight.is_finite()
                 && record.weight >= 0.0
-                && is_ability(record.service_ms)
-                && is_ability(record.concurrency)
+                && [record.service_ms, record.concurrency, record.factor].iter().all(is_figure)
                 && (record.rank as usize) < count;
             sound.then_some(record)
         });
@@ -271,6 +306,7 @@ mod tests {
             state: State::Reporting,
             service_ms: 10.0,
             concurrency: 4.0,
+            factor: 0.5,
         };
         RankingValue {
             instances_version: 3,
@@ -337,6 +373,7 @@ mod tests {
         assert!(with(|record| record.rank = 2).is_err());
         assert!(with(|record| record.service_ms = f32::NAN).is_err());
         assert!(with(|record| record.concurrency = -1.0).is_err());
+        assert!(with(|record| record.factor = f32::INFINITY).is_err());
         let with_byte = |at, byte| {
             let mut bytes = ranking().encode();
             bytes[at] = byte;
@@ -346,7 +383,7 @@ mod tests {
         assert!(with_byte(31, 0xff).is_err(), "an own part of NaN");
         assert!(with_byte(39, 0xff).is_err(), "a negative rate");
         assert!(with_byte(40, 3).is_err(), "a basis that there is not");
-        assert!(RankingValue::decode(&ranking().encode()[..RANKING_HEAD + 31]).is_err());
+        assert!(RankingValue::decode(&ranking().encode()[..RANKING_HEAD + 35]).is_err());
     }
 
     #[test]
@@ -362,7 +399,7 @@ mod tests {
         #[test]
         fn no_bytes_make_a_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = open(&bytes);
-            let _ = decode_instances(&bytes);
+            let _ = ServiceValue::decode(&bytes);
             let _ = RankingValue::decode(&bytes);
             let sealed = seal(1, &bytes);
             prop_assert_eq!(open(&sealed), Ok((1, &bytes[..])));

@@ -15,11 +15,13 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::config::ConfigError;
 use crate::model::{
     AddrError, Instance, InstanceReport, MAX_WEIGHT, Report, Status, StatusUrl, StatusUrlError,
     is_name, parse_addr,
 };
 
+pub mod control;
 pub mod orca;
 
 /// The messages and the service of `proto/ipconfig/v1/status.proto`, generated.
@@ -122,6 +124,9 @@ pub enum RecordError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// An operator's value is none.
+    #[error("refused the control value: {0}")]
+    Control(#[source] ConfigError),
     /// A figure of a status is out of range.
     #[error("refused a status: {field} is {found}, allowed is {allowed}")]
     Status {
@@ -145,6 +150,7 @@ impl RecordError {
             Self::Weight { .. } => "weight",
             Self::StatusUrl(_) => "status_url",
             Self::Protobuf(_) => "protobuf",
+            Self::Control(_) => "control",
             Self::StatusOwner { .. } | Self::Status { .. } => "status",
         }
     }

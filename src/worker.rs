@@ -1,6 +1,7 @@
 //! One worker's side: its views of the rankings, its pickers, and the requests
 //! that it has under way. All on nginx's event loop, so nothing here blocks.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
@@ -10,10 +11,12 @@ use rand::rngs::SmallRng;
 use serde::Serialize;
 
 use crate::board::{self, Board, Open, Outcome, RowId, ServiceId};
-use crate::config::{BalanceConfig, Config, Discover};
+use crate::config::{BalanceConfig, Config, Discover, Strategy};
 use crate::picker::{self, Live, Memory, Moment, Picker, Ranked};
 use crate::ranking::Basis;
-use crate::value::{self, InstanceValue, RankingValue, ValueError};
+use crate::value::{
+    self, ControlValue, InstanceValue, RankingValue, Record, ServiceValue, ValueError,
+};
 use crate::wire::orca::{self, HeaderError};
 
 /// Tries that one request can have: the first, and `balance.tries` of 16.
@@ -63,6 +66,9 @@ struct View {
 /// The instances of one version, kept from ranking to ranking.
 struct Peers {
     version: u64,
+    /// The operator's, in place of the configured one.
+    strategy: Option<Strategy>,
+    control: Option<ControlValue>,
     instances: Vec<InstanceValue>,
     targets: Vec<Target>,
     /// Close together: a pick looks at two that are far apart otherwise.
@@ -406,7 +412,12 @@ impl Worker {
         });
         let view = ServiceView {
             service: &service.name,
-            mode: self.mode(now_ms),
+            mode: match self.mode(now_ms) {
+                "live" if view.peers.is_manual() => "manual",
+                mode => mode,
+            },
+            strategy: view.peers.strategy.unwrap_or(service.balance.strategy).as_str(),
+            control: view.peers.control.as_ref(),
             basis: view.ranking.basis.as_str(),
             version: view.version,
             revision: source.revision,
@@ -495,7 +506,7 @@ impl Service {
             None => return Ok(Read::Lacking),
             Some(instances) => match value::open(instances)? {
                 (found, body) if found == wanted => {
-                    Some(Peers::new(&self.name, found, value::decode_instances(body)?))
+                    Some(Peers::new(&self.name, found, ServiceValue::decode(body)?))
                 }
                 (found, _) if found > wanted => return Ok(Read::Overtaken { version }),
                 (found, _) => return Err(ValueError::Mismatch { wanted, found }),
@@ -514,27 +525,46 @@ impl Service {
         let peers = decoded.or(known).ok_or(ValueError::Missing)?;
         let ranked = Ranked {
             identities: &peers.identities,
-            priors: &peers.priors,
+            priors: &governed_priors(&peers.priors, &ranking.records),
             records: &ranking.records,
             own_part: ranking.own_part,
             rate_per_s: ranking.rate_per_s,
         };
-        let picker = picker::rebuild(&self.balance, ranked, memory, rng);
+        let configured = &self.balance;
+        let strategy = peers.strategy.unwrap_or(configured.strategy);
+        let balance = BalanceConfig { strategy, ..configured.clone() };
+        let picker = picker::rebuild(&balance, ranked, memory, rng);
         Ok(Read::View(Box::new(View { version, peers, ranking, picker })))
     }
 }
 
+/// The fallback weights, with all that governs them.
+fn governed_priors<'a>(priors: &'a [f64], records: &[Record]) -> Cow<'a, [f64]> {
+    if records.iter().all(|record| record.factor == 1.0) {
+        return Cow::Borrowed(priors);
+    }
+    let governed = priors.iter().zip(records);
+    governed.map(|(prior, record)| prior * f64::from(record.factor)).collect()
+}
+
 impl Peers {
-    fn new(service: &str, version: u64, instances: Vec<InstanceValue>) -> Self {
+    fn new(service: &str, version: u64, value: ServiceValue) -> Self {
+        let ServiceValue { strategy, control, instances } = value;
         let identity = |i: &InstanceValue| board::identity(service, &i.id, &i.addr);
         Peers {
             version,
+            strategy,
+            control,
             targets: instances.iter().map(|instance| Target::new(&instance.addr)).collect(),
             slots: instances.iter().map(|instance| instance.slot).collect(),
             identities: instances.iter().map(identity).collect(),
             priors: instances.iter().map(|instance| instance.weight).collect(),
             instances,
         }
+    }
+
+    fn is_manual(&self) -> bool {
+        self.control.as_ref().is_some_and(|control| control.is_manual)
     }
 }
 
@@ -625,6 +655,10 @@ impl Moment for Try<'_> {
 struct ServiceView<'a> {
     service: &'a str,
     mode: &'static str,
+    strategy: &'static str,
+    /// The operator's hand; left out where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    control: Option<&'a ControlValue>,
     basis: &'static str,
     version: u64,
     revision: i64,

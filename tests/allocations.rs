@@ -6,7 +6,7 @@ use std::cell::Cell;
 use ipconfig::board::{self, Board, Outcome};
 use ipconfig::config::{Config, Strategy};
 use ipconfig::ranking::{Basis, State};
-use ipconfig::value::{self, InstanceValue, RankingValue, Record, seal};
+use ipconfig::value::{InstanceValue, RankingValue, Record, ServiceValue, seal};
 use ipconfig::worker::{Choice, Request, Worker};
 
 /// The system's allocator, which counts what each thread asks of it.
@@ -70,6 +70,7 @@ fn worker(strategy: Strategy) -> (Worker, u32) {
         state: State::Reporting,
         service_ms: 10.0,
         concurrency: 4.0,
+        factor: 1.0,
     };
     let instances: Vec<_> = (0..100).map(instance).collect();
     let ranking = RankingValue {
@@ -84,7 +85,8 @@ fn worker(strategy: Strategy) -> (Worker, u32) {
     let mut worker = Worker::new(board, &config, 7);
     let service = worker.service(name).expect("it is configured");
     board.set_version(id, 1, 1);
-    let (instances, ranking) = (value::encode_instances(&instances), ranking.encode());
+    let (instances, ranking) =
+        (ServiceValue { instances, ..ServiceValue::default() }.encode(), ranking.encode());
     worker.load(service, Some(&seal(1, &instances)), &seal(1, &ranking)).expect("sound values");
     (worker, service)
 }

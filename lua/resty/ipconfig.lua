@@ -367,6 +367,7 @@ local function describe_in_lua(service, n)
     return {
         service   = service,
         mode      = mode,
+        strategy  = fallback.strategy(list, self.config, service),
         basis     = "priors",
         version   = list.version or 0,
         revision  = 0,

@@ -262,7 +262,7 @@ pub fn snapshot_path<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Er
 }
 
 /// Reads a string that `parse` takes; all others are not `expected`.
-fn string_that_is<'de, D: Deserializer<'de>, T>(
+pub fn string_that_is<'de, D: Deserializer<'de>, T>(
     expected: &str,
     from: D,
     parse: impl FnOnce(&str) -> Option<T>,

@@ -70,7 +70,15 @@ fn build_ranked(
 }
 
 fn record(weight: f64, rank: u32) -> Record {
-    Record { score: 0.0, weight, rank, state: State::Unreported, service_ms: 0.0, concurrency: 0.0 }
+    Record {
+        score: 0.0,
+        weight,
+        rank,
+        state: State::Unreported,
+        service_ms: 0.0,
+        concurrency: 0.0,
+        factor: 1.0,
+    }
 }
 
 /// A picker over instances of these identities and weights that goes on from

@@ -12,6 +12,7 @@ use crate::config::{ServiceConfig, WindowConfig};
 use crate::model::{Instance, InstanceReport, Report, Status, StatusUrl};
 use crate::reckon::{Figures, Reckoner};
 use crate::window::Window;
+use crate::wire::control::Control;
 
 /// What is known of one service.
 #[derive(Debug)]
@@ -229,15 +230,16 @@ impl Service {
     }
 
     /// What the service has to offer.
-    pub fn reading(&mut self, now_ms: u64) -> Reading<'_> {
+    pub fn reading<'a>(&'a mut self, control: Option<&'a Control>, now_ms: u64) -> Reading<'a> {
         let (rule, claims) = (self.rule, &self.claims);
+        let is_offered = |id: &str| control.is_none_or(|control| control.offers(id));
         let members: Vec<Member<'_>> = self
             .instances
-            .values_mut()
-            .filter(|record| record.is_granted(claims))
-            .filter_map(|record| record.member(rule, now_ms))
+            .iter_mut()
+            .filter(|(id, record)| is_offered(id) && record.is_granted(claims))
+            .filter_map(|(_, record)| record.member(rule, now_ms))
             .collect();
-        Reading { config: &self.config, members }
+        Reading { config: &self.config, control, members }
     }
 }
 

@@ -5,6 +5,7 @@ use super::*;
 use crate::config::{StatusConfig, Unreachable};
 use crate::model::{Report, Status};
 
+mod control;
 mod in_band;
 
 const PREFIX: &str = "/ipconfig/v1";
@@ -277,7 +278,6 @@ fn a_registration_outside_of_allow_is_dropped_and_the_last_good_one_stays() {
 #[test]
 fn keys_of_other_kinds_are_ignored_and_not_counted_unless_misshapen() {
     let mut fixture = Fixture::new(&[]);
-    fixture.put(&Key::Control { service: "chat".into() }, b"?".to_vec());
     fixture.put(&Key::Policy { service: "chat".into() }, b"?".to_vec());
     fixture.put(&Key::Exporter { id: "exporter-1".into() }, b"?".to_vec());
     assert!(fixture.registry.bad_records().is_empty());

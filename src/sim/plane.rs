@@ -21,7 +21,7 @@ use crate::ranking::{self, Ranking};
 use crate::registry::Registry;
 use crate::value::Record;
 use crate::watcher::{Event, WatchState};
-use crate::{board, publish, wire};
+use crate::{board, govern, publish, wire};
 
 /// The service that all servers serve.
 pub const SERVICE: &str = "simulated";
@@ -109,10 +109,12 @@ impl Plane {
         let ranking =
             ranking::rank(&reading.members, scorer, &observed, self.ranking.as_ref(), now_ms);
         let mut ranked = RankedServers::default();
-        for (entry, record) in publish::by_id(&ranking) {
+        let governed = govern::govern(&ranking, reading.control);
+        for (share, record) in publish::by_id(&governed) {
+            let entry = share.entry;
             ranked.servers.push(number_of(&entry.id));
             ranked.identities.push(board::identity(SERVICE, &entry.id, &entry.addr));
-            ranked.priors.push(entry.fallback_weight);
+            ranked.priors.push(share.prior * share.factor);
             ranked.records.push(record);
         }
         self.ranked = ranked;

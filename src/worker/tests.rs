@@ -65,6 +65,7 @@ impl Gateway {
             state: State::Unreported,
             service_ms: 0.0,
             concurrency: 0.0,
+            factor: 1.0,
         };
         let ranking = RankingValue {
             instances_version: version,
@@ -75,7 +76,8 @@ impl Gateway {
             basis: Basis::Reports,
             records: by_id.iter().map(record).collect(),
         };
-        self.instances = Some(seal(version, &value::encode_instances(&instances)));
+        self.instances =
+            Some(seal(version, &ServiceValue { instances, ..ServiceValue::default() }.encode()));
         self.ranking = Some(seal(version, &ranking.encode()));
     }
 
@@ -252,7 +254,7 @@ fn values_that_cannot_be_used_leave_the_view_and_are_reported_to_the_writer() {
         }),
         ("the body is not valid: ", |gateway| gateway.instances = Some(seal(2, b"{}"))),
         ("the body is not valid: 2 records for 0 instances", |gateway| {
-            gateway.instances = Some(seal(2, b"[]"));
+            gateway.instances = Some(seal(2, br#"{"instances": []}"#));
         }),
     ];
     for (expected, damage) in cases {
@@ -352,7 +354,8 @@ fn an_instance_at_another_address_is_another_instance() {
     assert_eq!(gateway.send(1), Some('a'));
     let moved = InstanceValue { addr: ([127, 0, 0, 1], 9002).into(), ..gateway.instance('a') };
     gateway.publish("a");
-    gateway.instances = Some(seal(2, &value::encode_instances(&[moved])));
+    gateway.instances =
+        Some(seal(2, &ServiceValue { instances: vec![moved], ..ServiceValue::default() }.encode()));
     assert_eq!(gateway.resend(1), Some('b'), "port 9002, which this request has not tried");
 }
 
@@ -607,7 +610,7 @@ fn best_gives_each_field_of_the_api_in_rank_order() {
     });
     gateway.send(1);
     let expected = json!({
-        "service": "chat", "mode": "live", "basis": "reports", "version": 1, "revision": 42, "age_ms": 500, "count": 2,
+        "service": "chat", "mode": "live", "strategy": "best", "basis": "reports", "version": 1, "revision": 42, "age_ms": 500, "count": 2,
         "instances": [
             {"id": "b", "addr": "127.0.0.1:9002", "zone": "z", "rank": 1, "score": 0.0,
              "weight": 3.0, "share": 0.75, "in_flight": 1, "state": "unreported"},

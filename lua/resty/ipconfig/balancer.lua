@@ -116,7 +116,8 @@ local function balance_in_lua(self, service, retry, key)
     local tried = retry and tried_of() or nil
 
     local instance
-    if balance.strategy == "chash" and key and key ~= "" then
+    local strategy = fallback.strategy(list, self.config, service)
+    if strategy == "chash" and key and key ~= "" then
         instance = fallback.owner(list, tried, key)
     end
 

@@ -142,13 +142,14 @@ local function decode(value, service)
         return nil, "the checksum is wrong"
     end
 
-    local records, err = cjson.decode(sub(value, body, last))
-    if not records then
-        return nil, err
+    local content, err = cjson.decode(sub(value, body, last))
+    if type(content) ~= "table" then
+        return nil, err or "it is no object"
     end
 
-    local list = candidates_of(instances_of(records, service))
+    local list = candidates_of(instances_of(content.instances, service))
     list.version = tonumber(version, 16)
+    list.strategy = content.strategy
 
     return list
 end
@@ -198,6 +199,16 @@ function _M.candidates(service, dict)
     end
 
     return configured[service], "static"
+end
+
+
+-- The strategy of a service with these candidates: the operator's, or else the
+-- configured one.
+function _M.strategy(list, config, service)
+    local settings = config.services[service]
+    local balance = settings and settings.balance
+
+    return list.strategy or balance and balance.strategy or "adaptive"
 end
 
 

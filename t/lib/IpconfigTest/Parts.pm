@@ -343,7 +343,7 @@ sub wait_until_in_force {
             return if !$health->{ready};
             for my $service (@{ $list->{services} }) {
                 my $view = api("v1/services/$service->{service}?n=0") or return;
-                return if $view->{revision} < $revision || $view->{mode} ne 'live';
+                return if $view->{revision} < $revision || $view->{mode} !~ /^(?:live|manual)$/;
             }
             return 1;
         }, 5);

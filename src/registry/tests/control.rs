@@ -1,0 +1,90 @@
+use super::*;
+
+fn key() -> Key {
+    Key::Control { service: "chat".into() }
+}
+
+impl Fixture {
+    fn control(&mut self, value: &str) {
+        self.put(&key(), value.into());
+    }
+
+    /// Who wrote what is in force.
+    fn in_force(&self) -> Option<&str> {
+        self.registry.control("chat").map(|control| control.by.as_str())
+    }
+}
+
+fn of_two() -> Fixture {
+    let mut fixture = Fixture::new(&[]);
+    for (id, port) in [("a", 1), ("b", 2)] {
+        fixture.put_instance(&instance(id, port));
+    }
+    fixture.registry.take_urgent();
+    fixture
+}
+
+#[test]
+fn who_is_drained_or_disabled_is_not_offered_and_that_does_not_wait() {
+    let mut fixture = of_two();
+    fixture.control(r#"{"drain": ["a"]}"#);
+    assert_eq!(fixture.registry.take_urgent(), ["chat"]);
+    assert_eq!(fixture.ids(), ["b"]);
+    fixture.control(r#"{"disable": ["b"]}"#);
+    assert_eq!(fixture.ids(), ["a"]);
+    fixture.delete(&key());
+    assert_eq!(fixture.registry.take_urgent(), ["chat"]);
+    assert_eq!(fixture.ids(), ["a", "b"]);
+}
+
+#[test]
+fn a_bad_value_leaves_the_last_good_one_and_is_counted() {
+    let mut fixture = of_two();
+    fixture.control(r#"{"drain": ["a"], "by": "ann"}"#);
+    fixture.control(r#"{"drain": ["b"], "by": 7}"#);
+    assert_eq!((fixture.in_force(), fixture.bad("control")), (Some("ann"), 1));
+    assert_eq!(fixture.ids(), ["b"]);
+}
+
+#[test]
+fn a_list_without_it_ends_it() {
+    let mut fixture = of_two();
+    fixture.control(r#"{"by": "ann"}"#);
+    let a = (&instance_key("chat", "a"), wire::encode_instance(&instance("a", 1)), 11);
+    fixture.list(20, &[a]);
+    assert_eq!(fixture.in_force(), None);
+}
+
+#[test]
+fn one_that_came_before_the_services_first_instance_is_in_force_for_it() {
+    let discover = Discover::All;
+    let mut fixture = Fixture::with(Config { discover, ..Config::default() });
+    fixture.control(r#"{"drain": ["a"]}"#);
+    for (id, port) in [("a", 1), ("b", 2)] {
+        fixture.put_instance(&instance(id, port));
+    }
+    assert_eq!(fixture.ids(), ["b"]);
+}
+
+#[test]
+fn it_lapses_at_its_time() {
+    let mut fixture = of_two();
+    let at = |time| humantime::format_rfc3339(time).to_string();
+    let (past, future) = (SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(3600));
+    fixture.control(&format!(r#"{{"drain": ["a"], "expires": "{}"}}"#, at(future)));
+    fixture.pass(1000);
+    assert_eq!(fixture.ids(), ["b"]);
+    fixture.control(&format!(r#"{{"drain": ["a"], "expires": "{}"}}"#, at(past)));
+    assert_eq!(fixture.ids(), ["a", "b"], "at once");
+    fixture.registry.take_dirty();
+    fixture.pass(1000);
+    assert_eq!(fixture.registry.take_dirty(), ["chat"], "so that it is published");
+}
+
+#[test]
+fn a_control_of_another_gateways_service_is_not_kept() {
+    let mut fixture = of_two();
+    fixture.put(&Key::Control { service: "mail".into() }, b"{}".to_vec());
+    assert!(fixture.registry.control("mail").is_none());
+    assert_eq!(fixture.bad("unknown_service"), 1);
+}
