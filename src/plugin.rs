@@ -19,7 +19,7 @@ use self::pace::Pace;
 use crate::board::{self, Board, SourceState};
 use crate::config::{Config, Discover};
 use crate::etcd::EtcdSource;
-use crate::govern;
+use crate::govern::{self, Facts};
 use crate::publish::{PublishError, Publisher, Store};
 use crate::ranking::{self, Ranking};
 use crate::registry::Registry;
@@ -300,7 +300,8 @@ impl<S: Store> Conductor<S> {
     fn publish_service(&mut self, service: &str) {
         let Some(ranking) = self.rank(service) else { return };
         let (revision, now_ms) = (self.registry.revision(), board::monotonic_ms());
-        let governed = govern::govern(&ranking, self.registry.control(service));
+        let facts = vec![Facts::default(); ranking.entries.len()];
+        let governed = govern::govern(&ranking, self.registry.control(service), &facts, 50);
         match self.publisher.publish(service, &governed, revision, now_ms) {
             Ok(()) => {
                 self.failing.remove(service);

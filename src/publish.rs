@@ -300,7 +300,7 @@ pub fn by_id<'a>(governed: &'a Governed<'_>) -> Vec<(&'a Share<'a>, Record)> {
         score: share.entry.score,
         weight: share.weight(),
         rank: *rank,
-        state: share.entry.state,
+        state: share.state,
         service_ms: share.entry.ability.map_or(0.0, |it| it.service_ms as f32),
         concurrency: share.entry.ability.map_or(0.0, |it| it.concurrency() as f32),
         factor: share.factor as f32,
@@ -386,7 +386,7 @@ mod tests {
 
     use super::*;
     use crate::board::{MAX_SLOTS, Outcome};
-    use crate::govern::govern;
+    use crate::govern::{Facts, govern};
     use crate::ranking::{Entry, Estimate, Ranking, State};
 
     #[derive(Default)]
@@ -437,6 +437,10 @@ mod tests {
         Ranking { entries: ids.iter().zip(0..).map(entry).collect(), ..Ranking::default() }
     }
 
+    fn ungoverned(ranking: &Ranking) -> Governed<'_> {
+        govern(ranking, None, &vec![Facts::default(); ranking.entries.len()], 0)
+    }
+
     fn board() -> Board {
         Board::map_for_tests()
     }
@@ -445,7 +449,7 @@ mod tests {
     fn instances_are_stored_by_id_with_their_rank() {
         let (dict, board) = (Dict::default(), board());
         let mut publisher = Publisher::new(&dict, board);
-        publisher.publish("chat", &govern(&ranking(&["b", "a"], 3.0), None), 17, 5).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["b", "a"], 3.0)), 17, 5).unwrap();
         let ids: Vec<_> = dict.instances().1.into_iter().map(|i| i.id).collect();
         assert_eq!(ids, ["a", "b"]);
         let (version, value) = dict.ranking();
@@ -461,11 +465,11 @@ mod tests {
     fn what_did_not_change_is_not_stored() {
         let dict = Dict::default();
         let mut publisher = Publisher::new(&dict, board());
-        publisher.publish("chat", &govern(&ranking(&["a", "b"], 1.0), None), 1, 0).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["a", "b"], 1.0)), 1, 0).unwrap();
         assert_eq!(dict.stores.get(), 2);
-        publisher.publish("chat", &govern(&ranking(&["a", "b"], 1.0), None), 2, 9).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["a", "b"], 1.0)), 2, 9).unwrap();
         assert_eq!(dict.stores.get(), 2);
-        publisher.publish("chat", &govern(&ranking(&["a", "b"], 2.0), None), 3, 9).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["a", "b"], 2.0)), 3, 9).unwrap();
         assert_eq!(dict.stores.get(), 3, "the ranking alone");
         assert_eq!((dict.instances().0, dict.ranking().0), (1, 2));
         assert_eq!(dict.ranking().1.instances_version, 1);
@@ -475,10 +479,10 @@ mod tests {
     fn a_store_that_fails_leaves_the_version_and_is_made_up_for() {
         let (dict, board) = (Dict::default(), board());
         let mut publisher = Publisher::new(&dict, board);
-        publisher.publish("chat", &govern(&ranking(&["a"], 1.0), None), 1, 0).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["a"], 1.0)), 1, 0).unwrap();
         dict.full.set(true);
         let error =
-            publisher.publish("chat", &govern(&ranking(&["a", "b"], 1.0), None), 2, 0).unwrap_err();
+            publisher.publish("chat", &ungoverned(&ranking(&["a", "b"], 1.0)), 2, 0).unwrap_err();
         assert!(
             error.to_string().starts_with("failed to store instances:chat (256 bytes)"),
             "{error}"
@@ -487,7 +491,7 @@ mod tests {
         assert_eq!(board.publish_errors(), 1);
         assert_eq!(publisher.unsound(), ["chat"]);
         dict.full.set(false);
-        publisher.publish("chat", &govern(&ranking(&["a", "b"], 1.0), None), 2, 0).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["a", "b"], 1.0)), 2, 0).unwrap();
         assert!(publisher.unsound().is_empty());
         assert_eq!(dict.instances().1.len(), 2);
     }
@@ -496,12 +500,12 @@ mod tests {
     fn a_value_that_a_worker_could_not_read_is_stored_again() {
         let (dict, board) = (Dict::default(), board());
         let mut publisher = Publisher::new(&dict, board);
-        publisher.publish("chat", &govern(&ranking(&["a"], 1.0), None), 1, 0).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["a"], 1.0)), 1, 0).unwrap();
         let id = board.find_service("chat").unwrap();
         dict.values.borrow_mut().clear();
         board.report_damaged(id, 1);
         assert_eq!(publisher.unsound(), ["chat"]);
-        publisher.publish("chat", &govern(&ranking(&["a"], 1.0), None), 1, 0).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["a"], 1.0)), 1, 0).unwrap();
         assert_eq!((dict.instances().0, dict.ranking().0, board.version(id)), (2, 2, 2));
     }
 
@@ -509,13 +513,13 @@ mod tests {
     fn an_older_writer_publishes_nothing_and_versions_go_on() {
         let (old_dict, new_dict, board) = (Dict::default(), Dict::default(), board());
         let mut old = Publisher::new(&old_dict, board);
-        old.publish("chat", &govern(&ranking(&["a"], 1.0), None), 1, 0).unwrap();
+        old.publish("chat", &ungoverned(&ranking(&["a"], 1.0)), 1, 0).unwrap();
         let mut new = Publisher::new(&new_dict, board);
         assert_eq!(
-            old.publish("chat", &govern(&ranking(&["b"], 1.0), None), 2, 0),
+            old.publish("chat", &ungoverned(&ranking(&["b"], 1.0)), 2, 0),
             Err(PublishError::Superseded)
         );
-        new.publish("chat", &govern(&ranking(&["a"], 1.0), None), 2, 0).unwrap();
+        new.publish("chat", &ungoverned(&ranking(&["a"], 1.0)), 2, 0).unwrap();
         assert_eq!(new_dict.ranking().0, 2);
     }
 
@@ -523,18 +527,18 @@ mod tests {
     fn counters_stay_with_their_instance_over_writers_and_leave_after_a_rest() {
         let (dict, board) = (Dict::default(), board());
         let mut publisher = Publisher::new(&dict, board);
-        publisher.publish("chat", &govern(&ranking(&["a", "b"], 1.0), None), 1, 0).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["a", "b"], 1.0)), 1, 0).unwrap();
         let slots: Vec<_> = dict.instances().1.iter().map(|i| i.slot).collect();
         let identity = board.used_slots().find(|(slot, _)| *slot == slots[0]).unwrap().1;
         let open = board.begin_request(None, slots[0], identity, 0);
         board.end_request(None, open, Outcome::Answered, 0);
 
         let mut publisher = Publisher::new(&dict, board);
-        publisher.publish("chat", &govern(&ranking(&["a", "b"], 1.0), None), 1, 0).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["a", "b"], 1.0)), 1, 0).unwrap();
         assert_eq!(dict.instances().1.iter().map(|i| i.slot).collect::<Vec<_>>(), slots);
         assert_eq!(board.counters(slots[0]), (1, 0));
 
-        publisher.publish("chat", &govern(&ranking(&["a"], 1.0), None), 1, 1000).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["a"], 1.0)), 1, 1000).unwrap();
         publisher.tidy(1000 + SLOT_REST_MS);
         assert_eq!(board.used_slots().count(), 2);
         publisher.tidy(1001 + SLOT_REST_MS);
@@ -551,15 +555,15 @@ mod tests {
         let slots = || dict.instances().1.iter().map(|i| i.slot).collect::<Vec<_>>();
         let last = MAX_SLOTS as u32 - 1;
 
-        publisher.publish("chat", &govern(&ranking(&["a"], 1.0), None), 1, 0).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["a"], 1.0)), 1, 0).unwrap();
         assert_eq!((slots(), board.uncounted()), (vec![last], 0));
-        publisher.publish("chat", &govern(&ranking(&["a", "b", "c"], 1.0), None), 2, 0).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["a", "b", "c"], 1.0)), 2, 0).unwrap();
         assert_eq!((slots(), board.uncounted()), (vec![last, NO_SLOT, NO_SLOT], 2));
         assert_eq!(dict.ranking().1.records.len(), 3, "all of them are served");
 
         // What an earlier writer left is given back after a rest.
         publisher.tidy(board::monotonic_ms() + SLOT_REST_MS + 1);
-        publisher.publish("chat", &govern(&ranking(&["a", "b", "c"], 1.0), None), 2, 0).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["a", "b", "c"], 1.0)), 2, 0).unwrap();
         assert_eq!((slots(), board.uncounted()), (vec![last, 0, 1], 0));
     }
 
@@ -575,12 +579,12 @@ mod tests {
     fn what_a_worker_that_is_gone_had_open_is_given_back_before_its_slots_are() {
         let (dict, board) = (Dict::default(), board());
         let mut publisher = Publisher::new(&dict, board);
-        publisher.publish("chat", &govern(&ranking(&["a", "b"], 1.0), None), 1, 0).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["a", "b"], 1.0)), 1, 0).unwrap();
         let (slot, identity) = board.used_slots().find(|(slot, _)| *slot == 0).unwrap();
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let row = board.claim_row(child.id());
         board.begin_request(row, slot, identity, 0);
-        publisher.publish("chat", &govern(&ranking(&["b"], 1.0), None), 2, 0).unwrap();
+        publisher.publish("chat", &ungoverned(&ranking(&["b"], 1.0)), 2, 0).unwrap();
         publisher.tidy(SLOT_REST_MS + 1);
         assert_eq!(board.used_slots().count(), 2, "it may still end");
         child.wait().unwrap();

@@ -37,6 +37,10 @@ pub enum State {
     Unreported,
     /// It could not be read when it was last asked, and is offered all the same.
     Unreachable,
+    /// It failed too often where this host sent it requests, and rests.
+    Ejected,
+    /// It fails the checks of this gateway.
+    Failing,
 }
 
 impl State {
@@ -47,6 +51,8 @@ impl State {
             Self::Unknown => "unknown",
             Self::Unreported => "unreported",
             Self::Unreachable => "unreachable",
+            Self::Ejected => "ejected",
+            Self::Failing => "failing",
         }
     }
 }

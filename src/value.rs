@@ -272,8 +272,14 @@ fn bytes<const N: usize>(from: &[u8], at: usize) -> [u8; N] {
 }
 
 /// Codes are append-only.
-const STATES: [State; 4] =
-    [State::Reporting, State::Unknown, State::Unreported, State::Unreachable];
+const STATES: [State; 6] = [
+    State::Reporting,
+    State::Unknown,
+    State::Unreported,
+    State::Unreachable,
+    State::Ejected,
+    State::Failing,
+];
 
 fn state_code(state: State) -> u32 {
     STATES.iter().position(|known| *known == state).map_or(u32::MAX, |code| code as u32)
@@ -389,10 +395,11 @@ mod tests {
     #[test]
     fn the_codes_of_the_states_never_change() {
         use State::*;
-        for (state, code) in [(Reporting, 0), (Unknown, 1), (Unreported, 2), (Unreachable, 3)] {
+        let states = [Reporting, Unknown, Unreported, Unreachable, Ejected, Failing];
+        for (code, state) in (0..).zip(states) {
             assert_eq!((state_code(state), state_of(code)), (code, Some(state)));
         }
-        assert_eq!(state_of(4), None);
+        assert_eq!(state_of(6), None);
     }
 
     proptest! {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ipconfig::board::{self, Board};
 use ipconfig::config::{Config, ServiceConfig};
-use ipconfig::govern::govern;
+use ipconfig::govern::{Facts, govern};
 use ipconfig::model::{Instance, InstanceReport, Status};
 use ipconfig::publish::{Publisher, Store, StoreError};
 use ipconfig::ranking::{self, Observed, Ranking};
@@ -124,8 +124,10 @@ impl Fleet {
     }
 
     pub fn publish(&mut self, ranking: Ranking) {
+        let facts = vec![Facts::default(); ranking.entries.len()];
+        let governed = govern(&ranking, None, &facts, 50);
         self.publisher
-            .publish(&self.name, &govern(&ranking, None), self.revision, board::monotonic_ms())
+            .publish(&self.name, &governed, self.revision, board::monotonic_ms())
             .expect("a dict without bounds takes every value");
         self.ranking = Some(ranking);
     }

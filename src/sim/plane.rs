@@ -15,13 +15,14 @@ use super::live::Seen;
 use super::policy::World;
 use super::scenario::Reports;
 use crate::config::{BalanceConfig, Config, ExporterConfig, ServiceConfig, Strategy, WindowConfig};
+use crate::govern::{self, Facts};
 use crate::model::{Instance, StatusProtocol, StatusUrl};
 use crate::picker::{self, Live, Moment, Picker, Ranked};
 use crate::ranking::{self, Ranking};
 use crate::registry::Registry;
 use crate::value::Record;
 use crate::watcher::{Event, WatchState};
-use crate::{board, govern, publish, wire};
+use crate::{board, publish, wire};
 
 /// The service that all servers serve.
 pub const SERVICE: &str = "simulated";
@@ -109,7 +110,8 @@ impl Plane {
         let ranking =
             ranking::rank(&reading.members, scorer, &observed, self.ranking.as_ref(), now_ms);
         let mut ranked = RankedServers::default();
-        let governed = govern::govern(&ranking, reading.control);
+        let facts = vec![Facts::default(); ranking.entries.len()];
+        let governed = govern::govern(&ranking, reading.control, &facts, 50);
         for (share, record) in publish::by_id(&governed) {
             let entry = share.entry;
             ranked.servers.push(number_of(&entry.id));
