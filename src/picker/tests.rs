@@ -70,7 +70,16 @@ fn build_ranked(
 }
 
 fn record(weight: f64, rank: u32) -> Record {
-    Record { score: 0.0, weight, rank, state: State::Unreported, service_ms: 0.0, concurrency: 0.0 }
+    Record {
+        score: 0.0,
+        weight,
+        rank,
+        state: State::Unreported,
+        service_ms: 0.0,
+        concurrency: 0.0,
+        capacity_per_s: 0.0,
+        reported_s: 0,
+    }
 }
 
 /// A picker over instances of these identities and weights that goes on from

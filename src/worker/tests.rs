@@ -65,6 +65,8 @@ impl Gateway {
             state: State::Unreported,
             service_ms: 0.0,
             concurrency: 0.0,
+            capacity_per_s: 0.0,
+            reported_s: 0,
         };
         let ranking = RankingValue {
             instances_version: version,
