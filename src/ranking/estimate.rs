@@ -532,6 +532,33 @@ mod tests {
     }
 
     #[test]
+    fn what_another_thread_left_is_as_old_as_it_was_there() {
+        let ability = Ability { service_ms: 20.0, capacity_per_s: 200.0 };
+        let left =
+            Left { ability, reported_ms: 1000, rate_per_s: 90.0, own_rate: 45.0, requests: 7 };
+        let now_ms = 5000;
+        let of = |left, at_ms| {
+            let observed = Observed { requests: 7, latency_ms: None };
+            let before = Some(Estimate::resumed(left, now_ms));
+            estimate(&[Subject { load: None, observed, before }], 0.0, at_ms).1
+        };
+        let kept = of(left, 1000 + KEPT_MS - 1);
+        assert!(near(kept.of[0].service_ms, 20.0, 1e-9), "{kept:?}");
+        assert!(near(kept.of[0].capacity_per_s, 200.0, 1e-9), "{kept:?}");
+        assert_eq!((kept.fresh, kept.rate_per_s, kept.own_part), (0, 90.0, 0.5));
+        assert!(of(left, 1000 + KEPT_MS).of.is_empty());
+
+        assert!(of(Left { reported_ms: 0, ..left }, now_ms).of.is_empty(), "of others");
+        assert!(of(Left { reported_ms: u64::MAX, ..left }, now_ms + KEPT_MS).of.is_empty());
+        for figure in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e30] {
+            let slow = Ability { service_ms: figure, ..ability };
+            let wide = Ability { capacity_per_s: figure, ..ability };
+            assert!(of(Left { ability: slow, ..left }, now_ms).of.is_empty(), "{figure}");
+            assert!(of(Left { ability: wide, ..left }, now_ms).of.is_empty(), "{figure}");
+        }
+    }
+
+    #[test]
     fn absurd_reports_make_no_absurd_abilities() {
         let absurd = [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e300, f64::MIN_POSITIVE];
         for rate in absurd {
