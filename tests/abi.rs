@@ -57,19 +57,15 @@ fn the_codes_and_the_version_are_the_same_on_both_sides_and_there_are_no_others(
     declared.sort_unstable();
     let of_the_library = [
         ("ABI", i64::from(ffi::ABI)),
-        ("ABORTED", ffi::ABORTED.into()),
         ("AGAIN", ffi::AGAIN.into()),
-        ("ANSWERED", ffi::ANSWERED.into()),
         ("DECLINED", ffi::DECLINED.into()),
         ("ERROR", ffi::ERROR.into()),
-        ("FAILED", ffi::FAILED.into()),
         ("LOOK_DUE", ffi::LOOK_DUE.into()),
         ("OK", ffi::OK.into()),
         ("OPEN", ffi::OPEN.into()),
         ("RANKING_DUE", ffi::RANKING_DUE.into()),
+        ("TRIES_DUE", ffi::TRIES_DUE.into()),
         ("UNRANKED", ffi::UNRANKED.into()),
-        ("UNSEEN", ffi::UNSEEN.into()),
-        ("UPGRADED", ffi::UPGRADED.into()),
     ];
     assert_eq!(declared, of_the_library.map(|(name, value)| (name.to_owned(), value)));
 }
@@ -120,7 +116,8 @@ macro_rules! c_functions {
     )* };
 }
 
-c_functions! { () (A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E F) (A B C D E F G) }
+c_functions! { () (A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E F) (A B C D E F G)
+(A B C D E F G H) (A B C D E F G H I) }
 
 macro_rules! exports {
     ($($name:ident($($any:tt)*),)*) => {
@@ -146,8 +143,9 @@ fn exports() -> BTreeSet<(String, String)> {
         ipconfig_service(_, _, _),
         ipconfig_poll(_),
         ipconfig_load(_, _, _, _, _, _, _),
-        ipconfig_balance(_, _, _, _, _, _, _),
+        ipconfig_balance(_, _, _, _, _, _, _, _),
         ipconfig_finish(_, _),
+        ipconfig_finish_by_tries(_, _, _, _, _, _, _, _, _),
         ipconfig_report(_, _, _, _, _, _, _),
         ipconfig_best(_, _, _, _),
         ipconfig_services(_, _),
