@@ -31,7 +31,7 @@ pub enum Outcome {
     /// The instance answered.
     Answered,
     /// It did not, or said that it could not: the try moved on, or ended in a
-    /// status of 500 or more.
+    /// status of 500 or more, or in a gRPC status that is as bad.
     Failed,
     /// The client went away before there was an answer.
     Aborted,

@@ -592,8 +592,7 @@ fn nothing_is_kept_of_requests_without_a_log_phase() {
 
 // === how a request ended ===
 
-/// Has the service's first instance answer, so that the next request of the tick is
-/// not timed and the first failure is seen.
+/// Answers until one is taken at its word.
 fn until_untimed(gateway: &mut Gateway) {
     loop {
         gateway.send(1);
