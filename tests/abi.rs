@@ -263,15 +263,17 @@ fn null_for_a_pointer_is_an_error_and_not_a_crash() {
 
         equal(call(100, lib.ipconfig_worker_start, config, #config), cdefs.OK)
         equal(lib.ipconfig_service("chat", 4, nil), ERROR)
-        equal(lib.ipconfig_balance(0, nil, 0, 1, nil, 0, nil), ERROR)
+        equal(lib.ipconfig_balance(0, nil, 0, nil, 0, nil, 0, nil), ERROR)
         equal(lib.ipconfig_services(nil, nil), ERROR)
         equal(lib.ipconfig_services(ffi.new("char[10]"), nil), ERROR)
         equal(lib.ipconfig_services(nil, len), ERROR)
         equal(lib.ipconfig_metrics(nil, 0, 0, 0, nil, nil), ERROR)
         equal(lib.ipconfig_status(nil, 0, nil, nil), ERROR)
         equal(lib.ipconfig_load(0, nil, 0, nil, 0, nil, nil), ERROR)
-        for outcome = -1, 5 do -- a request that is none of ours
-            equal(lib.ipconfig_finish(nil, outcome), cdefs.OK)
+        equal(lib.ipconfig_finish_by_tries(nil, 200, nil, 0, nil, 0, nil, 0, 0), ERROR)
+        for _, status in ipairs { -1, 0, 200, 503, 70000 } do -- a request that is none of ours
+            equal(lib.ipconfig_finish(nil, status), cdefs.OK)
+            equal(lib.ipconfig_finish_by_tries(nil, status, "", 0, "", 0, "", 0, 0), cdefs.OK)
         end
     "#);
 }
@@ -328,7 +330,7 @@ fn a_process_that_is_no_worker_is_told_so() {
         equal(code, cdefs.ERROR)
         equal(text, "this process is no worker: init_worker() has not run")
         equal(lib.ipconfig_poll(0), cdefs.ERROR)
-        equal(lib.ipconfig_balance(0, nil, 0, 1, nil, 0, ffi.new("ipconfig_peer_t")), cdefs.ERROR)
+        equal(lib.ipconfig_balance(0, nil, 0, nil, 0, nil, 0, ffi.new("ipconfig_peer_t")), cdefs.ERROR)
         equal(lib.ipconfig_finish(nil, 0), cdefs.ERROR)
         equal(lib.ipconfig_plugin_stop(1), cdefs.OK) -- there is none
     "#);
@@ -341,7 +343,7 @@ fn before_anything_is_published_there_is_no_peer_and_no_ranking() {
         local peer = ffi.new("ipconfig_peer_t", { port = 7 })
         for _, handle in ipairs { 0, 99, 0xffffffff } do
             equal(lib.ipconfig_poll(handle), cdefs.OK)
-            equal(lib.ipconfig_balance(handle, nil, 0, 1, nil, 0, peer), cdefs.UNRANKED)
+            equal(lib.ipconfig_balance(handle, nil, 0, nil, 0, nil, 0, peer), cdefs.UNRANKED)
             equal(call(100, lib.ipconfig_best, handle, 10), cdefs.UNRANKED)
         end
         equal(peer.port, 7)

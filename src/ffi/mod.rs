@@ -322,7 +322,6 @@ pub unsafe extern "C" fn ipconfig_load(
 /// # Safety
 /// As the module says; `request` is never read through.
 #[unsafe(no_mangle)]
-#[expect(clippy::too_many_arguments, reason = "C has no slices")]
 pub unsafe extern "C" fn ipconfig_balance(
     service: u32,
     request: *const c_void,
@@ -383,7 +382,6 @@ pub extern "C" fn ipconfig_finish(request: *const c_void, status: c_int) -> c_in
 /// # Safety
 /// As the module says; `request` is never read through.
 #[unsafe(no_mangle)]
-#[expect(clippy::too_many_arguments, reason = "C has no slices")]
 pub unsafe extern "C" fn ipconfig_finish_by_tries(
     request: *const c_void,
     status: c_int,
