@@ -265,6 +265,14 @@ impl Owners {
         self.by_bucket.iter().filter(|&&owner| owner != UNKNOWN).count()
     }
 
+    /// How many owners are known here and there, and how many of them differ.
+    #[cfg(test)]
+    pub(super) fn held_against(&self, other: &Owners) -> (usize, usize) {
+        let both = self.by_bucket.iter().zip(&other.by_bucket);
+        let both = both.filter(|&(&here, &there)| here != UNKNOWN && there != UNKNOWN);
+        (both.clone().count(), both.filter(|(here, there)| here != there).count())
+    }
+
     /// How many of the known owners are not those that all instances say.
     #[cfg(test)]
     pub(super) fn wrong(&self) -> usize {
