@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use ipconfig::board::Board;
-use ipconfig::config::{Strategy, WindowConfig};
-use ipconfig::picker::{self, Live, Moment, Ranked};
+use ipconfig::config::{BalanceConfig, Strategy, WindowConfig};
+use ipconfig::picker::{self, Live, Memory, Moment, Ranked};
 use ipconfig::ranking::State;
 use ipconfig::value::Record;
 use ipconfig::window::Window;
@@ -156,5 +156,50 @@ fn load(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, window, ranking, pick, load);
+/// What consistent hashing does when instances come and go, not when requests do.
+fn owners(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("chash_owners");
+    group.sample_size(20);
+    let balance = BalanceConfig { strategy: Strategy::Chash, ..BalanceConfig::default() };
+    for size in [1_000, 10_000_u32] {
+        let build = |identities: std::ops::Range<u32>, memory| {
+            let identities: Vec<u64> = identities.map(u64::from).collect();
+            let record = Record {
+                score: 0.0,
+                weight: 1.0,
+                rank: 0,
+                state: State::Reporting,
+                service_ms: 10.0,
+                concurrency: 4.0,
+            };
+            let (priors, records) = (vec![1.0; identities.len()], vec![record; identities.len()]);
+            let ranked = Ranked {
+                identities: &identities,
+                priors: &priors,
+                records: &records,
+                own_part: 0.25,
+                rate_per_s: 1000.0,
+            };
+            picker::rebuild(&balance, ranked, memory, &mut SmallRng::seed_from_u64(1))
+        };
+        let known = || build(0..size, Memory::Nothing).into_memory();
+        let mut run = |name: &str, memory: &dyn Fn() -> Memory, next: std::ops::Range<u32>| {
+            group.bench_function(BenchmarkId::new(name, size), |bencher| {
+                bencher.iter_batched(
+                    memory,
+                    |memory| build(next.clone(), memory),
+                    BatchSize::LargeInput,
+                );
+            });
+        };
+        run("all_new", &|| Memory::Nothing, 0..size);
+        run("none_changed", &known, 0..size);
+        run("one_joined", &known, 0..size + 1);
+        run("one_left", &known, 0..size - 1);
+        run("ten_of_each", &known, 10..size + 10);
+        run("a_tenth_left", &known, size / 10..size);
+    }
+}
+
+criterion_group!(benches, window, ranking, pick, load, owners);
 criterion_main!(benches);

@@ -11,11 +11,11 @@ use std::net::SocketAddr;
 
 pub use tries::{Tries, outcome_of};
 
-use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
-use crate::board::{self, Board, Open, Outcome, RowId, ServiceId};
+use crate::board::{self, Board, NO_SLOT, Open, Outcome, RowId, ServiceId};
 use crate::config::{BalanceConfig, Config, Discover, Strategy};
 use crate::picker::{self, Live, Memory, Moment, Picker, Ranked};
 use crate::ranking::Basis;
@@ -66,6 +66,9 @@ struct View {
     peers: Peers,
     ranking: RankingValue,
     picker: Box<dyn Picker>,
+    /// The weight of all instances whose requests in flight are counted; 0 where
+    /// none is without a slot.
+    counted_weight: f64,
 }
 
 /// The instances of one version, kept from ranking to ranking.
@@ -343,6 +346,9 @@ impl Worker {
             board: self.board,
             service: known.id,
             peers: &view.peers,
+            records: &view.ranking.records,
+            counted_weight: view.counted_weight,
+            rounding: if view.counted_weight > 0.0 { self.rng.random() } else { 0.0 },
             tried: flight.tried(),
             key: request.key,
             now_ms,
@@ -579,7 +585,13 @@ impl Service {
         let strategy = peers.strategy.unwrap_or(configured.strategy);
         let balance = BalanceConfig { strategy, ..configured.clone() };
         let picker = picker::rebuild(&balance, ranked, memory, rng);
-        Ok(Read::View(Box::new(View { version, peers, ranking, picker })))
+        let counted_weight = if peers.slots.contains(&NO_SLOT) {
+            let records = ranking.records.iter().zip(&peers.slots);
+            records.filter(|(_, slot)| **slot != NO_SLOT).map(|(record, _)| record.weight).sum()
+        } else {
+            0.0
+        };
+        Ok(Read::View(Box::new(View { version, peers, ranking, picker, counted_weight })))
     }
 }
 
@@ -669,6 +681,10 @@ struct Try<'a> {
     board: Board,
     service: ServiceId,
     peers: &'a Peers,
+    records: &'a [Record],
+    counted_weight: f64,
+    /// By chance: from which fraction on a part of a request is a whole one.
+    rounding: f64,
     tried: &'a [u64],
     key: Option<u64>,
     now_ms: u64,
@@ -688,7 +704,10 @@ impl Moment for Try<'_> {
     }
 
     fn in_flight(&self, index: usize) -> u32 {
-        self.board.in_flight(self.peers.slots[index])
+        match self.peers.slots[index] {
+            NO_SLOT => self.presumed_in_flight(index),
+            slot => self.board.in_flight(slot),
+        }
     }
 
     fn total_in_flight(&self) -> u64 {
@@ -700,15 +719,31 @@ impl Moment for Try<'_> {
     }
 
     fn live(&self, index: usize) -> Live {
-        let seen = self.board.seen(self.peers.slots[index], self.now_ms);
+        let slot = self.peers.slots[index];
+        let seen = self.board.seen(slot, self.now_ms);
         Live {
-            in_flight: seen.in_flight,
+            in_flight: match slot {
+                NO_SLOT => self.presumed_in_flight(index),
+                _ => seen.in_flight,
+            },
             latency_ms: seen.latency_ms,
             failed: seen.failed,
             consecutive_failures: seen.consecutive_failures,
             stalled_ms: seen.stalled_ms,
             unpicked_ms: seen.unpicked_ms,
         }
+    }
+}
+
+impl Try<'_> {
+    /// What an instance whose requests are counted nowhere has in flight if it has
+    /// as much for its weight as the others: taken for idle, it would get what they
+    /// all should. Rounded by chance, as the least of even loads is below the mean.
+    fn presumed_in_flight(&self, index: usize) -> u32 {
+        let for_a_weight_of_1 = self.total_in_flight() as f64 / self.counted_weight;
+        let presumed = for_a_weight_of_1 * self.records[index].weight;
+        // Without any that is counted, all are alike.
+        if presumed.is_finite() { (presumed + self.rounding) as u32 } else { 0 }
     }
 }
 

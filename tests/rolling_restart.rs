@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use gateway::{Gateway, built, client, get, terminate};
+use gateway::{Gateway, built, client, get};
 use hyper::body::Bytes;
 use hyper::{Response, StatusCode, Uri};
 use parking_lot::Mutex;
@@ -55,8 +55,7 @@ impl Instance {
 
     /// As an init system stops it.
     async fn stop(&mut self) {
-        let pid = self.child.id().expect("it runs").to_string();
-        terminate(&pid);
+        support::signal(self.child.id().expect("it runs"), "TERM");
         let ended = timeout(PATIENCE, self.child.wait()).await;
         let status = ended.expect("it ends").expect("it can be waited for");
         assert!(status.success(), "{} ended with {status}; its log:\n{}", self.id, self.log());
@@ -79,7 +78,7 @@ impl Drop for Instance {
         }
         // Killed, it would leave its command behind.
         if let Some(pid) = self.child.id() {
-            terminate(&pid.to_string());
+            support::signal(pid, "TERM");
         }
     }
 }

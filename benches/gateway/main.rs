@@ -4,37 +4,36 @@
 //! It prints tables and judges nothing by its exit status: on a machine that
 //! does other work at the same time only the ratios within a run mean something.
 //! `BENCH_SECONDS` is how long each side of the first table gets in each of its
-//! rounds (default 3). With `-- pick`, the part of that name runs alone.
+//! rounds (default 3). With `-- pick`, the part of that name runs alone; the others
+//! are `whole_request`, `put_to_visible` and `update`.
 
+use crate::shared::{choice, http, machine, nginx, table};
 use crate::support::Etcd;
 
 #[path = "../fleet/mod.rs"]
 mod fleet;
-mod http;
-mod machine;
-mod nginx;
 mod pick;
 mod put_to_visible;
+#[path = "../shared/mod.rs"]
+mod shared;
 #[path = "../../tests/support/mod.rs"]
 mod support;
-mod table;
 mod update;
 mod whole_request;
 
-const DEFAULT_SECONDS: u32 = 3;
+/// What can be run alone, in the order in which all are.
+const PARTS: [&str; 4] = ["whole_request", "put_to_visible", "update", "pick"];
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let seconds = std::env::var("BENCH_SECONDS").map_or(DEFAULT_SECONDS, |text| {
-        text.parse().ok().filter(|&seconds| seconds > 0).unwrap_or_else(|| {
-            panic!("BENCH_SECONDS is {text:?}; expected a whole number of seconds from 1 on")
-        })
-    });
+    let seconds = choice::seconds();
+    let only: Vec<String> = choice::words().collect();
+    if let Some(unknown) = only.iter().find(|word| !PARTS.contains(&word.as_str())) {
+        choice::refuse(format!("{unknown:?} is no part; there are {}", PARTS.join(", ")));
+    }
     machine::print();
     let etcd = Etcd::start().await;
-    // cargo adds `--bench`.
-    let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    let is_wanted = |part: &str| only.as_ref().is_none_or(|only| only == part);
+    let is_wanted = |part: &str| only.is_empty() || only.iter().any(|only| only == part);
     if is_wanted("whole_request") {
         whole_request::run(&etcd, seconds).await;
     }

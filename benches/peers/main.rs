@@ -19,7 +19,8 @@
 //! cargo bench --bench peers -- WORD...   scenarios and sides whose names hold a
 //!                                        word; of a kind that no word names, all
 //! BENCH_ONLY=WORD,...                    the same words
-//! BENCH_LONG=1                           all scenarios, not only the default ones
+//! BENCH_LONG=1                           all sides in every scenario; else some of
+//!                                        them have to do where none was named
 //! BENCH_SECONDS=n                        a third of the time that counts of each
 //!                                        side in each round (default 3)
 //! PEERS_ROUNDS=n                         rounds (default 2)
@@ -38,33 +39,21 @@ use crate::load::Arrival;
 use crate::result::{Cpu, Parts, Round};
 use crate::scenario::{SCENARIOS, Scenario};
 use crate::servers::Servers;
+use crate::shared::{choice, http, machine, nginx, table, usage};
 use crate::sides::{ControlPlane, GATEWAYS, Side};
 
 mod clock;
-#[path = "../gateway/http.rs"]
-mod http;
 mod load;
-#[path = "../gateway/machine.rs"]
-#[allow(dead_code, reason = "the bench `gateway` uses the rest")]
-mod machine;
-#[path = "../gateway/nginx.rs"]
-#[allow(dead_code, reason = "the bench `gateway` uses the rest")]
-mod nginx;
 mod result;
 mod scenario;
 mod servers;
+#[path = "../shared/mod.rs"]
+mod shared;
 mod sides;
 #[path = "../../tests/support/mod.rs"]
 mod support;
-#[path = "../gateway/table.rs"]
-#[allow(dead_code, reason = "the bench `gateway` uses the rest")]
-mod table;
-#[path = "../status/usage.rs"]
-#[allow(dead_code, reason = "the bench `status` uses the rest")]
-mod usage;
 
-const DEFAULT_SECONDS: u64 = 3;
-const DEFAULT_ROUNDS: u64 = 2;
+const DEFAULT_ROUNDS: u32 = 2;
 
 /// How long each side gets requests that take no time.
 const FLOOR: Duration = Duration::from_secs(1);
@@ -99,12 +88,13 @@ async fn main() {
 async fn run(clock: &Clock, number: usize, scenario: &Scenario, choice: &Choice) {
     let mut servers = Servers::start(&scenario.shapes());
     let control = ControlPlane::start(&servers.addresses).await;
-    let sides = sides::start(&servers.addresses, &control, |name| choice.side(name)).await;
-    let length = scenario.at_least.max(Duration::from_secs(3 * choice.seconds));
+    let sides =
+        sides::start(&servers.addresses, &control, |name| choice.side(scenario, name)).await;
+    let length = scenario.at_least.max(Duration::from_secs(3 * u64::from(choice.seconds)));
     let floor = floor(clock, scenario, choice, &sides).await;
     let mut rounds: Vec<Vec<Round>> = sides.iter().map(|_| Vec::new()).collect();
     for round in 0..choice.rounds {
-        let seed = choice.seed * 1_000 + round;
+        let seed = u64::from(choice.seed) * 1_000 + u64::from(round);
         let counted = load::arrivals(seed, |time| scenario.rate_at(time), length, GATEWAYS);
         for place in 0..sides.len() {
             // Each side comes first once in a while, and last.
@@ -134,7 +124,7 @@ async fn floor(
     choice: &Choice,
     sides: &[Side],
 ) -> Vec<Vec<f64>> {
-    let mut arrivals = load::arrivals(choice.seed, |_| scenario.rate, FLOOR, GATEWAYS);
+    let mut arrivals = load::arrivals(choice.seed.into(), |_| scenario.rate, FLOOR, GATEWAYS);
     arrivals.iter_mut().for_each(|it| it.work = 0.0);
     let mut floor = Vec::new();
     for side in sides {
@@ -188,62 +178,57 @@ struct Choice {
     words: Vec<String>,
     names: Vec<String>,
     is_long: bool,
-    seconds: u64,
-    rounds: u64,
-    seed: u64,
+    seconds: u32,
+    rounds: u32,
+    seed: u32,
 }
 
 impl Choice {
     fn read() -> Self {
         let only = std::env::var("BENCH_ONLY").unwrap_or_default();
-        // cargo adds --bench.
-        let args = std::env::args().skip(1).filter(|arg| !arg.starts_with('-'));
-        let words: Vec<_> = args
+        let words: Vec<_> = choice::words()
             .chain(only.split(',').map(|word| word.trim().to_owned()))
             .filter(|word| !word.is_empty())
             .collect();
         let names = sides::names();
         let scenarios = SCENARIOS.map(|it| it.name);
-        let all = || names.iter().map(String::as_str).chain(scenarios);
-        for word in &words {
-            let known = || all().map(|name| format!("\n  {name}")).collect::<String>();
-            assert!(all().any(|name| name.contains(&**word)), "{word:?} is none of{}", known());
+        let is_unknown = |word: &&String| {
+            let mut all = names.iter().map(String::as_str).chain(scenarios);
+            !all.any(|name| name.contains(word.as_str()))
+        };
+        if let Some(word) = words.iter().find(is_unknown) {
+            choice::refuse(format!(
+                "{word:?} is in no name of a scenario ({}) or a side ({})",
+                scenarios.join(", "),
+                names.join(", ")
+            ));
         }
         Choice {
             is_long: std::env::var_os("BENCH_LONG").is_some(),
-            seconds: number("BENCH_SECONDS", DEFAULT_SECONDS),
-            rounds: number("PEERS_ROUNDS", DEFAULT_ROUNDS),
-            seed: number("PEERS_SEED", 1),
+            seconds: choice::seconds(),
+            rounds: choice::number("PEERS_ROUNDS", DEFAULT_ROUNDS),
+            seed: choice::number("PEERS_SEED", 1),
             words,
             names,
         }
     }
 
     fn scenario(&self, scenario: &Scenario) -> bool {
-        let named = |word: &String| scenario.name.contains(word.as_str());
-        let is_any_named = self
-            .words
-            .iter()
-            .any(|word| SCENARIOS.iter().any(|it| it.name.contains(word.as_str())));
-        if is_any_named {
-            self.words.iter().any(named)
-        } else {
-            self.is_long || scenario.is_default
-        }
+        let names_any = |word: &String| SCENARIOS.iter().any(|it| it.name.contains(word.as_str()));
+        self.is_named(scenario) || !self.words.iter().any(names_any)
     }
 
-    fn side(&self, name: &str) -> bool {
+    fn is_named(&self, scenario: &Scenario) -> bool {
+        self.words.iter().any(|word| scenario.name.contains(word.as_str()))
+    }
+
+    fn side(&self, scenario: &Scenario, name: &str) -> bool {
         let names_it = |word: &String| name.contains(word.as_str());
         let names_any = |word: &String| self.names.iter().any(|it| it.contains(word.as_str()));
-        self.words.iter().any(names_it) || !self.words.iter().any(names_any)
+        if self.words.iter().any(names_any) {
+            return self.words.iter().any(names_it);
+        }
+        let are_all_wanted = self.is_long || scenario.has_all_sides || self.is_named(scenario);
+        are_all_wanted || sides::is_of_the_few(name)
     }
-}
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| {
-        text.parse()
-            .ok()
-            .filter(|&number| number > 0)
-            .unwrap_or_else(|| panic!("{name} is {text:?}; expected a whole number from 1 on"))
-    })
 }

@@ -32,7 +32,6 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use ipconfig::service::{Outcome, Traffic};
 use ipconfig::wire::proto;
-use ipconfig::wire::proto::status_service_server::{StatusService, StatusServiceServer};
 use parking_lot::Mutex;
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -43,7 +42,7 @@ use tokio::time::{Instant, sleep};
 use tonic::transport::server::TcpIncoming;
 
 use crate::clock::Clock;
-use crate::support::free_port;
+use crate::support::{free_port, status};
 
 /// The first argument of the program when it is to be the servers.
 const ROLE: &str = "servers";
@@ -161,14 +160,12 @@ pub fn role() -> Option<Vec<(Shape, [u16; 2])>> {
 pub async fn serve(fleet: Vec<(Shape, [u16; 2])>) {
     let clock = Clock::start();
     let mut instances = Vec::with_capacity(fleet.len());
-    for (shape, [http, status]) in fleet {
+    for (shape, [http, status_port]) in fleet {
         let instance = Arc::new(Instance::new(shape));
         let listener = listen(http).await;
         tokio::spawn(Arc::clone(&instance).serve_http(listener, clock.clone()));
-        let server = tonic::transport::Server::builder()
-            .add_service(StatusServiceServer::from_arc(Arc::clone(&instance)))
-            .serve_with_incoming(TcpIncoming::from(listen(status).await));
-        tokio::spawn(server);
+        let reports = TcpIncoming::from(listen(status_port).await);
+        tokio::spawn(status::serve(Arc::clone(&instance), reports));
         instances.push(instance);
     }
     println!("ready");
@@ -309,7 +306,7 @@ impl Instance {
 
     /// How it is: all that a service knows of its requests. What the process uses
     /// is left out, as the instances share one, and sleep rather than compute.
-    fn status(&self) -> proto::Status {
+    fn report(&self) -> proto::Status {
         let counts = self.traffic.snapshot();
         let now = Instant::now();
         let mut state = self.state.lock();
@@ -371,22 +368,9 @@ impl Drop for Slot<'_> {
     }
 }
 
-#[tonic::async_trait]
-impl StatusService for Instance {
-    type WatchStatusStream = tokio_stream::Empty<Result<proto::WatchStatusResponse, tonic::Status>>;
-
-    async fn watch_status(
-        &self,
-        _request: tonic::Request<proto::WatchStatusRequest>,
-    ) -> Result<tonic::Response<Self::WatchStatusStream>, tonic::Status> {
-        Err(tonic::Status::unimplemented("no stream"))
-    }
-
-    async fn get_status(
-        &self,
-        _request: tonic::Request<proto::GetStatusRequest>,
-    ) -> Result<tonic::Response<proto::GetStatusResponse>, tonic::Status> {
-        Ok(tonic::Response::new(proto::GetStatusResponse { status: Some(self.status()) }))
+impl status::Source for Instance {
+    async fn status(&self, _: Option<SocketAddr>) -> Result<proto::Status, tonic::Status> {
+        Ok(self.report())
     }
 }
 

@@ -31,9 +31,11 @@ const CONNECTIONS_ARE_OPEN: Duration = Duration::from_secs(1);
 /// nginx's own ways: name, and the line of the upstream that chooses it.
 const NGINX_METHODS: [(&str, &str); 3] = [
     ("nginx round robin", ""),
-    ("nginx least_conn", "least_conn;"),
+    (NGINX_LEAST_CONN, "least_conn;"),
     ("nginx random two", "random two least_conn;"),
 ];
+
+const NGINX_LEAST_CONN: &str = "nginx least_conn";
 
 const HAPROXY: &str = "HAProxy leastconn";
 
@@ -60,6 +62,12 @@ enum Running {
 pub fn names() -> Vec<String> {
     let methods = NGINX_METHODS.iter().map(|(name, _)| (*name).to_owned());
     methods.chain([HAPROXY.to_owned()]).chain(ours().into_iter().map(|it| it.name)).collect()
+}
+
+/// Whether a side takes part everywhere: ours, and those peers that count what is
+/// in flight on every instance.
+pub fn is_of_the_few(name: &str) -> bool {
+    !NGINX_METHODS.iter().any(|(method, _)| *method == name) || name == NGINX_LEAST_CONN
 }
 
 /// One of our sides.

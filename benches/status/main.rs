@@ -10,36 +10,24 @@
 
 use std::time::Duration;
 
+use crate::shared::table::{Table, percentile};
+use crate::shared::{choice, http, machine, nginx, table, usage};
 use crate::stage::Stage;
-use crate::table::{Table, percentile};
 
 #[path = "../fleet/mod.rs"]
 mod fleet;
-#[path = "../gateway/http.rs"]
-#[allow(dead_code, reason = "the bench `gateway` uses the rest")]
-mod http;
 mod latency;
-#[path = "../gateway/machine.rs"]
-#[allow(dead_code, reason = "the bench `gateway` uses the rest")]
-mod machine;
-#[path = "../gateway/nginx.rs"]
-#[allow(dead_code, reason = "the bench `gateway` uses the rest")]
-mod nginx;
 mod page;
 mod per_key;
 mod servers;
+#[path = "../shared/mod.rs"]
+mod shared;
 mod stage;
 #[path = "../../tests/support/mod.rs"]
 mod support;
-#[path = "../gateway/table.rs"]
-#[allow(dead_code, reason = "the bench `gateway` uses the rest")]
-mod table;
-mod usage;
 mod work;
 
 const SIZES: [usize; 3] = [100, 1_000, 10_000];
-
-const DEFAULT_SECONDS: u32 = 3;
 
 /// The worst that can happen, by which the goals are judged: every instance is
 /// another one with each report.
@@ -56,12 +44,10 @@ async fn main() {
     if let Some((port, size)) = servers::role() {
         return servers::serve(port, size).await;
     }
-    let seconds = std::env::var("BENCH_SECONDS").map_or(DEFAULT_SECONDS, |text| {
-        text.parse().ok().filter(|&seconds| seconds > 0).unwrap_or_else(|| {
-            panic!("BENCH_SECONDS is {text:?}; expected a whole number of seconds from 1 on")
-        })
-    });
-    let time = Duration::from_secs(6 * u64::from(seconds));
+    if let Some(word) = choice::words().next() {
+        choice::refuse(format!("{word:?} means nothing here; BENCH_SECONDS=n is all there is"));
+    }
+    let time = Duration::from_secs(6 * u64::from(choice::seconds()));
     let open_files = usage::raise_open_files();
     machine::print();
 

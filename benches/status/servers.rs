@@ -17,7 +17,6 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use ipconfig::wire::proto;
-use ipconfig::wire::proto::status_service_server::{StatusService, StatusServiceServer};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -25,6 +24,8 @@ use tokio::net::TcpSocket;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::transport::server::TcpIncoming;
+
+use crate::support::status;
 
 /// The first argument of the program when it is to be the servers.
 const ROLE: &str = "servers";
@@ -144,9 +145,7 @@ pub fn role() -> Option<(u16, usize)> {
 /// Is the servers until stdin ends.
 pub async fn serve(port: u16, size: usize) {
     let fleet = Arc::new(Fleet::new(size));
-    let server = tonic::transport::Server::builder()
-        .add_service(StatusServiceServer::from_arc(Arc::clone(&fleet)))
-        .serve_with_incoming(listen(port).with_nodelay(Some(true)));
+    let server = status::serve(Arc::clone(&fleet), listen(port).with_nodelay(Some(true)));
     println!("ready");
     let (closed, when_closed) = oneshot::channel::<()>();
     thread::spawn(move || {
@@ -270,22 +269,9 @@ impl Instance {
     }
 }
 
-#[tonic::async_trait]
-impl StatusService for Fleet {
-    type WatchStatusStream = tokio_stream::Empty<Result<proto::WatchStatusResponse, tonic::Status>>;
-
-    async fn watch_status(
-        &self,
-        _request: tonic::Request<proto::WatchStatusRequest>,
-    ) -> Result<tonic::Response<Self::WatchStatusStream>, tonic::Status> {
-        Err(tonic::Status::unimplemented("no stream"))
-    }
-
-    async fn get_status(
-        &self,
-        request: tonic::Request<proto::GetStatusRequest>,
-    ) -> Result<tonic::Response<proto::GetStatusResponse>, tonic::Status> {
-        let Some(IpAddr::V4(address)) = request.local_addr().map(|addr| addr.ip()) else {
+impl status::Source for Fleet {
+    async fn status(&self, asked: Option<SocketAddr>) -> Result<proto::Status, tonic::Status> {
+        let Some(IpAddr::V4(address)) = asked.map(|addr| addr.ip()) else {
             return Err(tonic::Status::internal("a connection without an address"));
         };
         let mut state = self.state.lock();
@@ -298,7 +284,7 @@ impl StatusService for Fleet {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             println!("flip {index} {}", now.as_nanos());
         }
-        Ok(tonic::Response::new(proto::GetStatusResponse { status: Some(status) }))
+        Ok(status)
     }
 }
 

@@ -77,7 +77,7 @@ impl Stage {
         }
         let config = config(&etcd, &instances, exporter_addr);
         write(&folder.join("ipconfig.json"), &config)?;
-        write(&folder.join("nginx.conf"), &programs.nginx_conf(folder, gateway.addr)?)?;
+        write(&folder.join("nginx.conf"), &programs.nginx_conf(gateway.addr)?)?;
         let mut nginx = Command::new(&programs.nginx);
         nginx.env("IPCONFIG_CONFIG", folder.join("ipconfig.json"));
         nginx.arg("-p").arg(folder).arg("-c").arg(folder.join("nginx.conf"));

@@ -1,6 +1,7 @@
 //! `chash`: the requests of one key go to one instance.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use rand::rngs::SmallRng;
 
@@ -9,8 +10,8 @@ use super::{Memory, Moment, Picker, Ranked};
 
 /// Weighted rendezvous hashing over 65,536 buckets, with bounded load.
 ///
-/// A key falls into a bucket. For that bucket each instance draws `u` in (0, 1),
-/// a hash of the bucket and of the instance alone, and the least `-ln(u) / weight`
+/// A key falls into a bucket. For that bucket each instance draws `u` in (0, 1), a
+/// hash of the bucket and of the instance alone, and the least `-ln(1 - u) / weight`
 /// owns it. So an instance owns buckets in proportion to its weight; one that
 /// leaves gives its own away and moves no other; one that joins takes its part
 /// of each one's. Who owns what depends on nothing but the instances and their
@@ -19,8 +20,11 @@ use super::{Memory, Moment, Picker, Ranked};
 /// instances. Weights are the fallback weights, which stand still while those of
 /// the ranking move each second.
 ///
-/// Finding a bucket's owner costs O(n), once: it is remembered for as long as
-/// the instances stay, across rankings.
+/// An instance's draws are a permutation of the buckets, which can be walked from
+/// the least draw on: so all owners are found within some 12 steps a bucket, however
+/// many instances there are; and when the instances change, not when a request
+/// comes. Among few, a bucket's owner is found when it is asked for first. Owners
+/// are remembered for as long as the instances stay, across rankings.
 ///
 /// No instance takes more than `ceil(c * (m + 1) * share)` requests at once,
 /// where `m` are those that this host has open on the service and `c` is
@@ -66,7 +70,7 @@ impl Chash {
         }
         let weights = in_force(&weights);
         let seats = ranked.identities.iter().zip(&weights);
-        let seats = seats.map(|(&identity, &weight)| Seat { identity, weight }).collect();
+        let seats = seats.map(|(&identity, &weight)| Seat::new(identity, weight)).collect();
         let old = if let Memory::Owners(old) = memory { Some(old) } else { None };
         // Divided first, so that no sum of finite weights overflows.
         let largest = weights.iter().copied().fold(0.0, f64::max);
@@ -135,52 +139,116 @@ pub struct Owners {
 struct Seat {
     identity: u64,
     weight: f64,
+    draws: Draws,
 }
 
 /// The owner of a bucket that was not asked for yet.
 const UNKNOWN: u32 = u32::MAX;
 
-/// Where no more than one in so many instances is new, it is held against the
-/// owners that are known; more of them cost more than to find all owners anew.
-const KNOWN_PER_NEW: usize = 256;
+/// Up to so many instances are compared when a bucket is asked for first, in less
+/// than a microsecond; more of them cannot be while a request waits.
+const FEW: usize = 256;
+
+/// Comparisons a bucket that cost no more than to find all owners anew.
+const STEPS: usize = 16;
+
+/// Draws a bucket, of all instances in proportion to their weights, until the
+/// least of each is found: of 65,536 buckets, most often all have it among the
+/// first 12 or 16. Step by step, for then most of those that come later are seen
+/// to be no match for what is known.
+const HORIZONS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 32.0, 64.0];
 
 impl Owners {
     /// Takes over from `old` what has not changed.
     fn new(seats: Vec<Seat>, old: Option<Owners>) -> Self {
-        let Some(old) = old else { return Owners::unknown(seats) };
-        if old.seats == seats {
-            return old;
-        }
-        let mut places: HashMap<u64, u32> =
-            (0..).zip(&old.seats).map(|(index, seat)| (seat.identity, index)).collect();
-        let mut moved = vec![UNKNOWN; old.seats.len()];
-        let mut new = Vec::new();
-        for (index, seat) in seats.iter().enumerate() {
-            match places.remove(&seat.identity).map(|place| place as usize) {
-                Some(place) if old.seats[place] == *seat => moved[place] = index as u32,
-                _ => new.push(index),
-            }
-        }
-        if new.len() * KNOWN_PER_NEW > seats.len() {
-            return Owners::unknown(seats);
-        }
-        let mut owners = Owners { seats, by_bucket: old.by_bucket };
-        for bucket in 0..BUCKETS {
-            let before = owners.by_bucket[bucket];
-            let kept = moved.get(before as usize).copied().unwrap_or(UNKNOWN);
-            owners.by_bucket[bucket] = match kept {
-                UNKNOWN => UNKNOWN,
-                kept => {
-                    let rivals = new.iter().copied().chain([kept as usize]);
-                    owners.least(bucket, rivals).map_or(UNKNOWN, |index| index as u32)
-                }
-            };
+        let mut owners = match old {
+            Some(old) if old.seats == seats => return old,
+            Some(old) => old.moved_to(seats),
+            None => Owners { seats, by_bucket: vec![UNKNOWN; BUCKETS] },
+        };
+        if owners.seats.len() > FEW {
+            owners.complete();
         }
         owners
     }
 
-    fn unknown(seats: Vec<Seat>) -> Self {
-        Owners { seats, by_bucket: vec![UNKNOWN; BUCKETS] }
+    /// The same owners as far as they are among `seats`, and those of them that are
+    /// new held against these.
+    fn moved_to(self, seats: Vec<Seat>) -> Self {
+        let mut places: HashMap<u64, u32> =
+            (0..).zip(&self.seats).map(|(index, seat)| (seat.identity, index)).collect();
+        let mut moved = vec![UNKNOWN; self.seats.len()];
+        let mut new = Vec::new();
+        for (seat, index) in seats.iter().zip(0..) {
+            match places.remove(&seat.identity).map(|place| place as usize) {
+                Some(place) if self.seats[place] == *seat => moved[place] = index,
+                _ => new.push(index as usize),
+            }
+        }
+        let mut owners = Owners { seats, by_bucket: self.by_bucket };
+        let mut waits = vec![f64::NEG_INFINITY; BUCKETS];
+        let mut longest = 0.0_f64;
+        for (bucket, owner) in owners.by_bucket.iter_mut().enumerate() {
+            *owner = moved.get(*owner as usize).copied().unwrap_or(UNKNOWN);
+            if let Some(seat) = owners.seats.get(*owner as usize) {
+                waits[bucket] = seat.wait(bucket);
+                longest = longest.max(waits[bucket]);
+            }
+        }
+        for index in new {
+            let shorter = owners.seats[index].weight * longest * BUCKETS as f64;
+            owners.offer(index, 0..(shorter.ceil() as usize).min(BUCKETS), &mut waits);
+        }
+        owners
+    }
+
+    /// Finds the owners that are unknown.
+    fn complete(&mut self) {
+        let unknown = self.by_bucket.iter().filter(|&&owner| owner == UNKNOWN).count();
+        if unknown * self.seats.len() > STEPS * BUCKETS {
+            return self.find_all();
+        }
+        for bucket in 0..BUCKETS {
+            self.of(bucket);
+        }
+    }
+
+    /// Finds all owners by walking through each instance's least draws.
+    fn find_all(&mut self) {
+        // Divided first, so that no sum of finite weights overflows.
+        let largest = self.seats.iter().map(|seat| seat.weight).fold(0.0, f64::max);
+        let sum: f64 = self.seats.iter().map(|seat| seat.weight / largest).sum();
+        let mut waits = vec![f64::INFINITY; BUCKETS];
+        let mut walked = 0.0;
+        for horizon in HORIZONS {
+            for index in 0..self.seats.len() {
+                let buckets = self.seats[index].weight / largest / sum * BUCKETS as f64;
+                let rank = |horizon: f64| ((buckets * horizon).ceil() as usize).min(BUCKETS);
+                self.offer(index, rank(walked)..rank(horizon), &mut waits);
+            }
+            walked = horizon;
+            // What was not walked through comes later than this.
+            let is_found = |&wait: &f64| wait * largest <= horizon / sum;
+            if waits.iter().all(is_found) {
+                break;
+            }
+        }
+    }
+
+    /// Gives an instance the buckets of these ranks for which it has waited less than
+    /// their owners did.
+    fn offer(&mut self, index: usize, ranks: Range<usize>, waits: &mut [f64]) {
+        let seat = &self.seats[index];
+        for rank in ranks {
+            let bucket = seat.draws.bucket(rank as u16);
+            if seat.can_wait_less(rank as u16, waits[bucket]) {
+                let wait = seat.wait(bucket);
+                if wait < waits[bucket] {
+                    waits[bucket] = wait;
+                    self.by_bucket[bucket] = index as u32;
+                }
+            }
+        }
     }
 
     /// The owner of a bucket; `None` when there are no instances.
@@ -191,27 +259,44 @@ impl Owners {
         Some(self.by_bucket[bucket] as usize)
     }
 
-    /// How many buckets have been asked for.
+    /// How many buckets' owners are known.
     #[cfg(test)]
     pub(super) fn known(&self) -> usize {
         self.by_bucket.iter().filter(|&&owner| owner != UNKNOWN).count()
     }
 
-    /// Who would own a bucket if there were no others than these.
-    fn choose(&self, bucket: usize, eligible: impl Fn(usize) -> bool) -> Option<usize> {
-        self.least(bucket, (0..self.seats.len()).filter(|&index| eligible(index)))
+    /// How many owners are known here and there, and how many of them differ.
+    #[cfg(test)]
+    pub(super) fn held_against(&self, other: &Owners) -> (usize, usize) {
+        let both = self.by_bucket.iter().zip(&other.by_bucket);
+        let both = both.filter(|&(&here, &there)| here != UNKNOWN && there != UNKNOWN);
+        (both.clone().count(), both.filter(|(here, there)| here != there).count())
     }
 
-    /// The one of these with the least `-ln(u) / weight`.
-    fn least(&self, bucket: usize, among: impl Iterator<Item = usize>) -> Option<usize> {
+    /// How many of the known owners are not those that all instances say.
+    #[cfg(test)]
+    pub(super) fn wrong(&self) -> usize {
+        let is_wrong = |&(bucket, &owner): &(usize, &u32)| {
+            owner != UNKNOWN && self.choose(bucket, |_| true) != Some(owner as usize)
+        };
+        self.by_bucket.iter().enumerate().filter(is_wrong).count()
+    }
+
+    /// How many buckets each instance is known to own.
+    #[cfg(test)]
+    pub(super) fn by_instance(&self) -> Vec<u32> {
+        let mut buckets = vec![0; self.seats.len()];
+        self.by_bucket.iter().for_each(|&owner| buckets[owner as usize] += 1);
+        buckets
+    }
+
+    /// Who would own a bucket if there were no others than these. O(n).
+    fn choose(&self, bucket: usize, eligible: impl Fn(usize) -> bool) -> Option<usize> {
         let (mut least, mut owner) = (f64::INFINITY, None);
-        let bucket = bucket as u32;
-        for index in among {
-            let Seat { identity, weight } = self.seats[index];
-            let u = hash(bucket, identity);
-            // -ln(u) is never less than 1 - u: few need the logarithm.
-            if weight > 0.0 && (1.0 - u < least * weight || owner.is_none()) {
-                let wait = -u.ln() / weight;
+        for (index, seat) in self.seats.iter().enumerate().filter(|(index, _)| eligible(*index)) {
+            let is_likely = seat.can_wait_less(seat.draws.rank(bucket), least);
+            if seat.weight > 0.0 && (is_likely || owner.is_none()) {
+                let wait = seat.wait(bucket);
                 if wait < least || owner.is_none() {
                     (least, owner) = (wait, Some(index));
                 }
@@ -221,6 +306,76 @@ impl Owners {
     }
 }
 
+impl Seat {
+    fn new(identity: u64, weight: f64) -> Self {
+        Seat { identity, weight, draws: Draws::of(identity) }
+    }
+
+    /// `-ln(1 - u) / weight`
+    fn wait(&self, bucket: usize) -> f64 {
+        -(1.0 - self.draws.number(bucket)).ln() / self.weight
+    }
+
+    /// Whether the wait for the bucket of this rank may be less: it is never less
+    /// than `u / weight`, so that few need the logarithm.
+    fn can_wait_less(&self, rank: u16, than: f64) -> bool {
+        f64::from(rank) / (BUCKETS as f64) < than * self.weight
+    }
+}
+
+/// An instance's number in (0, 1) for each bucket: the bucket's rank in an order of
+/// its own, and what chance adds to it. `lua/resty/ipconfig/fallback.lua` has the
+/// same functions.
+#[derive(Clone, Copy, PartialEq)]
+struct Draws {
+    keys: [u16; 3],
+    chance: u32,
+}
+
+impl Draws {
+    fn of(identity: u64) -> Self {
+        let (high, low) = ((identity >> 32) as u32, identity as u32);
+        let first = mixed(mixed(high) ^ low);
+        let second = mixed(first ^ high);
+        let keys = [(first >> 16) as u16, first as u16, (second >> 16) as u16];
+        Draws { keys, chance: second }
+    }
+
+    fn number(&self, bucket: usize) -> f64 {
+        let chance = mixed(self.chance ^ bucket as u32);
+        let fraction = (f64::from(chance) + 0.5) / 4_294_967_296.0;
+        (f64::from(self.rank(bucket)) + fraction) / BUCKETS as f64
+    }
+
+    fn rank(&self, bucket: usize) -> u16 {
+        let [first, second, third] = self.keys;
+        shuffled(shuffled(bucket as u16 ^ first) ^ second) ^ third
+    }
+
+    /// The one that has a rank.
+    fn bucket(&self, rank: u16) -> usize {
+        let [first, second, third] = self.keys;
+        usize::from(unshuffled(unshuffled(rank ^ third) ^ second) ^ first)
+    }
+}
+
+/// A permutation of 16-bit numbers in which each bit of the input changes each bit
+/// of the output about half of the time.
+///
+/// Source: C. Wellons, Prospecting for Hash Functions, 2018, `hash16_xm2`.
+fn shuffled(mut x: u16) -> u16 {
+    x = (x ^ (x >> 8)).wrapping_mul(0x88b5);
+    x = (x ^ (x >> 7)).wrapping_mul(0xdb2d);
+    x ^ (x >> 9)
+}
+
+/// Its inverse.
+fn unshuffled(mut x: u16) -> u16 {
+    x = (x ^ (x >> 9)).wrapping_mul(0x2ca5);
+    x = (x ^ (x >> 7) ^ (x >> 14)).wrapping_mul(0x259d);
+    x ^ (x >> 8)
+}
+
 /// What a request is kept together by: CRC-32 of its key, which nginx has too.
 pub fn hash_of_key(key: &[u8]) -> u64 {
     crc32fast::hash(key).into()
@@ -228,13 +383,6 @@ pub fn hash_of_key(key: &[u8]) -> u64 {
 
 fn bucket_of(key: u64) -> usize {
     (mixed(key as u32 ^ (key >> 32) as u32) >> 16) as usize
-}
-
-/// A number in (0, 1) for an instance in a bucket. `lua/resty/ipconfig/fallback.lua`
-/// has the same function, in the 32-bit arithmetic that LuaJIT has.
-fn hash(bucket: u32, identity: u64) -> f64 {
-    let hash = mixed(mixed(bucket ^ (identity >> 32) as u32) ^ identity as u32);
-    (f64::from(hash) + 0.5) / 4_294_967_296.0
 }
 
 /// Each bit of the input changes each bit of the output half of the time.

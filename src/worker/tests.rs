@@ -17,6 +17,10 @@ struct Gateway {
     chat: u32,
     instances: Option<Vec<u8>>,
     ranking: Option<Vec<u8>>,
+    /// Those that find no slot on the board.
+    without_slots: &'static str,
+    /// What the ranking says of each: service time in milliseconds, concurrency.
+    ability: (f32, f32),
 }
 
 fn first_try(address: usize) -> Request<'static> {
@@ -30,7 +34,8 @@ impl Gateway {
         let config = Config::parse(&file.to_string()).unwrap();
         let mut worker = Worker::new(board, &config, 7);
         let chat = worker.service("chat").unwrap();
-        Gateway { board, worker, chat, instances: None, ranking: None }
+        let (instances, ranking, without_slots, ability) = (None, None, "", (0.0, 0.0));
+        Gateway { board, worker, chat, instances, ranking, without_slots, ability }
     }
 
     /// One that has loaded a ranking of these instances, all of weight 1.
@@ -63,8 +68,8 @@ impl Gateway {
             weight,
             rank,
             state: State::Unreported,
-            service_ms: 0.0,
-            concurrency: 0.0,
+            service_ms: self.ability.0,
+            concurrency: self.ability.1,
             factor: 1.0,
             capacity_per_s: 0.0,
             reported_s: 0,
@@ -90,8 +95,9 @@ impl Gateway {
         let slot = known
             .map(|(slot, _)| slot)
             .or_else(|| self.board.claim_slot(identity, self.id(), 0, 0));
+        let slot = if self.without_slots.contains(id) { NO_SLOT } else { slot.unwrap() };
         let (id, zone) = (id.to_string(), "z".to_owned());
-        InstanceValue { id, addr, zone, weight: 1.0, slot: slot.unwrap() }
+        InstanceValue { id, addr, zone, weight: 1.0, slot }
     }
 
     fn load(&mut self) -> Result<(), ValueError> {
@@ -708,8 +714,17 @@ fn what_a_picker_asks_for_is_what_the_board_has_seen() {
     let (service, worker) = (gateway.id(), &gateway.worker);
     let view = worker.services[0].view.as_ref().unwrap();
     let now_ms = board::coarse_ms() + 700;
-    let now =
-        Try { board: gateway.board, service, peers: &view.peers, tried: &[], key: None, now_ms };
+    let now = Try {
+        board: gateway.board,
+        service,
+        peers: &view.peers,
+        records: &view.ranking.records,
+        counted_weight: view.counted_weight,
+        rounding: 0.0,
+        tried: &[],
+        key: None,
+        now_ms,
+    };
     let seen = gateway.board.seen(view.peers.slots[0], now_ms);
     let live = now.live(0);
     assert_eq!((live.in_flight, live.failed, live.consecutive_failures), (1, 1.0, 1));
@@ -861,4 +876,42 @@ fn a_discovered_service_has_no_handle_until_it_is_published_and_then_keeps_it() 
     let mail = worker.service("mail");
     assert!(mail.is_some() && mail != worker.service("chat"));
     assert_eq!(worker.service("mail"), mail);
+}
+
+#[test]
+fn an_instance_without_a_slot_gets_its_part_of_the_requests_and_no_more() {
+    for strategy in crate::config::Strategy::all().filter(|it| it.as_str() != "best") {
+        for (ability, weights) in [
+            ((0.0, 0.0), [('a', 1.0), ('b', 1.0), ('c', 1.0), ('z', 1.0)]),
+            ((10.0, 4.0), [('a', 1.0), ('b', 1.0), ('c', 1.0), ('z', 1.0)]),
+            ((0.0, 0.0), [('a', 3.0), ('b', 3.0), ('c', 3.0), ('z', 3.0)]),
+        ] {
+            let mut gateway = Gateway::new(&json!({"strategy": strategy.as_str()}));
+            (gateway.without_slots, gateway.ability) = ("z", ability);
+            gateway.publish_weighted(&weights);
+            let mut uncounted = 0;
+            // 40 of them are open at any time.
+            for request in 0..4000_usize {
+                gateway.worker.finish(request.wrapping_sub(40), Outcome::Answered);
+                uncounted += u32::from(gateway.send(request) == Some('z'));
+            }
+            let name = strategy.as_str();
+            assert!((500..1500).contains(&uncounted), "{name}, {ability:?}: {uncounted}");
+        }
+    }
+}
+
+#[test]
+fn instances_without_slots_alone_share_the_requests() {
+    for strategy in crate::config::Strategy::all().filter(|it| it.as_str() != "best") {
+        let mut gateway = Gateway::new(&json!({"strategy": strategy.as_str()}));
+        gateway.without_slots = "xyz";
+        gateway.publish("xyz");
+        let mut counts = HashMap::new();
+        for request in 0..3000 {
+            *counts.entry(gateway.send(request)).or_insert(0) += 1;
+        }
+        let shared = counts.values().all(|count| (800..1200).contains(count));
+        assert!(shared && counts.len() == 3, "{}: {counts:?}", strategy.as_str());
+    }
 }

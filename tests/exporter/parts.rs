@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::support::{Etcd, free_port, wait_until};
+use crate::support::{Etcd, free_port, status, wait_until};
 use ipconfig::config::EtcdConfig;
 use ipconfig::etcd::{Connection, Connector};
 use ipconfig::model::{InstanceReport, Report, Status};
-use ipconfig::wire::proto::status_service_server::{StatusService, StatusServiceServer};
 use ipconfig::wire::{decode_batch, proto};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -48,9 +47,6 @@ pub struct Service {
     pub requests: AtomicU64,
 }
 
-/// The service for a server to own.
-pub struct Served(Arc<Service>);
-
 impl Service {
     pub async fn start(manner: Manner) -> (Arc<Self>, SocketAddr) {
         Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), manner).await
@@ -64,10 +60,7 @@ impl Service {
             asked: AtomicU64::new(0),
             requests: AtomicU64::new(0),
         });
-        let server = tonic::transport::Server::builder()
-            .add_service(StatusServiceServer::new(Served(Arc::clone(&service))))
-            .serve_with_incoming(TcpIncoming::from(listener));
-        tokio::spawn(server);
+        tokio::spawn(status::serve(Arc::clone(&service), TcpIncoming::from(listener)));
         (service, addr)
     }
 
@@ -76,24 +69,10 @@ impl Service {
     }
 }
 
-#[tonic::async_trait]
-impl StatusService for Served {
-    type WatchStatusStream = tokio_stream::Empty<Result<proto::WatchStatusResponse, tonic::Status>>;
-
-    async fn watch_status(
-        &self,
-        _request: tonic::Request<proto::WatchStatusRequest>,
-    ) -> Result<tonic::Response<Self::WatchStatusStream>, tonic::Status> {
-        Err(tonic::Status::unimplemented("no stream"))
-    }
-
-    async fn get_status(
-        &self,
-        _request: tonic::Request<proto::GetStatusRequest>,
-    ) -> Result<tonic::Response<proto::GetStatusResponse>, tonic::Status> {
-        let Self(service) = self;
-        let seq = 1 + service.asked.fetch_add(1, Ordering::Relaxed);
-        let requests = service.requests.load(Ordering::Relaxed);
+impl status::Source for Service {
+    async fn status(&self, _: Option<SocketAddr>) -> Result<proto::Status, tonic::Status> {
+        let seq = 1 + self.asked.fetch_add(1, Ordering::Relaxed);
+        let requests = self.requests.load(Ordering::Relaxed);
         let mut status = proto::Status {
             boot_id: 7,
             seq,
@@ -103,16 +82,16 @@ impl StatusService for Served {
             in_flight: Some(3),
             ..Default::default()
         };
-        let manner = *service.manner.lock();
+        let manner = *self.manner.lock();
         match manner {
             Manner::Answers => {}
             Manner::Late(after) => sleep(after).await,
-            Manner::SecondTry if seq % 2 == 0 => {}
+            Manner::SecondTry if seq.is_multiple_of(2) => {}
             Manner::Never | Manner::SecondTry => std::future::pending().await,
             Manner::NotANumber => status.cpu_used_cores = Some(f64::NAN),
             Manner::Unimplemented => return Err(tonic::Status::unimplemented("not here")),
         }
-        Ok(tonic::Response::new(proto::GetStatusResponse { status: Some(status) }))
+        Ok(status)
     }
 }
 

@@ -20,7 +20,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use crate::support::{free_port, wait_until};
+use crate::support::{self, free_port, signal, wait_until};
 
 /// A request that takes longer has failed.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
@@ -62,7 +62,9 @@ impl Gateway {
         let port = free_port();
         let config = dir.path().join("ipconfig.json");
         fs::write(&config, services.to_string()).expect("a file in the directory");
-        let nginx = nginx();
+        let nginx = support::nginx::program().expect(
+            "nginx is not there: install nginx and libnginx-mod-http-lua, or set NGINX_BIN",
+        );
         let conf = dir.path().join("nginx.conf");
         fs::write(&conf, nginx_conf(&nginx, port)).expect("a file in the directory");
         let child = process::Command::new(&nginx)
@@ -128,63 +130,21 @@ impl Drop for Gateway {
             eprintln!("nginx:\n{}{}", self.log(), self.view.lock());
         }
         // Killed, the master would leave its workers behind.
-        terminate(&self.child.id().to_string());
+        signal(self.child.id(), "TERM");
         let _ = self.child.wait();
     }
-}
-
-fn nginx() -> PathBuf {
-    let chosen = env::var_os("NGINX_BIN").filter(|path| !path.is_empty()).map(PathBuf::from);
-    let folders = env::var_os("PATH").unwrap_or_default();
-    let in_path = |program: &str| {
-        env::split_paths(&folders).map(|folder| folder.join(program)).find(|path| path.is_file())
-    };
-    let found = chosen.or_else(|| in_path("openresty")).or_else(|| in_path("nginx"));
-    found.expect("nginx is not there: install nginx and libnginx-mod-http-lua, or set NGINX_BIN")
-}
-
-/// The Lua module where it is not built in, as in Debian's nginx.
-fn lua_modules(nginx: &Path) -> String {
-    let asked = process::Command::new(nginx).arg("-V").output().expect("nginx can be run");
-    let answer = String::from_utf8_lossy(&asked.stderr);
-    let folder = answer.split_whitespace().find_map(|word| word.strip_prefix("--modules-path="));
-    let modules = folder.into_iter().flat_map(|folder| {
-        ["ndk_http_module.so", "ngx_http_lua_module.so"].map(|name| Path::new(folder).join(name))
-    });
-    let load = |path: PathBuf| format!("load_module {};\n", path.display());
-    modules.filter(|path| path.is_file()).map(load).collect()
 }
 
 fn nginx_conf(nginx: &Path, port: u16) -> String {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let library = built(&["libipconfig.so"]);
-    // The workers read the checkout, which their own user may not be let into.
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
-    let is_root = uids.split_whitespace().nth(1) == Some("0");
-    format!(
+    let http = format!(
         r#"
-{modules}
-{user}
-daemon off;
-pid nginx.pid;
-error_log error.log notice;
-worker_processes 2;
-env IPCONFIG_CONFIG;
-events {{ worker_connections 4096; }}
-http {{
     lua_package_path "{lua}/?.lua;;";
     lua_package_cpath "{library}/?.so;;";
     include {includes}/ipconfig.conf;
-    access_log off;
-    client_body_temp_path client_body;
-    proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi;
-    scgi_temp_path scgi;
     server {{
         listen 127.0.0.1:{port};
-        keepalive_requests 1000000;
         location /chat/ {{
             set $ipconfig_service chat;
             proxy_pass http://ipconfig;
@@ -195,14 +155,12 @@ http {{
         }}
         include {includes}/ipconfig_api.conf;
     }}
-}}
 "#,
-        modules = lua_modules(nginx),
-        user = if is_root { "user root;" } else { "" },
         lua = repository.join("lua").display(),
         library = library.parent().expect("a folder").display(),
         includes = repository.join("nginx").display(),
-    )
+    );
+    support::nginx::conf(nginx, 2, "error.log notice", &http).expect("nginx can be run")
 }
 
 /// A file that cargo builds; the path begins beside the executable of this test.
@@ -211,12 +169,4 @@ pub fn built(path: &[&str]) -> PathBuf {
     let path = test.parent().expect("a folder").join(path.iter().collect::<PathBuf>());
     assert!(path.exists(), "{} is not there: `cargo test` builds it", path.display());
     path
-}
-
-/// Sends SIGTERM.
-pub fn terminate(pid: &str) {
-    // A command, since the system call would need unsafe code.
-    let status =
-        process::Command::new("sh").args(["-c", "kill -s TERM \"$1\"", "sh", pid]).status();
-    assert!(status.expect("a shell").success(), "SIGTERM to process {pid}");
 }

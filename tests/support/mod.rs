@@ -1,6 +1,9 @@
-//! Real parts for tests, benches and examples: a private etcd, and waiting for
-//! what is to happen.
+//! Real parts for tests, benches and examples: a private etcd, what nginx needs, a
+//! server of statuses, and waiting for what is to happen.
 #![allow(dead_code, reason = "whoever includes this file uses a part of it")]
+
+pub mod nginx;
+pub mod status;
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -63,6 +66,15 @@ pub async fn wait_until(what: &str, limit: Duration, mut condition: impl AsyncFn
     }
 }
 
+/// Sends a process a signal by name, for instance `TERM`; whether there was such a
+/// process.
+pub fn signal(pid: u32, name: &str) -> bool {
+    // A command, since the system call would need unsafe code.
+    let pid = pid.to_string();
+    let sent = Command::new("sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &pid]).status();
+    sent.expect("a shell").success()
+}
+
 /// A process of one's own, killed when dropped. Never anybody else's.
 pub struct Process {
     child: Child,
@@ -91,12 +103,7 @@ impl Process {
 
     /// Sends a signal by name, for instance `STOP`.
     pub fn signal(&self, name: &str) {
-        // A command, since the system call would need unsafe code.
-        let status = Command::new("sh")
-            .args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &self.id().to_string()])
-            .status()
-            .expect("a shell");
-        assert!(status.success(), "signal {name} to process {}", self.id());
+        assert!(signal(self.id(), name), "signal {name} to process {}", self.id());
     }
 
     /// Whether it is still there.

@@ -44,9 +44,10 @@ local configured = {}
 
 
 -- Candidates to pick from: a list of instances with the sums of their weights
--- up to each. All weights 0 means all equal, as in the rankings.
+-- up to each, and who owns each bucket of keys, as far as it was asked for. All
+-- weights 0 means all equal, as in the rankings.
 local function candidates_of(instances)
-    local list = { total = 0, sums = {} }
+    local list = { total = 0, sums = {}, owners = {} }
 
     for i = 1, #instances do
         list[i] = instances[i]
@@ -63,6 +64,41 @@ local function candidates_of(instances)
     end
 
     return list
+end
+
+
+-- The product of two numbers modulo 2^32, the first one signed.
+local function multiplied(a, b)
+    local high = lshift(tobit(rshift(a, 16) * b), 16)
+    return tobit(band(a, 0xffff) * b + high)
+end
+
+
+-- murmur3's fmix32
+local function mixed(h)
+    h = multiplied(bxor(h, rshift(h, 16)), 0x85ebca6b)
+    h = multiplied(bxor(h, rshift(h, 13)), 0xc2b2ae35)
+    return bxor(h, rshift(h, 16))
+end
+
+
+-- A permutation of the numbers below 65536: hash16_xm2.
+local function shuffled(x)
+    x = band(bxor(x, rshift(x, 8)) * 0x88b5, 0xffff)
+    x = band(bxor(x, rshift(x, 7)) * 0xdb2d, 0xffff)
+    return bxor(x, rshift(x, 9))
+end
+
+
+-- What an instance draws its numbers by, out of the halves of its identity.
+local function draws_of(crc_name, crc_addr)
+    local first = mixed(bxor(mixed(crc_name), crc_addr))
+    local second = mixed(bxor(first, crc_name))
+
+    return {
+        keys   = { rshift(first, 16), band(first, 0xffff), rshift(second, 16) },
+        chance = second,
+    }
 end
 
 
@@ -85,9 +121,9 @@ local function instance_of(record, service)
         host   = host,
         port   = port,
 
-        -- the two halves of its identity (src/board.rs)
-        crc_name = crc32(service .. "\0" .. tostring(record.id)),
-        crc_addr = crc32(tostring(record.addr)),
+        -- by the two halves of its identity (src/board.rs)
+        draws = draws_of(crc32(service .. "\0" .. tostring(record.id)),
+                         crc32(tostring(record.addr))),
     }
 end
 
@@ -218,42 +254,44 @@ function _M.services()
 end
 
 
--- The product of two numbers modulo 2^32, the first one signed.
-local function multiplied(a, b)
-    local high = lshift(tobit(rshift(a, 16) * b), 16)
-    return tobit(band(a, 0xffff) * b + high)
-end
+-- An instance's number in (0, 1) for a bucket.
+local function number(draws, bucket)
+    local keys = draws.keys
+    local rank = shuffled(bxor(shuffled(bxor(bucket, keys[1])), keys[2]))
+    local chance = mixed(bxor(draws.chance, bucket)) % 2 ^ 32
 
-
--- murmur3's fmix32
-local function mixed(h)
-    h = multiplied(bxor(h, rshift(h, 16)), 0x85ebca6b)
-    h = multiplied(bxor(h, rshift(h, 13)), 0xc2b2ae35)
-    return bxor(h, rshift(h, 16))
+    return (bxor(rank, keys[3]) + (chance + 0.5) / 2 ^ 32) / 2 ^ 16
 end
 
 
 -- The candidate, of those that `tried` (a set of addresses, or nil) does not
 -- hold, that owns a key: the same that src/picker/chash.rs finds, by the same
--- functions. O(n). nil when none with a weight is left.
+-- functions. O(n), once for each bucket while nothing was tried. nil when none
+-- with a weight is left.
 function _M.owner(list, tried, key)
     local bucket = rshift(mixed(tobit(crc32(key))), 16)
     local all_equal = list.is_weightless
     local least, owner = huge, nil
+
+    if not tried and list.owners[bucket] then
+        return list.owners[bucket]
+    end
 
     for i = 1, #list do
         local one = list[i]
         local weight = all_equal and 1 or one.weight
 
         if weight > 0 and not (tried and tried[one.addr]) then
-            local hash = mixed(bxor(mixed(bxor(bucket, one.crc_name)),
-                                    one.crc_addr))
-            local wait = -ln((hash % 2 ^ 32 + 0.5) / 2 ^ 32) / weight
+            local wait = -ln(1 - number(one.draws, bucket)) / weight
 
             if wait < least or not owner then
                 least, owner = wait, one
             end
         end
+    end
+
+    if not tried then
+        list.owners[bucket] = owner
     end
 
     return owner

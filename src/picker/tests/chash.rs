@@ -214,45 +214,115 @@ proptest! {
     }
 }
 
+/// So many that all owners are found when the picker is built.
+fn many(weights: impl Fn(u64) -> f64) -> Vec<Instance> {
+    (0..600).map(|i: u64| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15), weights(i))).collect()
+}
+
+fn owners_of(picker: Box<dyn Picker>) -> super::super::chash::Owners {
+    match picker.into_memory() {
+        Memory::Owners(owners) => owners,
+        _ => panic!("chash remembers its owners"),
+    }
+}
+
+#[test]
+fn the_owners_of_many_are_those_with_the_least_wait_of_all() {
+    let apart =
+        |index: u64| if index.is_multiple_of(7) { 1000.0 } else { 0.01 + (index % 5) as f64 };
+    let mostly_none = |index: u64| f64::from(index % 100 == 3);
+    for instances in [many(|_| 1.0), many(apart), many(mostly_none)] {
+        let owners = owners_of(over(&instances));
+        assert_eq!(owners.known(), 65_536);
+        assert_eq!(owners.wrong(), 0);
+    }
+}
+
+#[test]
+fn no_request_among_many_is_what_finds_an_owner() {
+    let all = many(|index| (index % 3 + 1) as f64);
+    let mut memory = Memory::Nothing;
+    for instances in [&all[..200], &all[..], &all[1..], &all[..599], &all[..300], &all[300..]] {
+        let owners = owners_of(over_after(memory, instances));
+        assert_eq!(owners.known() == 65_536, instances.len() > 256);
+        memory = Memory::Owners(owners);
+    }
+}
+
+#[test]
+fn one_of_many_that_leaves_moves_its_own_keys_and_no_other() {
+    let all = many(|index| (index % 4 + 1) as f64);
+    let before = homes_over(&all, 60_000);
+    for gone in [0, 7, 599] {
+        let mut left = all.clone();
+        let (gone, _) = left.remove(gone);
+        let after = homes_over(&left, 60_000);
+        let mut moved = before.iter().zip(&after).filter(|(was, is)| was != is).peekable();
+        assert!(moved.peek().is_some());
+        assert!(moved.all(|(&was, _)| was == gone));
+    }
+}
+
+#[test]
+fn keys_are_shared_among_many_in_proportion_to_the_weights() {
+    let instances = many(|index| (index % 4 + 1) as f64);
+    let owners = owners_of(over(&instances));
+    let buckets = owners.by_instance();
+    let sum: f64 = instances.iter().map(|(_, weight)| weight).sum();
+    let off = instances.iter().zip(buckets).map(|((_, weight), owned)| {
+        let expected = weight / sum * 65_536.0;
+        (f64::from(owned) - expected).powi(2) / expected
+    });
+    // No further off than chance, of 599 degrees of freedom and five deviations.
+    let chi_square: f64 = off.sum();
+    assert!(chi_square < 599.0 + 5.0 * (2.0 * 599.0_f64).sqrt(), "{chi_square}");
+}
+
 #[test]
 fn owners_that_are_remembered_are_those_that_would_be_found_anew() {
-    let weights: Vec<f64> = (0..600).map(|index| f64::from(index % 3 + 1)).collect();
-    let all: Vec<Instance> = weights
-        .iter()
-        .zip(0u64..)
-        .map(|(&w, i)| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15), w))
-        .collect();
+    let all = many(|index| (index % 3 + 1) as f64);
     let heavier: Vec<Instance> =
         all.iter().map(|&(id, w)| (id, if id == all[9].0 { w + 1.0 } else { w })).collect();
     let lighter: Vec<Instance> =
         all.iter().map(|&(id, w)| (id, if id == all[8].0 { w / 3.0 } else { w })).collect();
-    let (mut memory, keys) = (Memory::Nothing, 3000);
-    for (step, instances) in
-        [&all[2..], &all[1..], &all[..590], &all[1..], &all[..], &heavier, &lighter, &all[300..]]
-            .into_iter()
-            .enumerate()
+    let mut memory = Memory::Nothing;
+    for (step, instances) in [
+        &all[2..],
+        &all[1..],
+        &all[..590],
+        &all[1..],
+        &all[..],
+        &heavier,
+        &lighter,
+        &all[300..],
+        &all[345..],
+        &all[350..],
+        &all[340..],
+        &all[400..],
+        &all[395..],
+    ]
+    .into_iter()
+    .enumerate()
     {
-        let mut picker = over_after(memory, instances);
-        assert_eq!(
-            homes(&mut *picker, instances, keys),
-            homes_over(instances, keys),
-            "step {step}"
-        );
-        memory = picker.into_memory();
+        let with_some_known = |mut picker: Box<dyn Picker>| {
+            homes(&mut *picker, instances, 3000);
+            owners_of(picker)
+        };
+        let owners = with_some_known(over_after(memory, instances));
+        let (both, others) = owners.held_against(&with_some_known(over(instances)));
+        assert!(both > 2500, "step {step}");
+        assert_eq!(others, 0, "step {step}");
+        memory = Memory::Owners(owners);
     }
 }
 
 #[test]
 fn a_ranking_of_the_same_instances_keeps_the_owners() {
     let instances = instances(&[1.0; 4]);
-    let known = |picker: Box<dyn Picker>| match picker.into_memory() {
-        Memory::Owners(owners) => owners,
-        _ => panic!("chash remembers its owners"),
-    };
     let mut picker = over(&instances);
     homes(&mut *picker, &instances, 500);
-    let owners = known(picker);
+    let owners = owners_of(picker);
     let count = owners.known();
     assert!(count > 400);
-    assert_eq!(known(over_after(Memory::Owners(owners), &instances)).known(), count);
+    assert_eq!(owners_of(over_after(Memory::Owners(owners), &instances)).known(), count);
 }

@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::{http, machine};
 use crate::support::{self, free_port};
-use crate::{http, machine};
 
 /// How long nginx may take to start, and a gateway to follow etcd.
 const START: Duration = Duration::from_secs(20);
@@ -28,8 +28,13 @@ impl Nginx {
         let dir = TempDir::with_prefix("ipconfig-nginx-").expect("a temporary directory");
         let control_port = free_port();
         let conf = dir.path().join("nginx.conf");
-        fs::write(&conf, main_conf(control_port, http)).expect("a file in the directory");
-        let child = machine::command_on(core, &machine::nginx())
+        let program = machine::nginx();
+        let control = format!(
+            "    server {{ listen 127.0.0.1:{control_port}; location = /pid {{ return 200 $pid; }} }}\n"
+        );
+        let text = support::nginx::conf(&program, 1, "error.log warn", &(control + http));
+        fs::write(&conf, text.expect("nginx can be run")).expect("a file in the directory");
+        let child = machine::command_on(core, &program)
             .arg("-p")
             .arg(dir.path())
             .arg("-c")
@@ -64,11 +69,8 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // Killed, the master would leave its worker behind. A command, since the
-        // system call would need unsafe code.
-        let pid = self.child.id().to_string();
-        let stopped = Command::new("sh").args(["-c", "kill -s TERM \"$1\"", "sh", &pid]).status();
-        if !stopped.is_ok_and(|status| status.success()) {
+        // Killed, the master would leave its worker behind.
+        if !support::signal(self.child.id(), "TERM") {
             // It ended by itself, or cannot be told otherwise.
             let _ = self.child.kill();
         }
@@ -144,52 +146,4 @@ pub fn library_dir() -> PathBuf {
 /// Where this checkout's Lua code is.
 pub fn lua_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("lua")
-}
-
-fn main_conf(control_port: u16, http: &str) -> String {
-    // The worker reads the checkout, which its own user may not be let into.
-    let user = if is_root() { "user root;" } else { "" };
-    format!(
-        r#"
-{modules}
-{user}
-daemon off;
-pid nginx.pid;
-error_log error.log warn;
-worker_processes 1;
-events {{ worker_connections 8192; }}
-http {{
-    access_log off;
-    keepalive_requests 100000000;
-    client_body_temp_path client_body;
-    proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi;
-    scgi_temp_path scgi;
-    server {{
-        listen 127.0.0.1:{control_port};
-        location = /pid {{ return 200 $pid; }}
-    }}
-{http}
-}}
-"#,
-        modules = lua_modules(),
-    )
-}
-
-/// The Lua module where it is not built in, as in Debian's nginx.
-fn lua_modules() -> &'static str {
-    let version = Command::new(machine::nginx()).arg("-v").output().expect("nginx can be run");
-    if String::from_utf8_lossy(&version.stderr).contains("openresty") {
-        ""
-    } else {
-        "load_module /usr/lib/nginx/modules/ndk_http_module.so;\n\
-         load_module /usr/lib/nginx/modules/ngx_http_lua_module.so;"
-    }
-}
-
-fn is_root() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
-    uids.split_whitespace().nth(1) == Some("0")
 }

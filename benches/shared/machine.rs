@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support;
+
 /// Who runs where, in whole request: the gateway shares its core with nobody if
 /// there are two cores or more.
 #[derive(Clone, Copy)]
@@ -49,13 +51,9 @@ pub fn cpu_time(pid: u32) -> Duration {
     threads.flatten().filter_map(of_thread).sum()
 }
 
-/// nginx with the Lua module: `NGINX_BIN`, OpenResty if it is in PATH, or nginx.
+/// nginx with the Lua module.
 pub fn nginx() -> PathBuf {
-    if let Some(path) = std::env::var_os("NGINX_BIN") {
-        return path.into();
-    }
-    let program = if first_line("openresty", &["-v"]).is_some() { "openresty" } else { "nginx" };
-    program.into()
+    support::nginx::program().unwrap_or_else(|| "nginx".into())
 }
 
 /// Prints what the tables below were made on.
