@@ -171,6 +171,9 @@ fn owners(criterion: &mut Criterion) {
                 state: State::Reporting,
                 service_ms: 10.0,
                 concurrency: 4.0,
+                capacity_per_s: 400.0,
+                reported_s: 1,
+                factor: 1.0,
             };
             let (priors, records) = (vec![1.0; identities.len()], vec![record; identities.len()]);
             let ranked = Ranked {
