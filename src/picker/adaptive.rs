@@ -50,7 +50,7 @@
 
 use rand::rngs::SmallRng;
 
-use super::draw::{AliasTable, Draw, one_untried};
+use super::draw::{AliasTable, Draw, another, one_untried};
 use super::{Live, Moment, Picker, Ranked};
 use crate::ranking::{FAILURE_FACTOR, wait};
 
@@ -63,9 +63,6 @@ const MANY: usize = 2000;
 
 /// Candidates among many, and where no report tells: there, more are a herd.
 const FEW_CANDIDATES: usize = 2;
-
-/// Draws for a further candidate.
-const DRAWS: usize = 8;
 
 /// Further ones by capacity, when none of the candidates has room.
 const BY_ROOM: usize = 2;
@@ -218,18 +215,6 @@ impl Adaptive {
         Cost { index, ms, slow, is_calm }
     }
 
-    /// Draws one that is not the first, which few instances or a large weight may make
-    /// rare: the first then stands.
-    fn another(&self, first: usize, rng: &mut SmallRng) -> Option<usize> {
-        for _ in 1..DRAWS {
-            let index = self.table.draw(rng)?;
-            if index != first {
-                return Some(index);
-            }
-        }
-        Some(first)
-    }
-
     /// Takes a further candidate, if it costs less. One that was tried is not made
     /// up for: another one will do.
     fn consider(&self, index: usize, now: &dyn Moment, best: &mut Cost) {
@@ -265,7 +250,7 @@ impl Picker for Adaptive {
         now.prepare(first);
         let mut drawn = [first; CANDIDATES];
         for candidate in &mut drawn[1..self.candidates] {
-            *candidate = self.another(first, rng)?;
+            *candidate = another(&self.table, first, |_| true, rng)?;
             now.prepare(*candidate);
         }
 

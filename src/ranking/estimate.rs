@@ -48,6 +48,8 @@ pub struct Estimate {
 struct Known {
     ln_service_ms: f64,
     ln_capacity: f64,
+    /// The latency that it has had when it was best, of late.
+    ln_best_ms: f64,
     /// Requests that the last report told of.
     samples: f64,
     /// When a report last confirmed it.
@@ -97,6 +99,15 @@ const CLAIM: f64 = 2.0;
 /// Below this utilization a capacity is not told from a typical one.
 const MIN_UTILIZATION: f64 = 0.25;
 
+/// The utilization of who tells too little and whose latency does not show any.
+const WAITING: f64 = 0.5;
+
+/// So much of the traffic makes a service one of such instances.
+const MUCH: f64 = 0.25;
+
+/// Over so long the best latency is forgotten, in seconds.
+const BEST_S: f64 = 600.0;
+
 /// A failed request counts as one that took so many times the usual.
 pub const FAILURE_FACTOR: f64 = 10.0;
 
@@ -139,13 +150,16 @@ pub struct Subject {
 pub fn estimate(subjects: &[Subject], seconds: f64, now_ms: u64) -> (Vec<Estimate>, Abilities) {
     let mut estimates: Vec<_> = subjects.iter().map(|it| it.count_own(seconds)).collect();
     let own_part = own_part(subjects, &estimates);
+    let waits = waits(subjects);
     let reports: Vec<Option<Believed>> = subjects
         .iter()
         .zip(&estimates)
-        .map(|(subject, estimate)| subject.believed(estimate.own_rate, own_part))
+        .map(|(subject, estimate)| subject.believed(estimate.own_rate, own_part, waits))
         .collect();
-    let typical_capacity =
-        median(reports.iter().flatten().map(|report| report.capacity_per_s).collect());
+    let capacities = |of: fn(&Believed) -> bool| {
+        median(reports.iter().flatten().filter(|it| of(it)).map(|it| it.capacity_per_s).collect())
+    };
+    let typical_capacity = capacities(Believed::tells_capacity).or_else(|| capacities(|_| true));
     // Half of it goes by the middle one for all: who is busier than others would look
     // faster by a longer wait taken off, and become busier still.
     let utilization = median(reports.iter().flatten().map(|report| report.utilization).collect())
@@ -200,7 +214,7 @@ impl Subject {
     }
 
     /// What of the report is believed; `None` if it tells too little.
-    fn believed(&self, own_rate: f64, own_part: Option<f64>) -> Option<Believed> {
+    fn believed(&self, own_rate: f64, own_part: Option<f64>, waits: bool) -> Option<Believed> {
         let load = self.load?;
         let sound = |figure: &f64| figure.is_finite() && *figure >= 0.0;
         let rate = load.rate.filter(sound)?;
@@ -217,17 +231,37 @@ impl Subject {
             }
             (told, seen) => told.or(seen)?,
         };
+        let latency_ms = latency_ms.max(1e-3);
         let failed = load.errors.filter(sound).unwrap_or(0.0).min(1.0);
-        let utilization = (utilization + failed).max(MIN_UTILIZATION);
+        let told = utilization + failed;
+        let best_ms = self.before.and_then(|it| it.known).map(|it| it.ln_best_ms.exp());
+        let idle_ms = best_ms.filter(|_| waits && told < MIN_UTILIZATION);
+        let shown = idle_ms.map_or(0.0, |best_ms| {
+            let certain_ms = latency_ms * (-CHANCE * noise(rate * SAMPLES_S)).exp();
+            shares::utilization_of(certain_ms, best_ms, rate / 1e3).max(WAITING)
+        });
+        let utilization = told.max(shown).max(MIN_UTILIZATION);
         (rate * SAMPLES_S >= MIN_SAMPLES).then(|| Believed {
             rate,
             utilization,
             capacity_per_s: rate / utilization,
             provable_per_s: provable / utilization,
-            latency_ms: latency_ms.max(1e-3),
+            latency_ms,
+            idle_ms,
             failed,
         })
     }
+}
+
+/// Whether much of the traffic goes to instances whose utilization tells too little,
+/// as that of who waits rather than computes.
+fn waits(subjects: &[Subject]) -> bool {
+    let rate_of = |is_counted: fn(f64) -> bool| -> f64 {
+        let loads = subjects.iter().filter_map(|subject| subject.load);
+        let counted = loads.filter(|load| load.utilization.is_some_and(is_counted));
+        counted.filter_map(|load| load.rate).filter(|rate| rate.is_finite()).sum()
+    };
+    rate_of(|told| told < MIN_UTILIZATION) > MUCH * rate_of(|_| true)
 }
 
 /// This host's part of all requests: the middle one of what the instances'
@@ -257,11 +291,25 @@ struct Believed {
     /// As far as this host's own requests bear it out.
     provable_per_s: f64,
     latency_ms: f64,
+    /// Where utilization tells too little: the best latency that it has had.
+    idle_ms: Option<f64>,
     failed: f64,
 }
 
 impl Believed {
+    fn tells_capacity(&self) -> bool {
+        self.utilization > MIN_UTILIZATION
+    }
+
+    /// What it could bear, if that is known.
+    fn shows(&self) -> bool {
+        self.idle_ms.is_none() || self.utilization > WAITING
+    }
+
     fn service_ms(&self, typical_utilization: f64) -> f64 {
+        if let Some(idle_ms) = self.idle_ms {
+            return idle_ms.min(self.latency_ms);
+        }
         let utilization = f64::midpoint(self.utilization, typical_utilization);
         shares::service_of(self.latency_ms, self.capacity_per_s / 1e3, utilization)
     }
@@ -273,8 +321,9 @@ impl Believed {
         typical_service: f64,
         now_ms: u64,
     ) -> Known {
-        let capacity = if self.utilization > MIN_UTILIZATION {
-            self.capacity_per_s.min(self.provable_per_s.max(CLAIM * typical_capacity))
+        let capacity = if self.tells_capacity() {
+            let least = if self.shows() { 0.0 } else { typical_capacity };
+            self.capacity_per_s.max(least).min(self.provable_per_s.max(CLAIM * typical_capacity))
         } else {
             // What it could bear is not known; who gets more is not to count as larger.
             typical_capacity
@@ -284,6 +333,7 @@ impl Believed {
         Known {
             ln_service_ms: service.ln(),
             ln_capacity: capacity.max(1e-6).ln(),
+            ln_best_ms: self.latency_ms.ln(),
             samples: self.rate * SAMPLES_S,
             reported_ms: now_ms,
         }
@@ -299,17 +349,26 @@ impl Known {
         let few = PRIOR_SAMPLES / (self.samples * (1.0 + age_s));
         let gain = age_s / (age_s + 1.0 + few);
         let mix = |before: f64, new: f64| before + gain * (new - before);
+        let is_best = self.ln_best_ms < before.ln_best_ms;
+        let forgetting = gain.min(age_s / BEST_S);
+        let best_gain = if is_best { gain } else { forgetting };
         Known {
             ln_service_ms: mix(before.ln_service_ms, self.ln_service_ms),
             ln_capacity: mix(before.ln_capacity, self.ln_capacity),
+            ln_best_ms: before.ln_best_ms + best_gain * (self.ln_best_ms - before.ln_best_ms),
             ..self
         }
     }
 
     /// The standard deviation of a logarithm.
     fn noise(&self) -> f64 {
-        (NOISE / (self.samples + NOISE_SAMPLES)).sqrt()
+        noise(self.samples)
     }
+}
+
+/// The standard deviation of the logarithm of a mean of so many samples.
+fn noise(samples: f64) -> f64 {
+    (NOISE / (samples + NOISE_SAMPLES)).sqrt()
 }
 
 fn abilities(estimates: &[Estimate]) -> Vec<Ability> {

@@ -87,6 +87,22 @@ pub fn service_of(latency: f64, capacity: f64, utilization: f64) -> f64 {
     service
 }
 
+/// The utilization of an instance that answers after `latency` on average, and after
+/// `service` while none waits, at this rate by the same unit of time.
+pub fn utilization_of(latency: f64, service: f64, rate: f64) -> f64 {
+    let (mut low, mut high) = (0.0, MAX_UTILIZATION);
+    for _ in 0..12 {
+        let middle = f64::midpoint(low, high);
+        let concurrency = (rate * service / middle).max(1.0);
+        if service + LIVE_WAIT * wait(service, concurrency, middle) < latency {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
 /// The rate that each instance should get, a second, for `rate_per_s` in all.
 pub fn optimal_rates(abilities: &[Ability], rate_per_s: f64) -> Vec<f64> {
     let all: f64 = abilities.iter().map(|ability| ability.capacity_per_s).sum();
