@@ -13,7 +13,17 @@
 //! - a latency, unless this host's own requests take more than twice as long;
 //! - a utilization, down to a quarter: below it, what an instance could bear is not
 //!   told by how it bears what it gets, and it counts as a typical one;
+//!   unless much of the service's traffic is borne at so little: then latency tells,
+//!   see below;
 //! - a good service time, as far as the requests do not fail.
+//!
+//! Who waits (for a database, for disks) rather than computes is full long before its
+//! CPU is. Where much of the traffic goes to instances that tell of less than a
+//! quarter, utilization is taken for what no queue explains: the best latency that an
+//! instance has had is its service time, what it takes beyond that and noise is wait,
+//! and the utilization is the one that makes such a wait, half at least. Were the
+//! latency of the moment the service time, who gets little would look fast, get all,
+//! and look slow.
 //!
 //! What differs by chance counts as equal: with few requests in the window two
 //! equal instances look different, and whoever acts on that sends all hosts to
@@ -44,12 +54,14 @@ pub struct Estimate {
     own_rate: f64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 struct Known {
     ln_service_ms: f64,
     ln_capacity: f64,
-    /// The latency that it has had when it was best, of late.
+    /// The best mean latency of the last ten minutes or so.
     ln_best_ms: f64,
+    /// Latency over service time, 1 or more, of the last report.
+    stretch: f64,
     /// Requests that the last report told of.
     samples: f64,
     /// When a report last confirmed it.
@@ -99,13 +111,15 @@ const CLAIM: f64 = 2.0;
 /// Below this utilization a capacity is not told from a typical one.
 const MIN_UTILIZATION: f64 = 0.25;
 
-/// The utilization of who tells too little and whose latency does not show any.
+/// The least utilization of who tells too little where many do: enough that one's own
+/// open requests count, as on who has few slots left.
 const WAITING: f64 = 0.5;
 
 /// So much of the traffic makes a service one of such instances.
 const MUCH: f64 = 0.25;
 
-/// Over so long the best latency is forgotten, in seconds.
+/// In so long the best latency is forgotten, in seconds: far more slowly than shares
+/// move, so that nobody is moved by having been moved.
 const BEST_S: f64 = 600.0;
 
 /// A failed request counts as one that took so many times the usual.
@@ -129,6 +143,10 @@ const PRIOR_SAMPLES: f64 = 50.0;
 /// neighbours that wait for each other, and no more than a long memory leaves.
 const NOISE: f64 = 2.0;
 const NOISE_SAMPLES: f64 = 100.0;
+
+/// As service times differ, so do waits, and by more: noise grows with the latency
+/// over the service time, as far as this.
+const MOST_STRETCH: f64 = 2.0;
 
 /// Differences up to so many standard deviations are chance, and from so many on
 /// they are not.
@@ -291,7 +309,7 @@ struct Believed {
     /// As far as this host's own requests bear it out.
     provable_per_s: f64,
     latency_ms: f64,
-    /// Where utilization tells too little: the best latency that it has had.
+    /// The service time where utilization tells too little, and latency has to.
     idle_ms: Option<f64>,
     failed: f64,
 }
@@ -301,7 +319,7 @@ impl Believed {
         self.utilization > MIN_UTILIZATION
     }
 
-    /// What it could bear, if that is known.
+    /// Whether what it could bear is known, be it by its latency.
     fn shows(&self) -> bool {
         self.idle_ms.is_none() || self.utilization > WAITING
     }
@@ -334,6 +352,7 @@ impl Believed {
             ln_service_ms: service.ln(),
             ln_capacity: capacity.max(1e-6).ln(),
             ln_best_ms: self.latency_ms.ln(),
+            stretch: (self.latency_ms / service).clamp(1.0, MOST_STRETCH),
             samples: self.rate * SAMPLES_S,
             reported_ms: now_ms,
         }
@@ -380,7 +399,7 @@ fn abilities(estimates: &[Estimate]) -> Vec<Ability> {
     let capacity = Typical::of(&known, |it| it.ln_capacity);
     let ability = |estimate: &Estimate| match &estimate.known {
         Some(known) => Ability {
-            service_ms: service.drawn(known.ln_service_ms, known.noise()).exp(),
+            service_ms: service.drawn(known.ln_service_ms, known.stretch * known.noise()).exp(),
             capacity_per_s: capacity.drawn(known.ln_capacity, known.noise()).exp(),
         },
         None => Ability { service_ms: service.0.exp(), capacity_per_s: capacity.0.exp() },
@@ -537,6 +556,46 @@ mod tests {
         assert_eq!((kept.of.len(), kept.fresh), (1, 0));
         let (_, forgotten) = estimate(&[silent], 1.0, 1000 + KEPT_MS);
         assert!(forgotten.of.is_empty());
+    }
+
+    #[test]
+    fn who_waits_and_gets_more_than_others_counts_as_full_and_not_as_slow() {
+        let mut subjects = vec![subject(load(100.0, 0.03, 10.0)); 4];
+        settle(&mut subjects, &[100; 4]);
+        // One gets three times as much, and its requests wait as long as they take.
+        subjects[0].load = Some(load(300.0, 0.1, 20.0));
+        let abilities = settle(&mut subjects, &[300, 100, 100, 100]);
+        let [first, second] = [abilities.of[0], abilities.of[1]];
+        assert!(near(first.service_ms, second.service_ms, 0.1), "{abilities:?}");
+        assert!(first.capacity_per_s < 360.0, "{abilities:?}");
+        assert!(first.capacity_per_s > 300.0, "{abilities:?}");
+    }
+
+    #[test]
+    fn who_is_idle_among_the_busy_is_no_service_that_waits() {
+        let mut subjects = vec![subject(load(100.0, 0.6, 10.0)); 4];
+        subjects.push(subject(load(10.0, 0.02, 10.0)));
+        settle(&mut subjects, &[100, 100, 100, 100, 10]);
+        // Its latency, and not the best one that it has had, is its service time.
+        subjects[4].load = Some(load(10.0, 0.02, 40.0));
+        let abilities = settle(&mut subjects, &[100, 100, 100, 100, 10]);
+        assert!(abilities.of[4].service_ms > 25.0, "{abilities:?}");
+    }
+
+    #[test]
+    fn a_best_latency_is_learnt_at_once_and_forgotten_in_minutes() {
+        let known = |ms: f64, reported_ms| Known {
+            ln_best_ms: ms.ln(),
+            ln_service_ms: ms.ln(),
+            samples: 1e6,
+            reported_ms,
+            ..Known::default()
+        };
+        let lower = known(10.0, 1000).after(Some(known(20.0, 0)));
+        assert!(near(lower.ln_best_ms.exp(), 14.1, 0.01), "half of the way in a second");
+        let higher = known(20.0, 6000).after(Some(known(10.0, 0)));
+        assert!(near(higher.ln_best_ms.exp(), 10.06, 0.001), "a hundredth in six seconds");
+        assert!(higher.ln_service_ms.exp() > 15.0);
     }
 
     #[test]

@@ -257,6 +257,17 @@ mod tests {
     }
 
     #[test]
+    fn the_utilization_is_the_one_that_makes_such_a_latency() {
+        for (service, concurrency, rho) in [(10.0, 4.0, 0.75), (30.0, 1.0, 0.5), (5.0, 64.0, 0.9)] {
+            let latency = service + LIVE_WAIT * wait(service, concurrency, rho);
+            let found = utilization_of(latency, service, rho * concurrency / service);
+            assert!((found - rho).abs() < 0.01, "{found} for {rho}");
+        }
+        assert!(utilization_of(9.0, 10.0, 0.3) < 0.001, "no wait at all");
+        assert!(utilization_of(1e9, 10.0, 0.3) > 0.97);
+    }
+
+    #[test]
     fn fast_instances_get_all_while_there_is_room() {
         let shares = shares(&[ability(10.0, 4.0), ability(30.0, 4.0)], 100.0);
         assert!(shares[0] > 0.999, "{shares:?}");

@@ -142,9 +142,8 @@ impl Fleet {
     /// The servers, and whether somebody waits for an answer to a ticket.
     pub fn servers_and_requests(&mut self) -> (&mut [Server], impl Fn(Ticket) -> bool) {
         let requests = &self.requests;
-        let is_awaited = |it: Ticket| {
-            it == Ticket::OTHER || requests[it.request as usize].try_no == it.try_no
-        };
+        let is_awaited =
+            |it: Ticket| it == Ticket::OTHER || requests[it.request as usize].try_no == it.try_no;
         (&mut self.servers, is_awaited)
     }
 
