@@ -265,10 +265,14 @@ impl Usual {
 
     /// How many times slower than expected an instance is, 1 or more.
     fn slowness(&self, live: Live, expected_ms: f32) -> f32 {
-        let latency = times(live.latency_ms.unwrap_or(0.0), expected_ms);
+        let seen_ms = live.latency_ms.unwrap_or(0.0);
         let overdue_ms = live.stalled_ms as f32 / OVERDUE;
-        let late = latency.max(times(overdue_ms, expected_ms.max(self.stalled_ms)));
-        let late = if late > NOT_SLOW { late } else { 1.0 };
+        let patience_ms = expected_ms.max(self.stalled_ms);
+        let is_late = is_late(seen_ms, expected_ms) || is_late(overdue_ms, patience_ms);
+        let late = match is_late {
+            true => times(seen_ms, expected_ms).max(times(overdue_ms, patience_ms)),
+            false => 1.0,
+        };
         let failing = 1.0 + (FAILURE_FACTOR as f32 - 1.0) * live.failed;
         late * failing * (1_u32 << live.consecutive_failures.min(DOUBLINGS)) as f32
     }
@@ -309,6 +313,11 @@ impl Picker for Adaptive {
     fn into_memory(self: Box<Self>) -> Memory {
         Memory::Usual(self.usual)
     }
+}
+
+/// Whether it is longer by more than noise; without a division, as most are not.
+fn is_late(ms: f32, than_ms: f32) -> bool {
+    ms + LATENCY_FLOOR_MS > NOT_SLOW * (than_ms + LATENCY_FLOOR_MS)
 }
 
 /// How many times longer one latency is than another.
