@@ -19,7 +19,7 @@
 //! figures steer and show, and are never locks. Indexes from outside are
 //! checked, and one out of range counts nowhere.
 
-mod average;
+pub(crate) mod average;
 mod clock;
 mod report;
 mod rows;

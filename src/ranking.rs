@@ -196,6 +196,7 @@ fn rank_scored(candidates: &[Candidate<'_>], previous: Option<&Ranking>, now_ms:
         _ => aims[index],
     };
 
+    let weights: Vec<f64> = (0..candidates.len()).map(weight).collect();
     let to_entry = |index: usize| {
         let Candidate { member, score, .. } = candidates[index];
         let Instance { id, addr, zone, .. } = member.instance;
@@ -206,14 +207,14 @@ fn rank_scored(candidates: &[Candidate<'_>], previous: Option<&Ranking>, now_ms:
             addr: *addr,
             zone: zone.clone(),
             score: score.clamp(f64::MIN, f64::MAX),
-            weight: weight(index),
+            weight: weights[index],
             fallback_weight: priors[index],
             state: member.state,
             ability: abilities.of.get(index).copied(),
             estimate: estimates[index],
         }
     };
-    let is_on_its_way = |index: usize| (weight(index) - aims[index]).abs() > ARRIVED * aims[index];
+    let is_on_its_way = |index: usize| (weights[index] - aims[index]).abs() > ARRIVED * aims[index];
     let is_moving = basis != Basis::Priors || (0..candidates.len()).any(is_on_its_way);
     let mut entries: Vec<Entry> = (0..candidates.len()).map(to_entry).collect();
     entries.sort_unstable_by(by_rank);

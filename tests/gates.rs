@@ -188,7 +188,8 @@ fn with_reports_up_to_5_service_times_old_its_mean_is_within_half_more_of_live_p
                 );
                 let [ours, live] = ["adaptive", "oracle_p2c"].map(|name| summary(&of, name));
                 let what = format!("{fleet}, {gateways} gateways, {interval}");
-                verdict.at_most(1.5, ours.mean_ms / live.mean_ms, what);
+                // The law allows half more.
+                verdict.at_most(1.25, ours.mean_ms / live.mean_ms, what);
             }
         }
     }
@@ -206,6 +207,37 @@ fn before_equal_servers_its_p99_is_that_of_least_conn() {
         });
         let [ours, other] = ["adaptive", "peer_least_conn"].map(|name| summary(&of, name));
         verdict.at_most(1.05, ours.p99_ms / other.p99_ms, format!("{gateways} gateways"));
+    }
+    verdict.holds();
+}
+
+/// As on servers that wait rather than compute, or that others ask too.
+#[test]
+fn whose_reports_tell_little_of_what_it_could_bear_gets_no_longer_tail_than_by_least_conn() {
+    let mut verdict = Verdict::default();
+    let waiting = json!({"told_utilization": {"factor": 0.05}});
+    let equal = json!({
+        "servers": [with(servers("a", 10), waiting.clone())],
+        "traffic": {"rate": 0.75 * 10.0 * CAPACITY},
+    });
+    let mixed = json!({
+        "servers": [with(servers("fast", 5), waiting.clone()), with(slower("slow", 5), waiting)],
+        "traffic": {"rate": 0.6 * 7.5 * CAPACITY},
+    });
+    let shared = json!({
+        "servers": [with(servers("shared", 3), json!({"other_rate": 200})), servers("own", 7)],
+        "traffic": {"rate": 2200},
+    });
+    for (case, base) in [("waiting", equal), ("half slower", mixed), ("shared", shared)] {
+        for gateways in [1, 4, 16] {
+            let more = json!({
+                "gateways": {"count": gateways}, "warmup": "10s", "duration": "40s",
+            });
+            let of = with(base.clone(), more);
+            let [ours, other] = ["adaptive", "peer_least_conn"].map(|name| summary(&of, name));
+            let what = format!("p99 to least_conn's, {case}, {gateways} gateways");
+            verdict.at_most(1.05, ours.p99_ms / other.p99_ms, what);
+        }
     }
     verdict.holds();
 }
@@ -243,11 +275,8 @@ fn in_silence_it_is_no_worse_than_p2c_by_counts_or_by_latency() {
                     let what = |figure| {
                         format!("{figure} to {name}'s, {fleet}, {gateways} gateways, {case}")
                     };
-                    // Without any service time, who follows latencies alone does better.
-                    let is_blind = *case == "no exporter ever" && name == "peak_ewma";
-                    let (mean, p99) = if is_blind { (1.3, 1.35) } else { (1.1, 1.15) };
-                    verdict.at_most(mean, ours.mean_ms / other.mean_ms, what("mean"));
-                    verdict.at_most(p99, ours.p99_ms / other.p99_ms, what("p99"));
+                    verdict.at_most(1.05, ours.mean_ms / other.mean_ms, what("mean"));
+                    verdict.at_most(1.05, ours.p99_ms / other.p99_ms, what("p99"));
                 }
             }
         }
@@ -265,8 +294,7 @@ fn a_black_hole_gets_no_more_than_a_trickle_after_3_s() {
         ("tells that it is idle", 0.5, json!([hole])),
         ("says nothing", 0.5, json!([hole, {"pause": {"servers": "bad", "from": "12s"}}])),
         ("nobody says anything", 0.5, json!([hole, {"silent_exporter": {"from": "12s"}}])),
-        // Of 800 requests a second; where all draws of a pick are the same server.
-        ("nobody ever said anything", 1.5, json!([hole, {"silent_exporter": {}}])),
+        ("nobody ever said anything", 0.5, json!([hole, {"silent_exporter": {}}])),
     ];
     for gateways in [1, 4, 8] {
         for (case, trickle, faults) in &cases {
@@ -286,7 +314,7 @@ fn a_black_hole_gets_no_more_than_a_trickle_after_3_s() {
 }
 
 #[test]
-fn who_fails_at_once_attracts_no_more_than_its_share() {
+fn who_fails_at_once_attracts_no_more_than_a_fifth_of_its_share() {
     let mut verdict = Verdict::default();
     let hole = json!({"sinkhole": {"servers": "bad", "from": "12s", "for": "10s"}});
     let cases = [
@@ -303,7 +331,7 @@ fn who_fails_at_once_attracts_no_more_than_its_share() {
                     let found = share_of_bad(&of, 24.0, from, from + 1.0) * f64::from(count);
                     let what =
                         format!("fair shares of {count}, {gateways} gateways, {case}, s {second}");
-                    verdict.at_most(1.0, found, what);
+                    verdict.at_most(0.2, found, what);
                 }
             }
         }
@@ -323,9 +351,9 @@ fn a_liar_gets_no_more_than_twice_its_share() {
                 let what = |when: &str| {
                     format!("{when}, 1 of {count} at {load}, {gateways} gateways, {tells}")
                 };
-                verdict.at_most(2.0, found(12.0, 24.0), what("all the time"));
+                verdict.at_most(1.4, found(12.0, 24.0), what("all the time"));
                 for from in [12.0, 14.0, 16.0, 18.0, 20.0, 22.0] {
-                    verdict.at_most(2.5, found(from, from + 2.0), what(&format!("from {from} s")));
+                    verdict.at_most(2.0, found(from, from + 2.0), what(&format!("from {from} s")));
                 }
             }
         }
@@ -334,7 +362,7 @@ fn a_liar_gets_no_more_than_twice_its_share() {
 }
 
 #[test]
-fn who_slows_to_a_fifth_is_left_within_a_second_and_before_the_next_report() {
+fn who_slows_to_a_fifth_is_left_within_half_a_second_and_before_the_next_report() {
     let mut verdict = Verdict::default();
     for gateways in [1, 4] {
         for count in [4, 10] {
@@ -348,9 +376,8 @@ fn who_slows_to_a_fifth_is_left_within_a_second_and_before_the_next_report() {
                 let of = measured(&of, "adaptive");
                 for from in [11.5, 12.0, 12.5, 13.0, 13.5, 14.0, 14.5] {
                     let found = share_of_bad(&of, 15.0, from, from + 0.5) * f64::from(count);
-                    let bound = if from < 12.0 { 9.0 } else { 0.5 };
                     verdict.at_most(
-                        bound,
+                        0.3,
                         found,
                         format!("fair shares of {count} at {load}, {gateways} gateways, {from} s"),
                     );
@@ -395,8 +422,8 @@ fn a_change_of_weights_makes_no_share_swing() {
                 let [middle, last] = swings(gateways, interval, faults);
                 let what =
                     |third| format!("{third} third, {gateways} gateways, {interval}, {case}");
-                verdict.at_most(0.1, middle, what("middle"));
-                verdict.at_most(0.05, last, what("last"));
+                verdict.at_most(0.05, middle, what("middle"));
+                verdict.at_most(0.03, last, what("last"));
             }
         }
     }

@@ -18,6 +18,7 @@
 //! average of many does not show it, and a lock would. What is read is checked,
 //! as anybody in the process may have scribbled on the memory.
 
+use std::cell::Cell;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -36,18 +37,46 @@ const LATENCIES: std::ops::RangeInclusive<f32> = 1e-6..=1e9;
 /// A part below this is none: it would fade for hours without mattering.
 const LEAST_PART: f32 = 1e-4;
 
-/// A latency in milliseconds; zeroed memory is none.
-#[repr(transparent)]
-pub(super) struct Latency(AtomicU32);
+/// Where an average is kept: in memory that others share, or in one's own.
+pub(crate) trait Word {
+    fn load(&self) -> u32;
+    fn store(&self, bits: u32);
+}
 
-impl Latency {
+impl Word for AtomicU32 {
+    fn load(&self) -> u32 {
+        self.load(Relaxed)
+    }
+
+    fn store(&self, bits: u32) {
+        self.store(bits, Relaxed);
+    }
+}
+
+/// A simulation's.
+impl Word for Cell<u32> {
+    fn load(&self) -> u32 {
+        self.get()
+    }
+
+    fn store(&self, bits: u32) {
+        self.set(bits);
+    }
+}
+
+/// A latency in milliseconds; zeroed memory is none.
+#[derive(Debug, Clone, Default)]
+#[repr(transparent)]
+pub(crate) struct Latency<W = AtomicU32>(W);
+
+impl<W: Word> Latency<W> {
     pub fn get(&self) -> Option<f32> {
-        let ms = f32::from_bits(self.0.load(Relaxed));
+        let ms = f32::from_bits(self.0.load());
         LATENCIES.contains(&ms).then_some(ms) // not a number is in no range
     }
 
     pub fn forget(&self) {
-        self.0.store(0, Relaxed);
+        self.0.store(0);
     }
 
     /// Takes a sample into a mean; the first one is the mean.
@@ -68,22 +97,23 @@ impl Latency {
     fn update(&self, sample_ms: f32, average: impl FnOnce(f32, f32) -> f32) {
         let sample = sample_ms.clamp(*LATENCIES.start(), *LATENCIES.end());
         let new = self.get().map_or(sample, |old| average(old, sample));
-        self.0.store(new.to_bits(), Relaxed);
+        self.0.store(new.to_bits());
     }
 }
 
 /// How much of what happened was of one kind, 0 to 1; zeroed memory is nothing.
+#[derive(Debug, Clone, Default)]
 #[repr(transparent)]
-pub(super) struct Part(AtomicU32);
+pub(crate) struct Part<W = AtomicU32>(W);
 
-impl Part {
+impl<W: Word> Part<W> {
     pub fn get(&self) -> f32 {
-        let part = f32::from_bits(self.0.load(Relaxed));
+        let part = f32::from_bits(self.0.load());
         if (0.0..=1.0).contains(&part) { part } else { 0.0 }
     }
 
     pub fn forget(&self) {
-        self.0.store(0, Relaxed);
+        self.0.store(0);
     }
 
     /// Takes in whether it was of the kind; `dt_ms` is `None` the first time, which
@@ -96,7 +126,7 @@ impl Part {
         let sample = f32::from(u8::from(is_of_the_kind));
         let new = dt_ms.map_or(sample, |dt_ms| old + mean_gain(dt_ms) * (sample - old));
         let new = if new < LEAST_PART { 0.0 } else { new };
-        self.0.store(new.to_bits(), Relaxed);
+        self.0.store(new.to_bits());
     }
 }
 
@@ -116,6 +146,21 @@ mod tests {
 
     fn latency(bits: u32) -> Latency {
         Latency(AtomicU32::new(bits))
+    }
+
+    #[test]
+    fn an_average_in_a_cell_is_that_in_an_atomic_word() {
+        let (cell, atomic) = (Latency::<Cell<u32>>::default(), latency(0));
+        let (of_cell, of_atomic) = (Part::<Cell<u32>>::default(), Part(AtomicU32::new(0)));
+        for (sample, dt_ms) in [(10.0, 0), (90.0, 300), (f32::NAN, 2), (5.0, 5_000)] {
+            cell.add_to_mean(sample, dt_ms);
+            atomic.add_to_mean(sample, dt_ms);
+            assert_eq!(cell.get(), atomic.get());
+            of_cell.add(sample > 50.0, Some(dt_ms));
+            of_atomic.add(sample > 50.0, Some(dt_ms));
+            assert_eq!(of_cell.get(), of_atomic.get());
+        }
+        assert!(cell.get().is_some() && of_cell.get() > 0.0);
     }
 
     #[test]

@@ -33,12 +33,14 @@
 //! by capacity: a surge is there before a ranking knows of it.
 //!
 //! Where no report tells what the instances can do, candidates are two, and the
-//! cost is open requests by weight: the power of two choices.
+//! cost is open requests by weight, times latency: the power of two choices by what
+//! peak EWMA goes by, without the peak.
 //!
 //! In either case an instance is *slow* by as many times as its answers take
 //! longer, or are overdue, than they should (without reports: than those of the
 //! others), once that is more than twice; by the part of its answers that are
-//! failures; and by failures in a row. What makes it slow makes it cost more. So
+//! failures; and by failures in a row. What makes it slow makes it cost more. Where
+//! connections are long ones, that nothing ends is usual and makes none overdue. So
 //! that its recovery is seen, an instance that comes up in a draw, and was not
 //! picked for some seconds, is picked.
 //!
@@ -50,8 +52,8 @@
 
 use rand::rngs::SmallRng;
 
-use super::draw::{AliasTable, Draw, one_untried};
-use super::{Live, Moment, Picker, Ranked};
+use super::draw::{AliasTable, Draw, another, one_untried};
+use super::{Live, Memory, Moment, Picker, Ranked};
 use crate::ranking::{FAILURE_FACTOR, wait};
 
 /// Candidates of a pick.
@@ -63,9 +65,6 @@ const MANY: usize = 2000;
 
 /// Candidates among many, and where no report tells: there, more are a herd.
 const FEW_CANDIDATES: usize = 2;
-
-/// Draws for a further candidate.
-const DRAWS: usize = 8;
 
 /// Further ones by capacity, when none of the candidates has room.
 const BY_ROOM: usize = 2;
@@ -86,6 +85,9 @@ const BY_LITTLE: f32 = 0.1;
 /// How many times longer than expected is noise.
 const NOT_SLOW: f32 = 2.0;
 
+/// The least that a latency below the usual one makes of a cost.
+const FASTEST: f32 = 0.25;
+
 /// So many times the expected latency may go by without any answer: with a
 /// few requests open, gaps of that length come by chance.
 const OVERDUE: f32 = 4.0;
@@ -97,7 +99,7 @@ const LATENCY_FLOOR_MS: f32 = 2.0;
 /// Each failure in a row doubles the cost, up to so many.
 const DOUBLINGS: u32 = 10;
 
-/// The part of a further instance in the usual latency.
+/// The part of a further instance in what is usual.
 const USUAL_PART: f32 = 1.0 / 64.0;
 
 /// How long an instance is left alone, in milliseconds; twice as long after each
@@ -117,9 +119,17 @@ pub struct Adaptive {
     by_delay: f32,
     /// How many are drawn.
     candidates: usize,
-    /// The latency of instances as they come up in draws, in milliseconds: what is
-    /// expected where no report tells.
-    usual_ms: f32,
+    usual: Usual,
+}
+
+/// What is usual of instances as they come up in draws, in milliseconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Usual {
+    /// The mean latency: what is expected where no report tells. 0 before there is any.
+    latency_ms: f32,
+    /// How long nothing has ended on instances, the lower quartile. Where connections
+    /// are long ones it is long, and says nothing against an instance.
+    stalled_ms: f32,
 }
 
 /// What a request would cost.
@@ -150,7 +160,12 @@ struct Instance {
 }
 
 impl Adaptive {
-    pub fn new(ranked: Ranked<'_>) -> Self {
+    /// `memory` is that of the picker before it.
+    pub fn new(ranked: Ranked<'_>, memory: Memory) -> Self {
+        let usual = match memory {
+            Memory::Usual(usual) => usual,
+            _ => Usual::default(),
+        };
         let table = AliasTable::new(&ranked.weights());
         let capacity = |record: &crate::value::Record| {
             let is_offered = record.weight > 0.0 && record.service_ms > 0.0;
@@ -187,7 +202,7 @@ impl Adaptive {
         Adaptive {
             trust: trust as f32,
             by_delay: (BY_DELAY * part.sqrt()).min(MOST_BY_DELAY) as f32,
-            usual_ms: 0.0,
+            usual,
             candidates: match instances.first() {
                 Some(first) if first.service_ms > 0.0 && instances.len() < MANY => CANDIDATES,
                 _ => FEW_CANDIDATES,
@@ -202,11 +217,17 @@ impl Adaptive {
         let it = &self.instances[index];
         let open = live.in_flight as f32;
         if it.service_ms == 0.0 {
-            let slow = slowness(live, self.usual_ms);
-            let ms = (open * it.little_ms + 1.0) * slow;
+            let usual_ms = self.usual.latency_ms;
+            let slow = self.usual.slowness(live, usual_ms);
+            // Up to where it counts as slow, an instance costs by its latency.
+            let pace = match live.latency_ms {
+                Some(ms) if slow == 1.0 => times(ms, usual_ms).clamp(FASTEST, NOT_SLOW),
+                _ => 1.0,
+            };
+            let ms = (open * it.little_ms + 1.0) * pace * slow;
             return Cost { index, ms, slow, is_calm: true };
         }
-        let slow = slowness(live, it.expected_ms);
+        let slow = self.usual.slowness(live, it.expected_ms);
         let s = it.service_ms * slow;
         let wait = s * (open * it.in_all + 1.0 - it.concurrency).max(0.0) / it.concurrency;
         let little = open * it.little_ms;
@@ -218,18 +239,6 @@ impl Adaptive {
         Cost { index, ms, slow, is_calm }
     }
 
-    /// Draws one that is not the first, which few instances or a large weight may make
-    /// rare: the first then stands.
-    fn another(&self, first: usize, rng: &mut SmallRng) -> Option<usize> {
-        for _ in 1..DRAWS {
-            let index = self.table.draw(rng)?;
-            if index != first {
-                return Some(index);
-            }
-        }
-        Some(first)
-    }
-
     /// Takes a further candidate, if it costs less. One that was tried is not made
     /// up for: another one will do.
     fn consider(&self, index: usize, now: &dyn Moment, best: &mut Cost) {
@@ -238,23 +247,35 @@ impl Adaptive {
             *best = cost;
         }
     }
-
-    /// Takes a latency into the usual one.
-    fn note(&mut self, live: Live) {
-        if let Some(ms) = live.latency_ms {
-            let part = if self.usual_ms == 0.0 { 1.0 } else { USUAL_PART };
-            self.usual_ms += part * (ms - self.usual_ms);
-        }
-    }
 }
 
-/// How many times slower than expected an instance is, 1 or more.
-fn slowness(live: Live, expected_ms: f32) -> f32 {
-    let seen_ms = live.latency_ms.unwrap_or(0.0).max(live.stalled_ms as f32 / OVERDUE);
-    let times = (seen_ms + LATENCY_FLOOR_MS) / (expected_ms + LATENCY_FLOOR_MS);
-    let late = if times > NOT_SLOW { times } else { 1.0 };
-    let failing = 1.0 + (FAILURE_FACTOR as f32 - 1.0) * live.failed;
-    late * failing * (1_u32 << live.consecutive_failures.min(DOUBLINGS)) as f32
+impl Usual {
+    /// Takes in an instance that came up in a draw.
+    fn note(&mut self, live: Live) {
+        if let Some(ms) = live.latency_ms {
+            let part = if self.latency_ms == 0.0 { 1.0 } else { USUAL_PART };
+            self.latency_ms += part * (ms - self.latency_ms);
+        }
+        // Up by one step where down by three: it stays where a quarter is below.
+        let is_above = live.stalled_ms as f32 > self.stalled_ms;
+        let step = if is_above { USUAL_PART } else { -3.0 * USUAL_PART };
+        self.stalled_ms += step * (self.stalled_ms + 1.0);
+        self.stalled_ms = self.stalled_ms.max(0.0);
+    }
+
+    /// How many times slower than expected an instance is, 1 or more.
+    fn slowness(&self, live: Live, expected_ms: f32) -> f32 {
+        let seen_ms = live.latency_ms.unwrap_or(0.0);
+        let overdue_ms = live.stalled_ms as f32 / OVERDUE;
+        let patience_ms = expected_ms.max(self.stalled_ms);
+        let is_late = is_late(seen_ms, expected_ms) || is_late(overdue_ms, patience_ms);
+        let late = match is_late {
+            true => times(seen_ms, expected_ms).max(times(overdue_ms, patience_ms)),
+            false => 1.0,
+        };
+        let failing = 1.0 + (FAILURE_FACTOR as f32 - 1.0) * live.failed;
+        late * failing * (1_u32 << live.consecutive_failures.min(DOUBLINGS)) as f32
+    }
 }
 
 impl Picker for Adaptive {
@@ -265,12 +286,12 @@ impl Picker for Adaptive {
         now.prepare(first);
         let mut drawn = [first; CANDIDATES];
         for candidate in &mut drawn[1..self.candidates] {
-            *candidate = self.another(first, rng)?;
+            *candidate = another(&self.table, first, |_| true, rng)?;
             now.prepare(*candidate);
         }
 
         let live = now.live(first);
-        self.note(live);
+        self.usual.note(live);
         let mut best = self.cost(first, live);
         if is_due(live, best.slow) {
             return Some(first);
@@ -288,6 +309,20 @@ impl Picker for Adaptive {
         }
         Some(best.index)
     }
+
+    fn into_memory(self: Box<Self>) -> Memory {
+        Memory::Usual(self.usual)
+    }
+}
+
+/// Whether it is longer by more than noise; without a division, as most are not.
+fn is_late(ms: f32, than_ms: f32) -> bool {
+    ms + LATENCY_FLOOR_MS > NOT_SLOW * (than_ms + LATENCY_FLOOR_MS)
+}
+
+/// How many times longer one latency is than another.
+fn times(ms: f32, than_ms: f32) -> f32 {
+    (ms + LATENCY_FLOOR_MS) / (than_ms + LATENCY_FLOOR_MS)
 }
 
 /// Whether an instance that is not the best choice has been left alone for long

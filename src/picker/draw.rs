@@ -18,9 +18,8 @@ pub trait Draw {
 /// 3 of 10 tried, all 8 miss once in 15,000 retries.
 const DRAWS: usize = 8;
 
-/// Draws for a second instance that is not the first, which a large weight may
-/// make rare: the first then stands.
-const SECOND_DRAWS: usize = 3;
+/// Draws for another instance.
+const FURTHER_DRAWS: usize = 7;
 
 /// An instance that was not tried.
 pub fn one_untried(by: &impl Draw, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
@@ -36,13 +35,25 @@ pub fn one_untried(by: &impl Draw, now: &dyn Moment, rng: &mut SmallRng) -> Opti
 /// Two different instances that were not tried, or the same one twice.
 pub fn two_untried(by: &impl Draw, now: &dyn Moment, rng: &mut SmallRng) -> Option<(usize, usize)> {
     let first = one_untried(by, now, rng)?;
-    for _ in 0..SECOND_DRAWS {
-        let second = one_untried(by, now, rng)?;
-        if second != first {
-            return Some((first, second));
+    let second = another(by, first, |index| !now.is_tried(index), rng)?;
+    Some((first, second))
+}
+
+/// A welcome one that is not the first, which few instances or a large weight may
+/// make rare: the first then stands.
+pub fn another(
+    by: &impl Draw,
+    first: usize,
+    is_welcome: impl Fn(usize) -> bool,
+    rng: &mut SmallRng,
+) -> Option<usize> {
+    for _ in 0..FURTHER_DRAWS {
+        let index = by.draw(rng)?;
+        if index != first && is_welcome(index) {
+            return Some(index);
         }
     }
-    Some((first, first))
+    Some(first)
 }
 
 /// By weight among those that were not tried, and any of weight 0 only when no

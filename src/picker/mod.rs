@@ -104,6 +104,7 @@ pub enum Memory {
     Nothing,
     Turns(round_robin::Turns),
     Owners(chash::Owners),
+    Usual(adaptive::Usual),
 }
 
 /// The strategy over a first ranking, all else as by default.
@@ -127,7 +128,7 @@ pub fn rebuild(
         Strategy::Random => Box::new(random::Random::new(ranked)),
         Strategy::LeastConn => Box::new(least_conn::LeastConn::new(ranked)),
         Strategy::P2c => Box::new(p2c::P2c::new(ranked)),
-        Strategy::Adaptive => Box::new(adaptive::Adaptive::new(ranked)),
+        Strategy::Adaptive => Box::new(adaptive::Adaptive::new(ranked, memory)),
         Strategy::Chash => Box::new(chash::Chash::new(ranked, balance.hash_balance_factor, memory)),
     }
 }

@@ -13,7 +13,17 @@
 //! - a latency, unless this host's own requests take more than twice as long;
 //! - a utilization, down to a quarter: below it, what an instance could bear is not
 //!   told by how it bears what it gets, and it counts as a typical one;
+//!   unless much of the service's traffic is borne at so little: then latency tells,
+//!   see below;
 //! - a good service time, as far as the requests do not fail.
+//!
+//! Who waits (for a database, for disks) rather than computes is full long before its
+//! CPU is. Where much of the traffic goes to instances that tell of less than a
+//! quarter, utilization is taken for what no queue explains: the best latency that an
+//! instance has had is its service time, what it takes beyond that and noise is wait,
+//! and the utilization is the one that makes such a wait, half at least. Were the
+//! latency of the moment the service time, who gets little would look fast, get all,
+//! and look slow.
 //!
 //! What differs by chance counts as equal: with few requests in the window two
 //! equal instances look different, and whoever acts on that sends all hosts to
@@ -44,10 +54,14 @@ pub struct Estimate {
     own_rate: f64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 struct Known {
     ln_service_ms: f64,
     ln_capacity: f64,
+    /// The best mean latency of the last ten minutes or so.
+    ln_best_ms: f64,
+    /// Latency over service time, 1 or more, of the last report.
+    stretch: f64,
     /// Requests that the last report told of.
     samples: f64,
     /// When a report last confirmed it.
@@ -119,6 +133,17 @@ const CLAIM: f64 = 2.0;
 /// Below this utilization a capacity is not told from a typical one.
 const MIN_UTILIZATION: f64 = 0.25;
 
+/// The least utilization of who tells too little where many do: enough that one's own
+/// open requests count, as on who has few slots left.
+const WAITING: f64 = 0.5;
+
+/// So much of the traffic makes a service one of such instances.
+const MUCH: f64 = 0.25;
+
+/// In so long the best latency is forgotten, in seconds: far more slowly than shares
+/// move, so that nobody is moved by having been moved.
+const BEST_S: f64 = 600.0;
+
 /// A failed request counts as one that took so many times the usual.
 pub const FAILURE_FACTOR: f64 = 10.0;
 
@@ -141,6 +166,10 @@ const PRIOR_SAMPLES: f64 = 50.0;
 const NOISE: f64 = 2.0;
 const NOISE_SAMPLES: f64 = 100.0;
 
+/// As service times differ, so do waits, and by more: noise grows with the latency
+/// over the service time, as far as this.
+const MOST_STRETCH: f64 = 2.0;
+
 /// Differences up to so many standard deviations are chance, and from so many on
 /// they are not.
 const CHANCE: f64 = 2.0;
@@ -161,13 +190,16 @@ pub struct Subject {
 pub fn estimate(subjects: &[Subject], seconds: f64, now_ms: u64) -> (Vec<Estimate>, Abilities) {
     let mut estimates: Vec<_> = subjects.iter().map(|it| it.count_own(seconds)).collect();
     let own_part = own_part(subjects, &estimates);
+    let waits = waits(subjects);
     let reports: Vec<Option<Believed>> = subjects
         .iter()
         .zip(&estimates)
-        .map(|(subject, estimate)| subject.believed(estimate.own_rate, own_part))
+        .map(|(subject, estimate)| subject.believed(estimate.own_rate, own_part, waits))
         .collect();
-    let typical_capacity =
-        median(reports.iter().flatten().map(|report| report.capacity_per_s).collect());
+    let capacities = |of: fn(&Believed) -> bool| {
+        median(reports.iter().flatten().filter(|it| of(it)).map(|it| it.capacity_per_s).collect())
+    };
+    let typical_capacity = capacities(Believed::tells_capacity).or_else(|| capacities(|_| true));
     // Half of it goes by the middle one for all: who is busier than others would look
     // faster by a longer wait taken off, and become busier still.
     let utilization = median(reports.iter().flatten().map(|report| report.utilization).collect())
@@ -212,6 +244,8 @@ impl Estimate {
             ln_service_ms: service_ms.ln(),
             ln_capacity: capacity_per_s.ln(),
             samples: left.rate_per_s.min(*SOUND.end()) * SAMPLES_S,
+            ln_best_ms: service_ms.ln(),
+            stretch: 1.0,
             reported_ms: left.reported_ms.min(now_ms),
             is_drawn: true,
         });
@@ -246,7 +280,7 @@ impl Subject {
     }
 
     /// What of the report is believed; `None` if it tells too little.
-    fn believed(&self, own_rate: f64, own_part: Option<f64>) -> Option<Believed> {
+    fn believed(&self, own_rate: f64, own_part: Option<f64>, waits: bool) -> Option<Believed> {
         let load = self.load?;
         let sound = |figure: &f64| figure.is_finite() && *figure >= 0.0;
         let rate = load.rate.filter(sound)?;
@@ -263,17 +297,37 @@ impl Subject {
             }
             (told, seen) => told.or(seen)?,
         };
+        let latency_ms = latency_ms.max(1e-3);
         let failed = load.errors.filter(sound).unwrap_or(0.0).min(1.0);
-        let utilization = (utilization + failed).max(MIN_UTILIZATION);
+        let told = utilization + failed;
+        let best_ms = self.before.and_then(|it| it.known).map(|it| it.ln_best_ms.exp());
+        let idle_ms = best_ms.filter(|_| waits && told < MIN_UTILIZATION);
+        let shown = idle_ms.map_or(0.0, |best_ms| {
+            let certain_ms = latency_ms * (-CHANCE * noise(rate * SAMPLES_S)).exp();
+            shares::utilization_of(certain_ms, best_ms, rate / 1e3).max(WAITING)
+        });
+        let utilization = told.max(shown).max(MIN_UTILIZATION);
         (rate * SAMPLES_S >= MIN_SAMPLES).then(|| Believed {
             rate,
             utilization,
             capacity_per_s: rate / utilization,
             provable_per_s: provable / utilization,
-            latency_ms: latency_ms.max(1e-3),
+            latency_ms,
+            idle_ms,
             failed,
         })
     }
+}
+
+/// Whether much of the traffic goes to instances whose utilization tells too little,
+/// as that of who waits rather than computes.
+fn waits(subjects: &[Subject]) -> bool {
+    let rate_of = |is_counted: fn(f64) -> bool| -> f64 {
+        let loads = subjects.iter().filter_map(|subject| subject.load);
+        let counted = loads.filter(|load| load.utilization.is_some_and(is_counted));
+        counted.filter_map(|load| load.rate).filter(|rate| rate.is_finite()).sum()
+    };
+    rate_of(|told| told < MIN_UTILIZATION) > MUCH * rate_of(|_| true)
 }
 
 /// This host's part of all requests: the middle one of what the instances'
@@ -303,11 +357,25 @@ struct Believed {
     /// As far as this host's own requests bear it out.
     provable_per_s: f64,
     latency_ms: f64,
+    /// The service time where utilization tells too little, and latency has to.
+    idle_ms: Option<f64>,
     failed: f64,
 }
 
 impl Believed {
+    fn tells_capacity(&self) -> bool {
+        self.utilization > MIN_UTILIZATION
+    }
+
+    /// Whether what it could bear is known, be it by its latency.
+    fn shows(&self) -> bool {
+        self.idle_ms.is_none() || self.utilization > WAITING
+    }
+
     fn service_ms(&self, typical_utilization: f64) -> f64 {
+        if let Some(idle_ms) = self.idle_ms {
+            return idle_ms.min(self.latency_ms);
+        }
         let utilization = f64::midpoint(self.utilization, typical_utilization);
         shares::service_of(self.latency_ms, self.capacity_per_s / 1e3, utilization)
     }
@@ -319,8 +387,9 @@ impl Believed {
         typical_service: f64,
         now_ms: u64,
     ) -> Known {
-        let capacity = if self.utilization > MIN_UTILIZATION {
-            self.capacity_per_s.min(self.provable_per_s.max(CLAIM * typical_capacity))
+        let capacity = if self.tells_capacity() {
+            let least = if self.shows() { 0.0 } else { typical_capacity };
+            self.capacity_per_s.max(least).min(self.provable_per_s.max(CLAIM * typical_capacity))
         } else {
             // What it could bear is not known; who gets more is not to count as larger.
             typical_capacity
@@ -330,6 +399,8 @@ impl Believed {
         Known {
             ln_service_ms: service.ln(),
             ln_capacity: capacity.max(1e-6).ln(),
+            ln_best_ms: self.latency_ms.ln(),
+            stretch: (self.latency_ms / service).clamp(1.0, MOST_STRETCH),
             samples: self.rate * SAMPLES_S,
             reported_ms: now_ms,
             is_drawn: false,
@@ -346,9 +417,13 @@ impl Known {
         let few = PRIOR_SAMPLES / (self.samples * (1.0 + age_s));
         let gain = age_s / (age_s + 1.0 + few);
         let mix = |before: f64, new: f64| before + gain * (new - before);
+        let is_best = self.ln_best_ms < before.ln_best_ms;
+        let forgetting = gain.min(age_s / BEST_S);
+        let best_gain = if is_best { gain } else { forgetting };
         Known {
             ln_service_ms: mix(before.ln_service_ms, self.ln_service_ms),
             ln_capacity: mix(before.ln_capacity, self.ln_capacity),
+            ln_best_ms: before.ln_best_ms + best_gain * (self.ln_best_ms - before.ln_best_ms),
             ..self
         }
     }
@@ -359,8 +434,13 @@ impl Known {
         if self.is_drawn {
             return f64::MIN_POSITIVE;
         }
-        (NOISE / (self.samples + NOISE_SAMPLES)).sqrt()
+        noise(self.samples)
     }
+}
+
+/// The standard deviation of the logarithm of a mean of so many samples.
+fn noise(samples: f64) -> f64 {
+    (NOISE / (samples + NOISE_SAMPLES)).sqrt()
 }
 
 fn abilities(estimates: &[Estimate]) -> Vec<Ability> {
@@ -372,7 +452,7 @@ fn abilities(estimates: &[Estimate]) -> Vec<Ability> {
     let capacity = Typical::of(&known, |it| it.ln_capacity);
     let ability = |estimate: &Estimate| match &estimate.known {
         Some(known) => Ability {
-            service_ms: service.drawn(known.ln_service_ms, known.noise()).exp(),
+            service_ms: service.drawn(known.ln_service_ms, known.stretch * known.noise()).exp(),
             capacity_per_s: capacity.drawn(known.ln_capacity, known.noise()).exp(),
         },
         None => Ability { service_ms: service.0.exp(), capacity_per_s: capacity.0.exp() },
@@ -556,6 +636,46 @@ mod tests {
             assert!(of(Left { ability: slow, ..left }, now_ms).of.is_empty(), "{figure}");
             assert!(of(Left { ability: wide, ..left }, now_ms).of.is_empty(), "{figure}");
         }
+    }
+
+    #[test]
+    fn who_waits_and_gets_more_than_others_counts_as_full_and_not_as_slow() {
+        let mut subjects = vec![subject(load(100.0, 0.03, 10.0)); 4];
+        settle(&mut subjects, &[100; 4]);
+        // One gets three times as much, and its requests wait as long as they take.
+        subjects[0].load = Some(load(300.0, 0.1, 20.0));
+        let abilities = settle(&mut subjects, &[300, 100, 100, 100]);
+        let [first, second] = [abilities.of[0], abilities.of[1]];
+        assert!(near(first.service_ms, second.service_ms, 0.1), "{abilities:?}");
+        assert!(first.capacity_per_s < 360.0, "{abilities:?}");
+        assert!(first.capacity_per_s > 300.0, "{abilities:?}");
+    }
+
+    #[test]
+    fn who_is_idle_among_the_busy_is_no_service_that_waits() {
+        let mut subjects = vec![subject(load(100.0, 0.6, 10.0)); 4];
+        subjects.push(subject(load(10.0, 0.02, 10.0)));
+        settle(&mut subjects, &[100, 100, 100, 100, 10]);
+        // Its latency, and not the best one that it has had, is its service time.
+        subjects[4].load = Some(load(10.0, 0.02, 40.0));
+        let abilities = settle(&mut subjects, &[100, 100, 100, 100, 10]);
+        assert!(abilities.of[4].service_ms > 25.0, "{abilities:?}");
+    }
+
+    #[test]
+    fn a_best_latency_is_learnt_at_once_and_forgotten_in_minutes() {
+        let known = |ms: f64, reported_ms| Known {
+            ln_best_ms: ms.ln(),
+            ln_service_ms: ms.ln(),
+            samples: 1e6,
+            reported_ms,
+            ..Known::default()
+        };
+        let lower = known(10.0, 1000).after(Some(known(20.0, 0)));
+        assert!(near(lower.ln_best_ms.exp(), 14.1, 0.01), "half of the way in a second");
+        let higher = known(20.0, 6000).after(Some(known(10.0, 0)));
+        assert!(near(higher.ln_best_ms.exp(), 10.06, 0.001), "a hundredth in six seconds");
+        assert!(higher.ln_service_ms.exp() > 15.0);
     }
 
     #[test]

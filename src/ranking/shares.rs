@@ -87,6 +87,22 @@ pub fn service_of(latency: f64, capacity: f64, utilization: f64) -> f64 {
     service
 }
 
+/// The utilization of an instance that answers after `latency` on average, and after
+/// `service` while none waits, at this rate by the same unit of time.
+pub fn utilization_of(latency: f64, service: f64, rate: f64) -> f64 {
+    let (mut low, mut high) = (0.0, MAX_UTILIZATION);
+    for _ in 0..12 {
+        let middle = f64::midpoint(low, high);
+        let concurrency = (rate * service / middle).max(1.0);
+        if service + LIVE_WAIT * wait(service, concurrency, middle) < latency {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
 /// The rate that each instance should get, a second, for `rate_per_s` in all.
 pub fn optimal_rates(abilities: &[Ability], rate_per_s: f64) -> Vec<f64> {
     let all: f64 = abilities.iter().map(|ability| ability.capacity_per_s).sum();
@@ -238,6 +254,17 @@ mod tests {
             let found = service_of(latency, concurrency / service, rho);
             assert!((found / service - 1.0).abs() < 0.01, "{found} for {service}");
         }
+    }
+
+    #[test]
+    fn the_utilization_is_the_one_that_makes_such_a_latency() {
+        for (service, concurrency, rho) in [(10.0, 4.0, 0.75), (30.0, 1.0, 0.5), (5.0, 64.0, 0.9)] {
+            let latency = service + LIVE_WAIT * wait(service, concurrency, rho);
+            let found = utilization_of(latency, service, rho * concurrency / service);
+            assert!((found - rho).abs() < 0.01, "{found} for {rho}");
+        }
+        assert!(utilization_of(9.0, 10.0, 0.3) < 0.001, "no wait at all");
+        assert!(utilization_of(1e9, 10.0, 0.3) > 0.97);
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub enum Event {
     Served { server: u32, slot: u32, epoch: u32 },
     /// A failure that a sinkhole answers with reaches the gateway.
     Sunk { request: u32, try_no: u32 },
+    /// A request comes to a server past the gateways.
+    Other { server: u32 },
     /// An exporter asks its servers.
     Export { exporter: u32 },
     /// A message reaches a gateway.

@@ -12,6 +12,7 @@ use super::exporter::{Etcd, Message};
 use super::faults::Disturbance;
 use super::fleet::{Fleet, Gateway, Place, Worker};
 use super::measure::{End, Measures, Tally};
+use super::messages::Messages;
 use super::plane::Plane;
 use super::policy::Outcome;
 use super::scenario::Scenario;
@@ -62,6 +63,7 @@ pub struct Simulation<'a> {
     service_rng: SmallRng,
     choice_rng: SmallRng,
     pub trouble_rng: SmallRng,
+    other_rng: SmallRng,
 
     measures: Measures,
     bin: Ns,
@@ -73,13 +75,6 @@ pub struct Simulation<'a> {
     tally: Tally,
 }
 
-/// Messages on their way to several gateways.
-#[derive(Default)]
-struct Messages {
-    all: Vec<Option<(Message, u32)>>,
-    free: Vec<u32>,
-}
-
 impl<'a> Simulation<'a> {
     /// Everything is there, and nothing has happened yet.
     pub fn new(scenario: &'a Scenario, chooser: Chooser, seed: u64) -> Self {
@@ -87,8 +82,8 @@ impl<'a> Simulation<'a> {
         // does not change what others meet.
         let mut seeds = SmallRng::seed_from_u64(seed);
         let mut stream = || SmallRng::seed_from_u64(seeds.random());
-        let (traffic_rng, service_rng, mut choice_rng, trouble_rng) =
-            (stream(), stream(), stream(), stream());
+        let (traffic_rng, service_rng, mut choice_rng, trouble_rng, other_rng) =
+            (stream(), stream(), stream(), stream(), stream());
 
         let groups = scenario.servers.iter().enumerate();
         let of_group =
@@ -148,6 +143,7 @@ impl<'a> Simulation<'a> {
             service_rng,
             choice_rng,
             trouble_rng,
+            other_rng,
             measures: Measures::new(BINS as usize, scenario.servers.len()),
             bin: end.div_ceil(BINS),
             picks: vec![vec![0; count]; measured.div_ceil(share_bin) as usize],
@@ -176,6 +172,9 @@ impl<'a> Simulation<'a> {
             }
         }
         self.agenda.add(self.warm, Event::Warm);
+        for server in 0..self.fleet.servers.len() as u32 {
+            self.schedule_other(server);
+        }
         self.schedule_arrival();
     }
 
@@ -219,6 +218,7 @@ impl<'a> Simulation<'a> {
                     self.conclude(request, Outcome::Failed(after_s));
                 }
             }
+            Event::Other { server } => self.arrive_past_gateways(server),
             Event::Export { exporter } => self.export(exporter),
             Event::Deliver { gateway, message } => {
                 if let Some(message) = self.messages.take(message) {
@@ -264,6 +264,26 @@ impl<'a> Simulation<'a> {
             }
         }
         self.next_arrival = at;
+    }
+
+    /// Draws when the next request comes to a server past the gateways.
+    fn schedule_other(&mut self, server: u32) {
+        let group = self.fleet.servers[server as usize].group;
+        let rate = self.scenario.servers[group].other_rate;
+        if rate > 0.0 {
+            let after = from_s(exponential(&mut self.other_rng) / rate);
+            self.agenda.add(self.fleet.now.saturating_add(after), Event::Other { server });
+        }
+    }
+
+    /// Who is refused, failed or swallowed there is not heard of again.
+    fn arrive_past_gateways(&mut self, server: u32) {
+        self.schedule_other(server);
+        let Self { fleet, agenda, service_rng, .. } = self;
+        let (now, it) = (fleet.now, &mut fleet.servers[server as usize]);
+        if it.admit(Ticket::OTHER, now, agenda, service_rng) == Admission::Swallowed {
+            it.abandon_swallowed(now);
+        }
     }
 
     fn arrive(&mut self) {
@@ -381,9 +401,9 @@ impl<'a> Simulation<'a> {
             return;
         };
         let Self { fleet, agenda, service_rng, .. } = self;
-        let (servers, is_open) = fleet.servers_and_requests();
-        let next = servers[server as usize].next_in_line(is_open, now, agenda, service_rng);
-        if let Some(next) = next {
+        let (servers, is_awaited) = fleet.servers_and_requests();
+        let next = servers[server as usize].next_in_line(is_awaited, now, agenda, service_rng);
+        if let Some(next) = next.filter(|next| *next != Ticket::OTHER) {
             fleet.request_mut(next.request).place = Place::Served;
         }
         if self.fleet.is_open(done) {
@@ -494,36 +514,5 @@ impl<'a> Simulation<'a> {
             utilizations,
             picks: std::mem::take(&mut self.picks),
         };
-    }
-}
-
-impl Messages {
-    fn add(&mut self, message: Message, readers: u32) -> u32 {
-        let entry = Some((message, readers));
-        match self.free.pop() {
-            Some(number) => {
-                self.all[number as usize] = entry;
-                number
-            }
-            None => {
-                self.all.push(entry);
-                self.all.len() as u32 - 1
-            }
-        }
-    }
-
-    /// For one of its readers.
-    fn take(&mut self, number: u32) -> Option<Message> {
-        let entry = &mut self.all[number as usize];
-        match entry {
-            Some((message, readers)) if *readers > 1 => {
-                *readers -= 1;
-                Some(message.clone())
-            }
-            _ => {
-                self.free.push(number);
-                entry.take().map(|(message, _)| message)
-            }
-        }
     }
 }

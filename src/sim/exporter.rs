@@ -161,6 +161,9 @@ impl Asked {
         if is_new {
             (self.false_requests, self.hidden_busy_ns, self.hidden_latency_ns) = (0, 0, 0);
         }
+        if let Some(told) = server.told_utilization {
+            utilization = told.of(utilization);
+        }
         let mut told_rate = None;
         match server.trouble.tale {
             None => {}

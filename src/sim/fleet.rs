@@ -133,16 +133,18 @@ impl Fleet {
         &mut self.requests[id as usize]
     }
 
-    /// Whether a ticket's try goes on.
+    /// Whether a ticket's try goes on, and its end is some gateway's concern.
     pub fn is_open(&self, ticket: Ticket) -> bool {
-        self.request(ticket.request).try_no == ticket.try_no
+        let request = self.requests.get(ticket.request as usize);
+        request.is_some_and(|request| request.try_no == ticket.try_no)
     }
 
-    /// The servers, and whether a ticket's try goes on.
+    /// The servers, and whether somebody waits for an answer to a ticket.
     pub fn servers_and_requests(&mut self) -> (&mut [Server], impl Fn(Ticket) -> bool) {
         let requests = &self.requests;
-        let is_open = |it: Ticket| requests[it.request as usize].try_no == it.try_no;
-        (&mut self.servers, is_open)
+        let is_awaited =
+            |it: Ticket| it == Ticket::OTHER || requests[it.request as usize].try_no == it.try_no;
+        (&mut self.servers, is_awaited)
     }
 
     /// A request comes to a worker.

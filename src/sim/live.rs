@@ -1,32 +1,25 @@
 //! What one gateway has seen of one server: the simulation's board.
 
+use std::cell::Cell;
+
 use super::agenda::Ns;
 use super::policy::Outcome;
+use crate::board::average::{Latency, Part};
 use crate::picker::Live;
 use crate::ranking::Observed;
 
-/// How fast averages forget.
-const TAU: f64 = 1e9; // ns
-
-/// The least that one answer counts in an average, however many there are.
-const LEAST_GAIN: f64 = 1.0 / 128.0;
-
-/// The live facts of one server, shared by a gateway's workers.
-///
-/// Averages are over time rather than over answers: an answer that comes `dt` after
-/// the one before has a part of `dt / (tau + dt)` in the average, at least
-/// [`LEAST_GAIN`].
-#[derive(Debug, Clone, Copy, Default)]
+/// The live facts of one server, shared by a gateway's workers; averages are those
+/// of the board.
+#[derive(Debug, Clone, Default)]
 pub struct Seen {
     /// Requests that were sent there.
     requests: u64,
     in_flight: u32,
     consecutive_failures: u32,
-    /// Mean latency, in nanoseconds; means nothing before `timed` is set.
-    latency_ns: f64,
+    latency: Latency<Cell<u32>>,
     /// The last answer that has a latency.
-    timed: Option<Ns>,
-    failed: f64,
+    timed: Ns,
+    failed: Part<Cell<u32>>,
     /// The last answer of any kind.
     ended: Option<Ns>,
     /// Since when requests have been open.
@@ -56,25 +49,18 @@ impl Seen {
     /// says that it takes at least so long.
     pub fn end(&mut self, now: Ns, outcome: Outcome) {
         self.in_flight -= 1;
-        let (latency_s, failed) = match outcome {
-            Outcome::Answered(seconds) => (Some(seconds), 0.0),
-            Outcome::Failed(_) => (None, 1.0),
-            Outcome::TimedOut(seconds) => (Some(seconds), 1.0),
+        let (latency_s, has_failed) = match outcome {
+            Outcome::Answered(seconds) => (Some(seconds), false),
+            Outcome::Failed(_) => (None, true),
+            Outcome::TimedOut(seconds) => (Some(seconds), true),
         };
         if let Some(seconds) = latency_s {
-            let latency_ns = seconds * 1e9;
-            match self.timed {
-                None => self.latency_ns = latency_ns,
-                Some(last) => self.latency_ns += gain(now - last) * (latency_ns - self.latency_ns),
-            }
-            self.timed = Some(now);
+            self.latency.add_to_mean((seconds * 1e3) as f32, in_ms(now - self.timed));
+            self.timed = now;
         }
-        match self.ended {
-            None => self.failed = failed,
-            Some(last) => self.failed += gain(now - last) * (failed - self.failed),
-        }
+        self.failed.add(has_failed, self.ended.map(|last| in_ms(now - last)));
         self.ended = Some(now);
-        self.consecutive_failures = if failed == 0.0 { 0 } else { self.consecutive_failures + 1 };
+        self.consecutive_failures = if has_failed { self.consecutive_failures + 1 } else { 0 };
     }
 
     /// Requests that the gateway has open on it.
@@ -84,8 +70,7 @@ impl Seen {
 
     /// What a ranking goes by.
     pub fn observed(&self) -> Observed {
-        let latency_ms = self.timed.map(|_| self.latency_ns / 1e6);
-        Observed { requests: self.requests, latency_ms }
+        Observed { requests: self.requests, latency_ms: self.latency.get().map(f64::from) }
     }
 
     /// All of it, as a picker wants it.
@@ -96,8 +81,8 @@ impl Seen {
         };
         Live {
             in_flight: self.in_flight,
-            latency_ms: self.timed.map(|_| (self.latency_ns / 1e6) as f32),
-            failed: self.failed as f32,
+            latency_ms: self.latency.get(),
+            failed: self.failed.get(),
             consecutive_failures: self.consecutive_failures,
             stalled_ms: to_ms(stalled),
             unpicked_ms: to_ms(now - self.picked),
@@ -105,13 +90,12 @@ impl Seen {
     }
 }
 
-fn gain(dt: Ns) -> f64 {
-    let dt = dt as f64;
-    (dt / (TAU + dt)).max(LEAST_GAIN)
+fn in_ms(time: Ns) -> u64 {
+    time / 1_000_000
 }
 
 fn to_ms(time: Ns) -> u32 {
-    u32::try_from(time / 1_000_000).unwrap_or(u32::MAX)
+    u32::try_from(in_ms(time)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

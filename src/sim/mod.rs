@@ -32,6 +32,7 @@ mod faults;
 mod fleet;
 mod live;
 pub mod measure;
+mod messages;
 mod plane;
 pub mod plot;
 pub mod policy;

@@ -20,6 +20,7 @@
 //! ```
 
 mod faults;
+mod servers;
 
 use std::path::Path;
 use std::time::Duration;
@@ -31,8 +32,8 @@ pub use self::faults::{
     Antagonist, ClockJump, Direction, Disorder, Fault, Late, Lie, Membership, Outage, Slowdown,
     Span, Tale,
 };
-use super::distribution::Distribution;
-use crate::config::values::{Choice, Object, choice, duration_ms, integer, number, object};
+pub use self::servers::{Form, Group, ServiceTime, Told};
+use crate::config::values::{Object, duration_ms, integer, number, object};
 use crate::config::{ConfigError, Conflict, LoadError, WindowConfig};
 use crate::model::is_name;
 
@@ -92,72 +93,6 @@ pub struct Variant {
     /// Keys of the file with other values.
     #[serde(rename = "with")]
     pub patch: serde_json::Map<String, Value>,
-}
-
-/// `servers[]`: some servers that are alike.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Group {
-    /// Another one for each group.
-    pub name: String,
-    /// How many there are, 1 to 10000. Default: 1.
-    #[serde(default = "one", deserialize_with = "integer::<1, 10_000, _, _>")]
-    pub count: u32,
-    /// How many requests each serves at once, 1 to 1000. Default: 1.
-    #[serde(default = "one", deserialize_with = "integer::<1, 1000, _, _>")]
-    pub slots: u32,
-    /// How many may wait, 0 to 1000000; what comes on top is failed at once.
-    /// Default: any number.
-    #[serde(default, deserialize_with = "some_integer")]
-    pub queue: Option<u32>,
-    /// How long one takes.
-    #[serde(deserialize_with = "object")]
-    pub service: ServiceTime,
-    /// Divides service times; above 0. Default: 1.
-    #[serde(default = "one_f64", deserialize_with = "number::<0, 1000, _>")]
-    pub speed: f64,
-    /// The weight that an operator gave it, 0 to 1000. Default: 1.
-    #[serde(default = "one_f64", deserialize_with = "number::<0, 1000, _>")]
-    pub weight: f64,
-}
-
-/// `servers[].service`: how long a request takes at speed 1.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ServiceTime {
-    /// Default: exponential.
-    #[serde(default, deserialize_with = "choice")]
-    pub distribution: Form,
-    /// Above 0, up to 1 h.
-    #[serde(deserialize_with = "duration_ms::<0, HOUR, _>")]
-    pub mean: Duration,
-    /// Of `lognormal` alone: deviation over mean, 0 to 100. Default: 1.
-    #[serde(default, deserialize_with = "some_number::<0, 100, _>")]
-    pub cv: Option<f64>,
-    /// Of `bounded_pareto` alone: the tail's exponent, 1 to 10. Default: 1.5.
-    #[serde(default, deserialize_with = "some_number::<1, 10, _>")]
-    pub alpha: Option<f64>,
-}
-
-/// A distribution's form.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Form {
-    #[default]
-    Exponential,
-    Lognormal,
-    TruncatedNormal,
-    BoundedPareto,
-    Deterministic,
-}
-
-impl Choice for Form {
-    const ALL: &'static [(&'static str, Self)] = &[
-        ("exponential", Self::Exponential),
-        ("lognormal", Self::Lognormal),
-        ("truncated_normal", Self::TruncatedNormal),
-        ("bounded_pareto", Self::BoundedPareto),
-        ("deterministic", Self::Deterministic),
-    ];
 }
 
 /// `traffic`: requests that come by chance, whatever becomes of those before them.
@@ -250,30 +185,12 @@ impl Default for Reports {
 
 // === values ===
 
-fn one() -> u32 {
-    1
-}
-
-fn one_f64() -> f64 {
-    1.0
-}
-
 fn default_seeds() -> Vec<u64> {
     vec![1]
 }
 
 fn default_warmup() -> Duration {
     Duration::from_secs(10)
-}
-
-fn some_integer<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
-    integer::<0, 1_000_000, _, _>(from).map(Some)
-}
-
-fn some_number<'de, const MIN: u64, const MAX: u64, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Option<f64>, D::Error> {
-    number::<MIN, MAX, _>(from).map(Some)
 }
 
 fn some_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
@@ -284,20 +201,6 @@ fn some_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 
 fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
     Ok(Vec::<Object<T>>::deserialize(from)?.into_iter().map(|Object(it)| it).collect())
-}
-
-impl ServiceTime {
-    /// The distribution.
-    pub fn distribution(&self) -> Distribution {
-        let mean_s = self.mean.as_secs_f64();
-        match self.distribution {
-            Form::Exponential => Distribution::exponential(mean_s),
-            Form::Deterministic => Distribution::deterministic(mean_s),
-            Form::TruncatedNormal => Distribution::truncated_normal(mean_s),
-            Form::Lognormal => Distribution::lognormal(mean_s, self.cv.unwrap_or(1.0)),
-            Form::BoundedPareto => Distribution::bounded_pareto(mean_s, self.alpha.unwrap_or(1.5)),
-        }
-    }
 }
 
 impl Traffic {
@@ -431,20 +334,7 @@ impl Scenario {
                 let why = "is another group's too, expected another one for each group";
                 refuse(at("name"), format!("{:?} {why}", group.name));
             }
-            if group.speed == 0.0 {
-                refuse(at("speed"), "0, expected more than 0".into());
-            }
-            let ServiceTime { distribution, mean, cv, alpha } = group.service;
-            if mean.is_zero() {
-                refuse(at("service.mean"), "0s, expected more than 0s".into());
-            }
-            if cv.is_some() && distribution != Form::Lognormal {
-                refuse(at("service.cv"), "expected with the distribution lognormal alone".into());
-            }
-            if alpha.is_some() && distribution != Form::BoundedPareto {
-                let why = "expected with the distribution bounded_pareto alone";
-                refuse(at("service.alpha"), why.into());
-            }
+            group.check(|key, why| refuse(at(key), why));
         }
 
         for (index, pair) in self.traffic.changes.windows(2).enumerate() {

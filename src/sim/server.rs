@@ -6,13 +6,19 @@ use rand::rngs::SmallRng;
 
 use super::agenda::{Agenda, Event, Ns};
 use super::distribution::Distribution;
-use super::scenario::{Group, Tale};
+use super::scenario::{Group, Tale, Told};
 
 /// A try of a request. It is over once the request has moved on to another number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket {
     pub request: u32,
     pub try_no: u32,
+}
+
+impl Ticket {
+    /// Of whoever came past the gateways, who waits for an answer however long it
+    /// takes, and is not counted.
+    pub const OTHER: Self = Self { request: u32::MAX, try_no: 0 };
 }
 
 /// What a server does with a request that comes.
@@ -84,6 +90,8 @@ pub struct Server {
     pub group: usize,
     pub slots: u32,
     pub weight: f64,
+    /// What it tells of its utilization, if that is not the truth.
+    pub told_utilization: Option<Told>,
     pub trouble: Trouble,
     pub counters: Counters,
     /// The process's number, another one after each crash.
@@ -114,6 +122,7 @@ impl Server {
             group: group_number,
             slots: group.slots,
             weight: group.weight,
+            told_utilization: group.told_utilization,
             trouble: Trouble::default(),
             counters: Counters::default(),
             boot: 1,

@@ -414,8 +414,11 @@ fn a_gateway_knows_its_part_of_the_requests() {
 /// What the faulty server of [`one_of_four`] says at 15.5 s: its status, or `None` if
 /// that is refused; and what others hear of it.
 fn told(tale: &str) -> (Option<Status>, ServerReport) {
-    let scenario = one_of_four("lie", json!({"tells": tale}));
-    let mut simulation = Simulation::new(&scenario, named("random"), 1);
+    told_by_last_of_four(&one_of_four("lie", json!({"tells": tale})))
+}
+
+fn told_by_last_of_four(scenario: &Scenario) -> (Option<Status>, ServerReport) {
+    let mut simulation = Simulation::new(scenario, named("random"), 1);
     simulation.start();
     // Between two rounds of the exporter.
     while simulation.fleet.now < 31 * SECOND / 2 {
@@ -456,6 +459,61 @@ fn who_lies_tells_what_it_is_to_tell() {
 
     let (status, report) = told("nan");
     assert!(status.is_none() && report.utilization.is_nan(), "{status:?}");
+}
+
+#[test]
+fn a_server_tells_of_its_utilization_what_its_group_says() {
+    let of = |told: Value| {
+        scenario(json!({
+            "servers": [
+                {"name": "a", "count": 3, "service": {"mean": "10ms"}},
+                {"name": "b", "service": {"mean": "10ms"}, "told_utilization": told},
+            ],
+            "traffic": {"rate": 240}, "duration": "20s",
+        }))
+    };
+    let (status, report) = told_by_last_of_four(&of(json!({"fixed": 0.02})));
+    assert_eq!((status.unwrap().application_utilization, report.utilization), (Some(0.02), 0.02));
+    let [truth, tenth] = [1.0, 0.1].map(|factor| {
+        let (status, report) = told_by_last_of_four(&of(json!({"factor": factor})));
+        assert_eq!(status.unwrap().cpu_utilization(), Some(report.utilization));
+        report.utilization
+    });
+    assert!((0.2..0.95).contains(&truth), "of half a second at 0.6: {truth}");
+    assert_near(tenth, 0.1 * truth, 1e-9);
+}
+
+#[test]
+fn who_comes_past_the_gateways_is_served_and_reported_and_not_measured() {
+    let of = scenario(json!({
+        "servers": [
+            {"name": "a", "count": 5, "service": {"mean": "10ms"}, "other_rate": 40},
+            {"name": "b", "service": {"mean": "10ms"}},
+        ],
+        "traffic": {"rate": 180}, "gateways": {"timeout": PATIENT},
+        "duration": "600s", "warmup": "20s",
+    }));
+    let mut simulation = Simulation::new(&of, named("random"), 1);
+    simulation.start();
+    while simulation.step() {}
+    let server = |number: usize| simulation.fleet.servers[number].counters.answered as f64;
+    assert_near(server(0), 70.0 * 600.0, 0.03);
+    assert_near(server(5), 30.0 * 600.0, 0.05);
+    let measures = simulation.into_measures();
+    assert_near(measures.arrived as f64, 180.0 * 580.0, 0.02);
+    // M/M/1: five sixths of ours meet queues at 70 %, the others at 30 %.
+    assert_near(measures.latency.mean_s(), (5.0 / 30.0 + 1.0 / 70.0) / 6.0, 0.05);
+}
+
+#[test]
+fn who_comes_past_the_gateways_ends_no_request_of_theirs_whatever_goes_wrong() {
+    let mut of = troubled();
+    of.servers[0].other_rate = 100.0;
+    for name in ["random", "adaptive"] {
+        let measures = run(&of, named(name), 1);
+        assert_eq!(measures.arrived, measures.answered + measures.failed + measures.timed_out);
+        assert_eq!(measures.arrived, run(&troubled(), named(name), 1).arrived);
+    }
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{HOUR, some_integer};
+use super::HOUR;
+use super::servers::some_integer;
 use crate::config::values::{Choice, choice, duration_ms, number};
 
 /// `faults[]`: what goes wrong. Those that last begin at `from` (default: 0 s) and

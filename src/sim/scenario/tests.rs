@@ -1,13 +1,15 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::sim::distribution::Distribution;
 
 const WHOLE: &str = r#"{
     "about": "one of five",
     "servers": [
         {"name": "a", "count": 4, "slots": 4, "queue": 10, "speed": 0.5, "weight": 2,
          "service": {"distribution": "lognormal", "mean": "10ms", "cv": 2}},
-        {"name": "b", "service": {"mean": "250us"}}
+        {"name": "b", "service": {"mean": "250us"},
+         "told_utilization": {"factor": 0.05}, "other_rate": 10}
     ],
     "traffic": {"rate": 1200, "changes": [{"at": "20s", "rate": 2000.5, "over": "5s"}]},
     "gateways": {"count": 2, "workers": 3, "timeout": "2s", "retries": 1},
@@ -47,6 +49,8 @@ fn every_key_is_read() {
     assert_eq!(a.service.distribution(), Distribution::lognormal(0.01, 2.0));
     assert_eq!((b.count, b.slots, b.queue, b.speed, b.weight), (1, 1, None, 1.0, 1.0));
     assert_eq!(b.service.distribution(), Distribution::exponential(0.00025));
+    assert_eq!((a.told_utilization, a.other_rate), (None, 0.0));
+    assert_eq!((b.told_utilization, b.other_rate), (Some(Told::Factor(0.05)), 10.0));
     let Gateways { count, workers, timeout, retries } = scenario.gateways;
     assert_eq!((count, workers, timeout, retries), (2, 3, Duration::from_secs(2), 1));
     assert_eq!(scenario.reports.window.as_ref().unwrap().buckets, 3);
@@ -81,6 +85,11 @@ fn what_is_left_out_has_a_default() {
 #[test]
 fn an_error_names_the_key_what_was_found_and_what_is_allowed() {
     let service = |service: Value| json!({"servers": [{"name": "a", "service": service}]});
+    let told = |told: Value| {
+        json!({"servers": [
+            {"name": "a", "service": {"mean": "1s"}, "told_utilization": told},
+        ]})
+    };
     let fault = |fault: Value| json!({"faults": [fault]});
     for (patch, parts) in [
         (json!({"trafic": {}}), ["trafic", "unknown field", "traffic"]),
@@ -92,6 +101,13 @@ fn an_error_names_the_key_what_was_found_and_what_is_allowed() {
         (json!({"duration": 60}), ["duration", "60", "a duration with a unit"]),
         (json!({"duration": "60"}), ["duration", "60", "from 1s to 1h"]),
         (json!({"warmup": "60s"}), ["warmup", "not shorter", "less than"]),
+        (
+            json!({"servers": [{"name": "a", "service": {"mean": "1s"}, "other_rate": -1}]}),
+            ["servers[0].other_rate", "-1", "0 to 1000000"],
+        ),
+        (told(json!({"fixed": -0.1})), ["servers[0].told_utilization.fixed", "-0.1", "0 to 1000"]),
+        (told(json!({"factor": 1001})), ["servers[0].told_utilization.factor", "1001", "0 to"]),
+        (told(json!({"part": 1})), ["servers[0].told_utilization", "`part`", "`fixed`"]),
         (service(json!({"mean": "0s"})), ["servers[0].service.mean", "0s", "more than 0s"]),
         (service(json!({})), ["servers[0].service", "missing field", "mean"]),
         (
