@@ -45,7 +45,7 @@ test: lint build ## Passes every test: lint, Rust, Test::Nginx on real nginx and
 	@DEMO_SECONDS=12 target/release/examples/demo
 
 .PHONY: bench
-bench: ## Prints the performance tables, ours beside the peers'.
+bench: ## Prints the performance tables, ours beside the peers'; BENCH_SECONDS=n, BENCH_LONG=1.
 	@.ci/setup bench
 	@cargo build --release --locked --lib --bins --examples
 	@cargo bench --locked --bench gateway
