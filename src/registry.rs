@@ -68,6 +68,49 @@ pub struct Member<'a> {
     pub load: Option<Load>,
 }
 
+/// A registered instance, offered or not.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// As registered.
+    pub instance: &'a Instance,
+    /// Why it is not offered; `None` if it is.
+    pub absence: Option<Absence>,
+    /// Statuses in its window.
+    pub samples: u64,
+    /// How old the figures of its last good report are.
+    pub report_age_ms: Option<u64>,
+    /// What its window says; `None` while that is empty.
+    pub load: Option<Load>,
+}
+
+/// Why a registered instance is not offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absence {
+    /// By its own wish or an operator's, and is otherwise as it was.
+    Draining,
+    /// By an operator's wish.
+    Disabled,
+    /// It said that it wants no requests.
+    NotServing,
+    /// It could not be read for too long.
+    Unreachable,
+    /// A newer registration has its address.
+    Eclipsed,
+}
+
+impl Absence {
+    /// The name in the HTTP API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Draining => "draining",
+            Self::Disabled => "disabled",
+            Self::NotServing => "not_serving",
+            Self::Unreachable => "unreachable",
+            Self::Eclipsed => "eclipsed",
+        }
+    }
+}
+
 /// One service at one moment.
 #[derive(Debug, Clone)]
 pub struct Reading<'a> {
@@ -257,6 +300,13 @@ impl Registry {
             service.judge(self.hears_all, now_ms);
         }
         Some(service.reading(in_force(&self.controls, name), now_ms))
+    }
+
+    /// All registered instances of a service as of `now`, by id, offered or not.
+    pub fn known(&mut self, name: &str, now: Instant) -> Vec<Known<'_>> {
+        let now_ms = self.clock_ms(now);
+        let control = in_force(&self.controls, name);
+        self.services.get_mut(name).map_or_else(Vec::new, |service| service.known(control, now_ms))
     }
 
     /// All services in order, configured ones without instances included.

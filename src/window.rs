@@ -178,6 +178,15 @@ impl Window {
         }
     }
 
+    /// How many statuses the window holds of those that tell any gauge.
+    pub fn samples(&mut self, now_ms: u64) -> u64 {
+        self.advance(now_ms);
+        use Quantity::*;
+        let counts = [CpuSamples, UsedSamples, FreeSamples, InFlightSamples];
+        let most = counts.map(|quantity| self.plain[quantity as usize]).into_iter().max();
+        most.and_then(|samples| u64::try_from(samples).ok()).unwrap_or(0)
+    }
+
     /// Moves on to `now_ms`, dropping the buckets that have become too old.
     fn advance(&mut self, now_ms: u64) {
         let now_ms = now_ms.max(self.now_ms);

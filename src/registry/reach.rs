@@ -181,6 +181,11 @@ impl Reach {
             })
     }
 
+    /// How old the figures of the last good report are.
+    pub fn age_ms(&self, now_ms: u64) -> Option<u64> {
+        self.good.as_ref().map(|good| now_ms.saturating_sub(good.sampled_ms))
+    }
+
     /// Whether the last good report is recent enough to go by, and nothing that
     /// counts was said against the instance since.
     pub fn is_fresh(&self, rule: Rule, now_ms: u64) -> bool {

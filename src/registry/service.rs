@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use tokio::time::Instant;
 
 use super::reach::{self, IN_BAND, Reach, Rule, Source};
-use super::{Member, Reading, State, to_ms};
+use super::{Absence, Known, Member, Reading, State, to_ms};
 use crate::config::{ServiceConfig, WindowConfig};
 use crate::model::{Instance, InstanceReport, Report, Status, StatusUrl};
 use crate::reckon::{Figures, Reckoner};
@@ -229,6 +229,19 @@ impl Service {
         until_ms.is_some()
     }
 
+    /// All that are registered, by id.
+    pub fn known<'a>(&'a mut self, control: Option<&Control>, now_ms: u64) -> Vec<Known<'a>> {
+        let (rule, claims) = (self.rule, &self.claims);
+        let known = |record: &'a mut Record| {
+            let absence = record.absence(control, claims, rule, now_ms);
+            let samples = record.window.samples(now_ms);
+            let load = (samples > 0).then(|| record.window.load(now_ms));
+            let report_age_ms = record.reach.age_ms(now_ms);
+            Some(Known { instance: record.current()?, absence, samples, report_age_ms, load })
+        };
+        self.instances.values_mut().filter_map(known).collect()
+    }
+
     /// What the service has to offer.
     pub fn reading<'a>(&'a mut self, control: Option<&'a Control>, now_ms: u64) -> Reading<'a> {
         let (rule, claims) = (self.rule, &self.claims);
@@ -244,6 +257,32 @@ impl Service {
 }
 
 impl Record {
+    /// Why it is not offered.
+    fn absence(
+        &self,
+        control: Option<&Control>,
+        claims: &Claims,
+        rule: Rule,
+        now_ms: u64,
+    ) -> Option<Absence> {
+        let instance = self.current()?;
+        let id = &instance.id;
+        if control.is_some_and(|control| control.disable.contains(id)) {
+            return Some(Absence::Disabled);
+        }
+        if instance.drain || control.is_some_and(|control| control.drain.contains(id)) {
+            return Some(Absence::Draining);
+        }
+        if !self.is_granted(claims) {
+            return Some(Absence::Eclipsed);
+        }
+        match self.state(rule, now_ms) {
+            Some(_) => None,
+            None if self.reach.is_not_serving() => Some(Absence::NotServing),
+            None => Some(Absence::Unreachable),
+        }
+    }
+
     /// The registration that counts.
     fn current(&self) -> Option<&Instance> {
         self.etcd.as_ref().map(|(instance, _)| instance).or(self.file.as_ref())
