@@ -28,13 +28,12 @@ sub figure {
 sub ejections { figure(qq(ipconfig_ejections_total{service="chat",reason="$_[0]"})) }
 sub ejected_now { figure('ipconfig_ejected{service="chat"}') }
 
-# The error log. The plugin's thread writes into it by way of a worker.
-sub error_log { slurp(IpconfigTest::Parts::servroot() . '/logs/error.log') }
-sub logged { my $text = shift; await($text, sub { index(error_log(), $text) >= 0 }, 2) }
+# What the log is to say: the plugin's thread writes into it by way of a worker.
+sub in_log { my $text = quotemeta shift; await($text, sub { logged(qr/$text/) }, 2) }
 
 # What it says of ejections: "a 30 s (time 1)".
 sub told {
-    my $log = error_log();
+    my $log = slurp(IpconfigTest::Parts::servroot() . '/logs/error.log');
     my @told = $log =~ /instance (\w+) is ejected for (\d+\.\d) s \(time (\d+)\)/g;
     my @lines;
     while (my ($id, $seconds, $time) = splice @told, 0, 3) {
@@ -80,7 +79,7 @@ say ejections('consecutive_failures'), ' ', ejected_now();
 say names(served_anew(30, '/?fail=a'));
 out('');
 say names(served_anew(60));
-logged('chat: instance a gets requests again');
+in_log('chat: instance a gets requests again');
 say ejected_now(), ' ', told();
 --- response_body
 five failed
@@ -116,8 +115,8 @@ say ejected(), ' ', figure('ipconfig_panic{service="chat"}');
 say names(served(50));
 out('');
 say service('chat')->{panic} ? 'panic' : 'no panic', ' ', figure('ipconfig_panic{service="chat"}');
-logged('chat: panic: fewer than 50 % of the instances are healthy; all get requests');
-logged('chat: enough instances are healthy; the panic is over');
+in_log('chat: panic: fewer than 50 % of the instances are healthy; all get requests');
+in_log('chat: enough instances are healthy; the panic is over');
 --- response_body
 a b c 1
 a b c d e
@@ -174,7 +173,7 @@ until_it_is('b is out', '/?fail=b', sub {
     ejected() eq 'b';
 });
 say ejections('success_rate'), ' ', ejections('failure_percentage');
-logged('it fails more often than the others');
+in_log('it fails more often than the others');
 --- response_body
 1 0
 
@@ -187,7 +186,7 @@ abc { "consecutive_failures": 0, "interval": "500ms", "success_rate": { "stdev":
 --- script
 until_it_is('b is out', '/?fail=b', sub { ejected() eq 'b' });
 say ejections('success_rate'), ' ', ejections('failure_percentage');
-logged('most of its requests fail');
+in_log('most of its requests fail');
 --- response_body
 0 1
 

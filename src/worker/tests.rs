@@ -1025,7 +1025,10 @@ fn when_an_ejection_is_over_the_first_request_decides() {
     let mut gateway = Gateway::with_health("best", &health, "abc");
     gateway.fail(5);
     assert_eq!(gateway.served(1), "b");
-    std::thread::sleep(std::time::Duration::from_millis(120));
+    let until_ms = gateway.board.ejection(gateway.slot('a')).unwrap().until_ms;
+    while board::coarse_ms() < until_ms {
+        std::thread::yield_now();
+    }
     assert_eq!(gateway.send(1), Some('a'), "though nobody has taken it back");
     gateway.end(1, Outcome::Failed);
     gateway.board.take_back(gateway.slot('a'), board::monotonic_ms());
