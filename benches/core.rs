@@ -71,7 +71,7 @@ impl Moment for SteadyTraffic {
         false
     }
 
-    fn is_tried(&self, _: usize) -> bool {
+    fn is_barred(&self, _: usize) -> bool {
         false
     }
 

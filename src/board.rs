@@ -6,8 +6,9 @@
 //!
 //! ```text
 //! header    epoch, store gate, heartbeat, source state
-//! services  name -> version of the ranking in the shared dict, in-flight
-//! slots     instance -> counters, in-flight and live averages (of the whole host)
+//! services  name -> version of the ranking in the shared dict, in-flight, ejected
+//! slots     instance -> counters, in-flight and live averages (of the whole host),
+//!           ejection
 //! rows      worker   -> owner's pid, its part of each slot's in-flight
 //! reports   instance -> the load report that its last responses brought
 //! ```
@@ -21,6 +22,7 @@
 
 pub(crate) mod average;
 mod clock;
+mod ejections;
 mod report;
 mod rows;
 mod slots;
@@ -33,6 +35,7 @@ use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64};
 use once_cell::sync::OnceCell;
 
 pub use clock::{coarse_ms, monotonic_ms};
+pub use ejections::{Ejection, Reason};
 pub use report::LOOK_EVERY_MS;
 use rows::Row;
 pub use rows::RowId;
@@ -112,6 +115,10 @@ struct Service {
     instances_version: AtomicU64,
     /// The newest version that some worker could not read.
     damaged: AtomicU64,
+    /// Instances that are ejected, in the line of `version`, which each request reads.
+    ejected: AtomicU32,
+    /// By reason, since the beginning.
+    ejections: [AtomicU64; Reason::ALL.len()],
     in_flight: OwnLine<AtomicI64>,
 }
 
@@ -358,7 +365,7 @@ impl Board {
 }
 
 /// A service's entry on the board.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ServiceId(usize);
 
 impl Service {

@@ -10,6 +10,7 @@
 //! `doc/configuration.md` is the reference for users; a test compares its keys,
 //! defaults and ranges with this file.
 
+mod health;
 pub(crate) mod values;
 
 use std::collections::hash_map::Entry;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+pub use self::health::{FailurePercentageConfig, HealthConfig, Statuses, SuccessRateConfig};
 use self::values::{
     Choice, Object, addr, allow, choice, discover, duration_ms, endpoints, etcd_prefix,
     hash_balance_factor, instances, integer, name, number, object, services, snapshot_path,
@@ -218,6 +220,9 @@ pub struct ServiceConfig {
     /// What becomes of instances that do not say how they are.
     #[serde(deserialize_with = "object")]
     pub status: StatusConfig,
+    /// Who is left out for a while as its requests fail.
+    #[serde(deserialize_with = "object")]
+    pub health: HealthConfig,
     /// The instances known without etcd: no two of one id, no two of one
     /// address. Default: none.
     #[serde(deserialize_with = "instances")]

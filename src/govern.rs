@@ -74,7 +74,7 @@ impl Share<'_> {
 
 /// What becomes of a ranking by all that governs it. `facts` are those of the
 /// ranking's entries, in rank order. With fewer than `panic_percent` of the instances
-/// healthy, all count as if they were.
+/// healthy, all count as if they were; those whose base is 0 are in neither number.
 pub fn govern<'a>(
     ranking: &'a Ranking,
     control: Option<&'a Control>,
@@ -87,13 +87,16 @@ pub fn govern<'a>(
         let weighs = |entry: &Entry| control.manual_weight(&entry.id).is_some_and(|it| it > 0.0);
         entries.iter().any(weighs)
     });
-    let healthy = facts.iter().filter(|facts| facts.health == Health::Up).count();
-    let is_panic = healthy * 100 < facts.len() * panic_percent as usize;
+    let weights = |entry: &Entry| match manual.and_then(|it| it.manual_weight(&entry.id)) {
+        Some(weight) => (weight, weight),
+        None => (entry.weight, entry.fallback_weight),
+    };
+    let all = entries.iter().zip(facts);
+    let offered = all.clone().filter(|(entry, _)| weights(entry).0 > 0.0);
+    let healthy = offered.clone().filter(|(_, facts)| facts.health == Health::Up).count();
+    let is_panic = healthy * 100 < offered.count() * panic_percent as usize;
     let share = |(entry, facts): (&'a Entry, &Facts)| {
-        let (base, prior) = match manual.and_then(|control| control.manual_weight(&entry.id)) {
-            Some(weight) => (weight, weight),
-            None => (entry.weight, entry.fallback_weight),
-        };
+        let (base, prior) = weights(entry);
         let health = if facts.health == Health::Up || is_panic { 1.0 } else { 0.0 };
         let state = match facts.health {
             Health::Up => entry.state,
@@ -102,7 +105,7 @@ pub fn govern<'a>(
         };
         Share { entry, state, base, prior, factor: health }
     };
-    let shares = entries.iter().zip(facts).map(share).collect();
+    let shares = all.map(share).collect();
     Governed { ranking, control, is_manual: manual.is_some(), is_panic, shares }
 }
 
@@ -165,6 +168,17 @@ mod tests {
         assert_eq!(weights(&[Failing], 1), (true, vec![1.0]));
         assert_eq!(weights(&[Failing], 0), (false, vec![0.0]), "0 is never");
         assert_eq!(weights(&[], 50), (false, vec![]));
+    }
+
+    #[test]
+    fn who_gets_nothing_anyway_is_no_healthy_one_to_rely_on() {
+        let control = r#"{"mode": "manual", "weights": {"a": 2}}"#;
+        let control = decode_control(control.as_bytes()).unwrap();
+        let ranking = ranking(&[1.0, 1.0, 1.0]);
+        let facts = [Health::Ejected, Health::Up, Health::Up].map(|health| Facts { health });
+        let governed = govern(&ranking, Some(&control), &facts, 50);
+        let weights: Vec<_> = governed.shares.iter().map(Share::weight).collect();
+        assert_eq!((governed.is_panic, weights), (true, vec![2.0, 0.0, 0.0]));
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub mod score;
 pub mod ranking;
 
 pub mod govern;
+mod health;
 
 pub mod board;
 pub mod publish;

@@ -20,8 +20,9 @@ use crate::board::{self, Board, SourceState};
 use crate::config::{Config, Discover};
 use crate::etcd::EtcdSource;
 use crate::govern::{self, Facts};
+use crate::health::Health;
 use crate::publish::{PublishError, Publisher, Store};
-use crate::ranking::{self, Ranking};
+use crate::ranking::{self, Entry, Ranking};
 use crate::registry::Registry;
 use crate::value::{self, ValueError};
 use crate::watcher::{self, Timing, WatchState};
@@ -82,8 +83,9 @@ fn run_once(
         let (sender, events) = mpsc::channel(EVENTS);
         let source = EtcdSource::new(&config.etcd);
         let chance = SmallRng::try_from_rng(&mut SysRng);
-        let rng = chance.unwrap_or_else(|_| SmallRng::seed_from_u64(board::monotonic_ms()));
-        let mut conductor = Conductor::new(config, store, board, restarts);
+        let mut rng = chance.unwrap_or_else(|_| SmallRng::seed_from_u64(board::monotonic_ms()));
+        let health = Health::new(config, board, SmallRng::from_rng(&mut rng));
+        let mut conductor = Conductor::new(config, store, board, health, restarts);
         tokio::select! {
             () = stopped(stop) => {}
             () = watcher::run(source, Timing::default(), rng, sender) => {}
@@ -127,6 +129,7 @@ struct Conductor<S> {
     board: Board,
     registry: Registry,
     publisher: Publisher<S>,
+    health: Health,
     /// The rankings in force: weights move from the last ones.
     rankings: HashMap<String, Ranking>,
     /// The services that are to be published.
@@ -146,12 +149,13 @@ struct Conductor<S> {
 }
 
 impl<S: Store> Conductor<S> {
-    fn new(config: &Config, store: S, board: Board, restarts: u32) -> Self {
+    fn new(config: &Config, store: S, board: Board, health: Health, restarts: u32) -> Self {
         let now = Instant::now();
         Conductor {
             board,
             registry: Registry::new(config, now),
             publisher: Publisher::new(store, board),
+            health,
             rankings: HashMap::new(),
             pace: Pace::new(now),
             // An outage does not begin anew with the thread that meets it.
@@ -187,6 +191,7 @@ impl<S: Store> Conductor<S> {
                 _ = beats.tick() => {
                     self.board.beat();
                     self.hear_responses();
+                    self.look_at_health();
                     if beat.is_multiple_of(BEATS_A_ROUND) {
                         self.round();
                     }
@@ -221,12 +226,23 @@ impl<S: Store> Conductor<S> {
         }
     }
 
+    /// Publishes at once who is ejected, and who no longer is.
+    fn look_at_health(&mut self) {
+        let now_ms = board::monotonic_ms();
+        for (service, id, instances) in self.publisher.published() {
+            if self.health.look(service, id, instances, now_ms) {
+                self.pace.add_urgent([service.to_owned()]);
+            }
+        }
+    }
+
     /// What time alone changes.
     fn round(&mut self) {
         self.registry.tick(Instant::now());
         if self.synced && self.pace.is_idle() {
             // Only now is it known which instances are there.
             self.publisher.tidy(board::monotonic_ms());
+            self.health.tidy(self.publisher.published(), board::monotonic_ms());
         }
         self.board.reclaim_rows();
         self.pace.add(self.publisher.unsound());
@@ -300,8 +316,11 @@ impl<S: Store> Conductor<S> {
     fn publish_service(&mut self, service: &str) {
         let Some(ranking) = self.rank(service) else { return };
         let (revision, now_ms) = (self.registry.revision(), board::monotonic_ms());
-        let facts = vec![Facts::default(); ranking.entries.len()];
-        let governed = govern::govern(&ranking, self.registry.control(service), &facts, 50);
+        let facts = self.facts(service, &ranking);
+        let panic_percent = self.health.config(service).panic;
+        let control = self.registry.control(service);
+        let governed = govern::govern(&ranking, control, &facts, panic_percent);
+        self.health.tell_panic(service, governed.is_panic);
         match self.publisher.publish(service, &governed, revision, now_ms) {
             Ok(()) => {
                 self.failing.remove(service);
@@ -315,6 +334,18 @@ impl<S: Store> Conductor<S> {
             }
         }
         self.rankings.insert(service.to_owned(), ranking);
+    }
+
+    /// What is known of a ranking's instances beside how they rank.
+    fn facts(&self, service: &str, ranking: &Ranking) -> Vec<Facts> {
+        let has_ejected = self.publisher.has_ejected(service);
+        let fact = |entry: &Entry| {
+            let is_ejected =
+                has_ejected && self.publisher.is_ejected(service, &entry.id, &entry.addr);
+            let health = if is_ejected { govern::Health::Ejected } else { govern::Health::Up };
+            Facts { health }
+        };
+        ranking.entries.iter().map(fact).collect()
     }
 
     /// The service's ranking as of now, or `None` if what is published says more

@@ -6,6 +6,7 @@
 //! a newer writer has begun.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 
 use thiserror::Error;
 
@@ -227,6 +228,24 @@ impl<S: Store> Publisher<S> {
         self.services.iter().flat_map(|(service, published)| {
             published.value.instances.iter().map(|it| (service.as_str(), it.id.as_str(), it.slot))
         })
+    }
+
+    /// The services that are published, each with its instances.
+    pub fn published(&self) -> impl Iterator<Item = (&str, ServiceId, &[InstanceValue])> + Clone {
+        let services = self.services.iter();
+        services.map(|(name, it)| (name.as_str(), it.id, it.value.instances.as_slice()))
+    }
+
+    /// Whether an instance is ejected on this host.
+    pub fn is_ejected(&self, service: &str, id: &str, addr: &SocketAddr) -> bool {
+        let identity = board::identity(service, id, addr);
+        let tenant = self.slots.by_identity.get(&identity);
+        tenant.is_some_and(|tenant| self.board.ejection(tenant.slot).is_some())
+    }
+
+    /// Whether any instance of a service is.
+    pub fn has_ejected(&self, service: &str) -> bool {
+        self.board.find_service(service).is_some_and(|id| self.board.ejected(id) > 0)
     }
 
     /// Services whose values some worker could not read, or that could not be

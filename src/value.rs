@@ -192,6 +192,13 @@ const RANKING_HEAD: usize = 48;
 const RECORD_LEN: usize = 44;
 
 impl RankingValue {
+    /// Whether too few were healthy to leave the others out: some are not, and get
+    /// requests all the same.
+    pub fn is_panic(&self) -> bool {
+        let is_unhealthy = |state| matches!(state, State::Ejected | State::Failing);
+        self.records.iter().any(|record| is_unhealthy(record.state) && record.factor > 0.0)
+    }
+
     /// Little-endian: `instances_version published_ms revision own_part rate_per_s
     /// basis` of 8 bytes each, then records of `score weight` in 8 bytes each and
     /// `rank state service_ms concurrency capacity_per_s reported_s factor` in 4 each.

@@ -9,16 +9,18 @@ use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 
-pub use tries::{Tries, outcome_of};
+pub use tries::Tries;
+use tries::outcome_of;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
-use crate::board::{self, Board, NO_SLOT, Open, Outcome, RowId, ServiceId};
-use crate::config::{BalanceConfig, Config, Discover, Strategy};
+use crate::board::{self, Board, NO_SLOT, Open, Outcome, Reason, RowId, ServiceId};
+use crate::config::{BalanceConfig, Config, Discover, HealthConfig, ServiceConfig, Strategy};
+use crate::health;
 use crate::picker::{self, Live, Memory, Moment, Picker, Ranked};
-use crate::ranking::Basis;
+use crate::ranking::{Basis, State};
 use crate::value::{
     self, ControlValue, InstanceValue, RankingValue, Record, ServiceValue, ValueError,
 };
@@ -51,6 +53,7 @@ struct Service {
     name: String,
     id: ServiceId,
     balance: BalanceConfig,
+    health: HealthConfig,
     view: Option<View>,
     /// The newest version that was loaded, or tried in vain.
     attempted: u64,
@@ -69,6 +72,8 @@ struct View {
     /// The weight of all instances whose requests in flight are counted; 0 where
     /// none is without a slot.
     counted_weight: f64,
+    /// So many may be ejected until there is a panic; `None` if there is one.
+    most_ejected: Option<u32>,
 }
 
 /// The instances of one version, kept from ranking to ranking.
@@ -93,6 +98,8 @@ struct Flight {
     /// Where it went.
     addr: Option<SocketAddr>,
     tries: usize,
+    /// The handle of the service that it is a request of.
+    service: u32,
     /// Identities of the instances that it went to, by try.
     tried: [u64; MAX_TRIES],
 }
@@ -109,6 +116,15 @@ pub struct Counters<'a> {
     pub latency_ms: Option<f32>,
 }
 
+/// What the board and a view tell of a service's health.
+pub struct ServiceHealth<'a> {
+    pub service: &'a str,
+    /// So far, by reason.
+    pub ejections: std::iter::Zip<std::array::IntoIter<Reason, 3>, std::array::IntoIter<u64, 3>>,
+    pub ejected: u32,
+    pub is_panic: bool,
+}
+
 /// The modes that a service can be served in; `fallback` is Lua's, `manual` the
 /// operator's.
 pub const MODES: [&str; 5] = ["live", "manual", "stale", "fallback", "static"];
@@ -120,8 +136,9 @@ pub struct Request<'a> {
     pub address: usize,
     /// It is another try.
     pub is_retry: bool,
-    /// The try before was answered, with a status that nginx moves on from.
-    pub has_answered: bool,
+    /// The status that the try before was answered with, where nginx moves on from it
+    /// and does not call it a failure; else 0.
+    pub moved_on_from: u16,
     /// `None` for one that will have a log phase; nginx gives subrequests none. One
     /// that will not is counted and is never in flight. As its end is not seen,
     /// nothing of it is kept: this is where it was sent so far, `$upstream_addr`.
@@ -212,18 +229,19 @@ impl Worker {
         names.extend(new.cloned().collect::<Vec<_>>());
         for name in &names {
             if let Some(id) = board.service(name) {
-                let service = config.services.get(name);
-                worker.add(name, id, service.map(|it| it.balance.clone()).unwrap_or_default());
+                let service = config.services.get(name).cloned().unwrap_or_default();
+                worker.add(name, id, service);
             }
         }
         worker
     }
 
-    fn add(&mut self, name: &str, id: ServiceId, balance: BalanceConfig) -> u32 {
+    fn add(&mut self, name: &str, id: ServiceId, config: ServiceConfig) -> u32 {
         self.services.push(Service {
             name: name.to_owned(),
             id,
-            balance,
+            balance: config.balance,
+            health: config.health,
             view: None,
             attempted: 0,
             lacks_instances: false,
@@ -239,7 +257,7 @@ impl Worker {
             return Some(known as u32);
         }
         let id = self.board.find_service(name).filter(|_| self.discover.allows(name))?;
-        (self.board.version(id) > 0).then(|| self.add(name, id, BalanceConfig::default()))
+        (self.board.version(id) > 0).then(|| self.add(name, id, ServiceConfig::default()))
     }
 
     /// The names of all services that this worker can serve.
@@ -327,6 +345,8 @@ impl Worker {
             false if request.is_retry && request.tried.is_none() => return Choice::Unranked,
             _ => {}
         }
+        let now_ms = board::coarse_ms();
+        self.end_try(&request, now_ms);
         let Some(known) = self.services.get_mut(service as usize) else { return Choice::Unranked };
         let Some(view) = &mut known.view else { return Choice::Unranked };
 
@@ -338,11 +358,8 @@ impl Worker {
                 &mut unlogged
             }
         };
-        let now_ms = board::coarse_ms();
-        let last = std::mem::take(&mut flight.open);
-        let outcome = if request.has_answered { Outcome::Answered } else { Outcome::Failed };
-        self.board.end_request(self.row, last, outcome, now_ms);
-        let now = Try {
+        let ejected = self.board.ejected(known.id);
+        let mut now = Try {
             board: self.board,
             service: known.id,
             peers: &view.peers,
@@ -350,13 +367,20 @@ impl Worker {
             counted_weight: view.counted_weight,
             rounding: if view.counted_weight > 0.0 { self.rng.random() } else { 0.0 },
             tried: flight.tried(),
+            bars_ejected: ejected != 0 && view.most_ejected.is_some_and(|most| ejected <= most),
             key: request.key,
             now_ms,
         };
-        let room = flight.tries < MAX_TRIES;
-        let Some(index) = room.then(|| view.picker.pick(&now, &mut self.rng)).flatten() else {
+        if flight.tries >= MAX_TRIES {
             return Choice::Nothing;
-        };
+        }
+        let mut picked = view.picker.pick(&now, &mut self.rng);
+        if picked.is_none() && now.bars_ejected {
+            // One that is ejected is better than none.
+            now.bars_ejected = false;
+            picked = view.picker.pick(&now, &mut self.rng);
+        }
+        let Some(index) = picked else { return Choice::Nothing };
 
         let (slot, identity) = (view.peers.slots[index], view.peers.identities[index]);
         let target = &view.peers.targets[index];
@@ -364,6 +388,7 @@ impl Worker {
             flight.add(identity);
             flight.open = self.board.begin_request(self.row, slot, identity, now_ms);
             flight.addr = Some(target.addr);
+            flight.service = service;
         } else {
             self.board.count_request(slot, identity, now_ms);
         }
@@ -375,10 +400,29 @@ impl Worker {
         }
     }
 
-    /// Ends a request: counts how its last try ended, by what nginx says of the
-    /// whole request. A request that was not balanced here is none of ours.
-    pub fn finish(&mut self, request: usize, outcome: Outcome) -> End {
+    /// Ends the try before this one, if there was one.
+    fn end_try(&mut self, request: &Request<'_>, now_ms: u64) {
+        if !request.is_retry || request.tried.is_some() {
+            return;
+        }
+        let Some(flight) = self.flights.get_mut(&request.address) else { return };
+        let (service, open) = (flight.service, std::mem::take(&mut flight.open));
+        let outcome = match request.moved_on_from {
+            0 => Outcome::Failed,
+            status => self.outcome_of(service, status),
+        };
+        self.end_open(service, open, outcome, now_ms);
+    }
+
+    /// Ends a request: counts how its last try ended, by nginx's final status of the
+    /// whole request, 0 where it has none. A request that was not balanced here is none
+    /// of ours.
+    pub fn finish(&mut self, request: usize, status: u16) -> End {
         let Entry::Occupied(flight) = self.flights.entry(request) else { return End::Done };
+        let outcome = match self.services.get(flight.get().service as usize) {
+            Some(service) => outcome_of(status, &service.health.failures),
+            None => Outcome::Unseen,
+        };
         if self.board.is_unclear(&flight.get().open, outcome) {
             return End::Unclear;
         }
@@ -389,9 +433,12 @@ impl Worker {
     /// The same by what it says of each of its tries: the last one of ours counts as
     /// that ended, or as the request did where its own end is not told. It counts for
     /// nothing if it went elsewhere, such as to where requests are refused.
-    pub fn finish_by_tries(&mut self, request: usize, outcome: Outcome, tries: &Tries<'_>) -> End {
+    pub fn finish_by_tries(&mut self, request: usize, status: u16, tries: &Tries<'_>) -> End {
         let Some(mut flight) = self.flights.remove(&request) else { return End::Done };
-        let told = flight.addr.and_then(|addr| tries.last_to(addr));
+        let outcome = self.outcome_of(flight.service, status);
+        let service = self.services.get(flight.service as usize);
+        let failures = service.map(|it| it.health.failures).unwrap_or_default();
+        let told = flight.addr.and_then(|addr| tries.last_to(addr, &failures));
         if let Some(at_most_ms) = told.and_then(|told| told.at_most_ms) {
             flight.open.took_at_most(at_most_ms);
         }
@@ -402,10 +449,35 @@ impl Worker {
     fn end(&mut self, flight: Flight, outcome: Outcome) -> End {
         let now_ms = board::coarse_ms();
         let slot = flight.open.slot();
-        self.board.end_request(self.row, flight.open, outcome, now_ms);
+        self.end_open(flight.service, flight.open, outcome, now_ms);
         let is_due = outcome == Outcome::Answered && self.board.is_look_due(slot, now_ms);
         self.looks_at = flight.addr.filter(|_| is_due).map(|addr| (slot, addr));
         if is_due { End::Look } else { End::Done }
+    }
+
+    fn outcome_of(&self, service: u32, status: u16) -> Outcome {
+        let service = self.services.get(service as usize);
+        service.map_or(Outcome::Unseen, |it| outcome_of(status, &it.health.failures))
+    }
+
+    fn end_open(&mut self, service: u32, open: Open, outcome: Outcome, now_ms: u64) {
+        let who = (open.slot(), open.identity());
+        self.board.end_request(self.row, open, outcome, now_ms);
+        if outcome == Outcome::Failed {
+            self.suspect(service, who, now_ms);
+        }
+    }
+
+    /// Ejects an instance that has failed, if it did so too often in a row.
+    #[cold]
+    fn suspect(&mut self, service: u32, who: (u32, u64), now_ms: u64) {
+        let Some(service) = self.services.get(service as usize) else { return };
+        let Some(view) = &service.view else { return };
+        let limit = service.health.consecutive_failures;
+        if limit > 0 && self.board.consecutive_failures(who.0, who.1) >= limit {
+            let (count, why) = (view.peers.instances.len(), Reason::ConsecutiveFailures);
+            health::eject(self.board, &service.health, who, count, why, now_ms, &mut self.rng);
+        }
     }
 
     /// Takes in the load report in the response of the request that was finished
@@ -469,6 +541,7 @@ impl Worker {
             strategy: view.peers.strategy.unwrap_or(service.balance.strategy).as_str(),
             control: view.peers.control.as_ref(),
             basis: view.ranking.basis.as_str(),
+            panic: view.ranking.is_panic(),
             version: view.version,
             revision: source.revision,
             age_ms: now_ms.saturating_sub(view.ranking.published_ms.max(source.confirmed_ms)),
@@ -518,6 +591,17 @@ impl Worker {
     pub fn bases(&self) -> impl Iterator<Item = (&str, Basis)> {
         self.services.iter().filter_map(|service| {
             Some((service.name.as_str(), service.view.as_ref()?.ranking.basis))
+        })
+    }
+
+    /// What became of each service's instances by their health, and whether its view is
+    /// one of a panic.
+    pub fn health(&self) -> impl Iterator<Item = ServiceHealth<'_>> {
+        self.services.iter().map(|service| ServiceHealth {
+            service: &service.name,
+            ejections: Reason::ALL.into_iter().zip(self.board.ejections(service.id)),
+            ejected: self.board.ejected(service.id),
+            is_panic: service.view.as_ref().is_some_and(|view| view.ranking.is_panic()),
         })
     }
 
@@ -591,8 +675,26 @@ impl Service {
         } else {
             0.0
         };
-        Ok(Read::View(Box::new(View { version, peers, ranking, picker, counted_weight })))
+        let most_ejected = most_ejected(&peers.priors, &ranking, self.health.panic);
+        Ok(Read::View(Box::new(View {
+            version,
+            peers,
+            ranking,
+            picker,
+            counted_weight,
+            most_ejected,
+        })))
     }
+}
+
+/// How many may be ejected until there is a panic; `None` if there is one.
+fn most_ejected(priors: &[f64], ranking: &RankingValue, panic_percent: u32) -> Option<u32> {
+    if ranking.is_panic() {
+        return None;
+    }
+    let offered = priors.iter().zip(&ranking.records).filter(|(prior, _)| **prior > 0.0);
+    let failing = offered.clone().filter(|(_, record)| record.state == State::Failing).count();
+    health::most_without_panic(offered.count(), failing, panic_percent)
 }
 
 /// The fallback weights, with all that governs them.
@@ -686,6 +788,8 @@ struct Try<'a> {
     /// By chance: from which fraction on a part of a request is a whole one.
     rounding: f64,
     tried: &'a [u64],
+    /// Whether who is ejected is left out: somebody is, and there is no panic.
+    bars_ejected: bool,
     key: Option<u64>,
     now_ms: u64,
 }
@@ -695,8 +799,9 @@ impl Moment for Try<'_> {
         !self.tried.is_empty()
     }
 
-    fn is_tried(&self, index: usize) -> bool {
-        self.tried.contains(&self.peers.identities[index])
+    fn is_barred(&self, index: usize) -> bool {
+        let is_ejected = || self.board.is_ejected(self.peers.slots[index], self.now_ms);
+        self.tried.contains(&self.peers.identities[index]) || (self.bars_ejected && is_ejected())
     }
 
     fn key(&self) -> Option<u64> {
@@ -757,6 +862,9 @@ struct ServiceView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     control: Option<&'a ControlValue>,
     basis: &'static str,
+    /// Left out where there is none.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    panic: bool,
     version: u64,
     revision: i64,
     age_ms: u64,

@@ -14,6 +14,7 @@ add_block_preprocessor(sub ($) {
     my $settings = join '', map { qq(, $_) } map { s/(\w+)=/"$1": /r } $ipconfig =~ /(\w+=\d+)/g;
     $block->set_value(ipconfig => <<"_EOC_");
 { "services": { "chat": { "balance": { "strategy": "$strategy"$settings },
+                          "health": { "max_ejected": 0 },
                           "instances": [$instances] } } }
 _EOC_
     return if $strategy ne 'chash';

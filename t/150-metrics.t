@@ -145,7 +145,8 @@ in flight: a:0 b:0
 
 === TEST 4: a try that failed counts as failed where it failed and as a request where it went next
 --- ipconfig
-{ "services": { "chat": { "balance": { "strategy": "best" }, "instances": [
+{ "services": { "chat": { "balance": { "strategy": "best" },
+    "health": { "max_ejected": 0 }, "instances": [
     { "id": "a", "addr": "$DEAD_1" }, { "id": "b", "addr": "$BACKEND_B" } ] } } }
 --- script
 say counts(served(7));

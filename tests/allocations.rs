@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use ipconfig::board::{self, Board, Outcome};
+use ipconfig::board::{self, Board};
 use ipconfig::config::{Config, Strategy};
 use ipconfig::ranking::{Basis, State};
 use ipconfig::value::{InstanceValue, RankingValue, Record, ServiceValue, seal};
@@ -102,17 +102,15 @@ const TRIES: Tries<'_> = Tries {
 
 /// Eight requests under way at any time; every third moves on once.
 fn requests(worker: &mut Worker, service: u32, count: usize) {
-    const OUTCOMES: [Outcome; 4] =
-        [Outcome::Answered, Outcome::Failed, Outcome::Aborted, Outcome::Upgraded];
+    const STATUSES: [u16; 4] = [200, 500, 499, 101];
     for number in 0..count {
         let address = 64 * (number % 8);
-        let outcome = OUTCOMES[number % OUTCOMES.len()];
-        if worker.finish(address, outcome) == End::Unclear {
-            worker.finish_by_tries(address, outcome, &TRIES);
+        let status = STATUSES[number % STATUSES.len()];
+        if worker.finish(address, status) == End::Unclear {
+            worker.finish_by_tries(address, status, &TRIES);
         }
         let key = (number % 2 == 0).then_some(number as u64);
-        let mut request =
-            Request { address, is_retry: false, has_answered: false, tried: None, key };
+        let mut request = Request { address, is_retry: false, moved_on_from: 0, tried: None, key };
         for is_retry in [false, true].into_iter().take(1 + usize::from(number % 3 == 0)) {
             request.is_retry = is_retry;
             let choice = worker.balance(service, request);

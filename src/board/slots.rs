@@ -16,7 +16,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64};
 
 use super::average::{Latency, Part};
 use super::clock::precise_ns;
@@ -56,6 +56,11 @@ impl Open {
     /// The slot of the instance that it is open on.
     pub fn slot(&self) -> u32 {
         self.slot
+    }
+
+    /// Of the instance that it is open on.
+    pub fn identity(&self) -> u64 {
+        self.identity
     }
 
     /// Whether it is timed.
@@ -99,7 +104,7 @@ pub(super) struct Slot {
     requests: AtomicU64,
     in_flight: AtomicI32,
     /// Index of the instance's service.
-    service: AtomicU32,
+    pub(super) service: AtomicU32,
     last_pick_ms: AtomicU64,
     /// When a request last ended, other than by an abort.
     last_answer_ms: AtomicU64,
@@ -108,12 +113,19 @@ pub(super) struct Slot {
     latency: Latency,
     peak: Latency,
     failed: Part,
-    consecutive_failures: AtomicU32,
+    pub(super) consecutive_failures: AtomicU32,
 
     failures: AtomicU64,
     /// When the newest sample came into `latency`.
     timed_ms: AtomicU64,
-    ejected_until_ms: AtomicU64,
+    /// See [`Ejection`](super::Ejection); 0 while it is not ejected.
+    pub(super) ejection: AtomicU64,
+    /// When it was last taken back.
+    pub(super) freed_ms: AtomicU64,
+    /// Less what it was forgiven.
+    pub(super) times_ejected: AtomicU32,
+    /// Whether the ejection was told of.
+    pub(super) is_told: AtomicU8,
 }
 
 /// A request that counts nowhere.
@@ -156,10 +168,11 @@ impl Board {
 
     /// Gives a slot back, unless requests are in flight on it.
     pub fn release_slot(&self, slot: u32) -> bool {
-        let Some(slot) = self.slot(slot) else { return false };
-        let idle = slot.in_flight.load(Relaxed) <= 0;
+        let Some(counters) = self.slot(slot) else { return false };
+        let idle = counters.in_flight.load(Relaxed) <= 0;
         if idle {
-            slot.identity.store(0, Release);
+            self.take_back(slot, 0);
+            counters.identity.store(0, Release);
         }
         idle
     }
@@ -273,19 +286,6 @@ impl Board {
             .map_or((0, 0), |slot| (slot.requests.load(Relaxed), slot.failures.load(Relaxed)))
     }
 
-    /// Until when the slot's instance is to get no requests, by
-    /// [`monotonic_ms`](super::monotonic_ms); 0 for one that is not ejected.
-    pub fn ejected_until_ms(&self, slot: u32) -> u64 {
-        self.slot(slot).map_or(0, |slot| slot.ejected_until_ms.load(Relaxed))
-    }
-
-    /// Ejects the slot's instance until then; 0 takes it back.
-    pub fn eject_until(&self, slot: u32, until_ms: u64) {
-        if let Some(slot) = self.slot(slot) {
-            slot.ejected_until_ms.store(until_ms, Relaxed);
-        }
-    }
-
     /// Takes back from a slot what a worker that is gone had open on it.
     pub(super) fn give_back(&self, slot: u32, open: u32) {
         let (Some(slot), Ok(open)) = (self.slot(slot), i32::try_from(open)) else { return };
@@ -295,11 +295,11 @@ impl Board {
         }
     }
 
-    fn slot(&self, slot: u32) -> Option<&Slot> {
+    pub(super) fn slot(&self, slot: u32) -> Option<&Slot> {
         self.layout.slots.get(slot as usize)
     }
 
-    fn slot_of(&self, slot: u32, identity: u64) -> Option<&Slot> {
+    pub(super) fn slot_of(&self, slot: u32, identity: u64) -> Option<&Slot> {
         self.slot(slot).filter(|slot| slot.identity.load(Relaxed) == identity)
     }
 }
@@ -312,11 +312,12 @@ impl Slot {
         for counter in [&self.requests, &self.failures] {
             counter.store(0, Relaxed);
         }
-        for time in
-            [&self.last_answer_ms, &self.busy_since_ms, &self.timed_ms, &self.ejected_until_ms]
-        {
+        for time in [&self.last_answer_ms, &self.busy_since_ms, &self.timed_ms, &self.freed_ms] {
             time.store(0, Relaxed);
         }
+        self.ejection.store(0, Relaxed);
+        self.times_ejected.store(0, Relaxed);
+        self.is_told.store(0, Relaxed);
         self.last_pick_ms.store(now_ms, Relaxed);
         self.latency.forget();
         self.peak.forget();

@@ -93,6 +93,10 @@ fn every_key_is_read_into_its_field() {
             "balance": {"strategy": "p2c", "tries": 0, "hash_balance_factor": 1000},
             "score": {"cpu": 1, "memory": 2, "rate": 3, "latency": 4, "errors": 5.5, "memory_unit_mib": 64},
             "status": {"missed": 7, "unreachable": "keep"},
+            "health": {"consecutive_failures": 0, "interval": "1s", "base_ejection": "2s",
+                       "max_ejection": "3s", "max_ejected": 100, "panic": 0, "failures": ["5xx"],
+                       "success_rate": {"stdev": 3, "min_instances": 4, "min_requests": 5},
+                       "failure_percentage": {"threshold": 6.5, "min_instances": 7, "min_requests": 8}},
             "instances": [{"id": "i", "addr": "[fd00::5]:8080", "weight": 0.5, "zone": "z",
                            "labels": {"version": "1.4"}, "status": "orcas://host:1", "drain": true}]}},
         "exporter": {"id": "e", "interval": "2s", "timeout": "2s", "retries": 0, "listen": "[::]:1",
@@ -110,6 +114,21 @@ fn every_key_is_read_into_its_field() {
             memory_unit_mib: 64,
         },
         status: StatusConfig { missed: 7, unreachable: Unreachable::Keep },
+        health: HealthConfig {
+            consecutive_failures: 0,
+            interval: Duration::from_secs(1),
+            base_ejection: Duration::from_secs(2),
+            max_ejection: Duration::from_secs(3),
+            max_ejected: 100,
+            success_rate: SuccessRateConfig { stdev: 3.0, min_instances: 4, min_requests: 5 },
+            failure_percentage: FailurePercentageConfig {
+                threshold: 6.5,
+                min_instances: 7,
+                min_requests: 8,
+            },
+            failures: Statuses::default(),
+            panic: 0,
+        },
         instances: vec![Instance {
             id: "i".into(),
             addr: "[fd00::5]:8080".parse().unwrap(),
@@ -272,6 +291,9 @@ fn a_section_that_is_no_object_is_refused() {
         "services.chat.balance",
         "services.chat.score",
         "services.chat.status",
+        "services.chat.health",
+        "services.chat.health.success_rate",
+        "services.chat.health.failure_percentage",
         "services.chat.instances[]",
         "services.chat.instances[].labels",
     ] {
@@ -612,6 +634,23 @@ fn what_becomes_of_unreachable_instances_is_out_or_keep() {
 }
 
 #[test]
+fn failures_are_statuses_by_class_or_one_by_one() {
+    let failures = |list: &str| {
+        let text = file_with("services.s.health.failures", list);
+        let failures = Config::parse(&text).unwrap().services["s"].health.failures;
+        (0..1000).filter(|status| failures.has(*status)).collect::<Vec<u16>>()
+    };
+    assert_eq!(failures("[]"), [0; 0]);
+    assert_eq!(failures(r#"["429", "503", "400", "599"]"#), [400, 429, 503, 599]);
+    assert_eq!(failures(r#"["4xx", "5xx"]"#), (400..600).collect::<Vec<u16>>());
+    assert_strings_refused_at(
+        "services.s.health.failures[]",
+        r#""4xx", "5xx" or a status from "400" to "599""#,
+        &["", "6xx", "xx", "399", "600", "0500", "+42", "-1"],
+    );
+}
+
+#[test]
 fn two_instances_of_one_service_share_neither_id_nor_address() {
     let file = |services: Value| json!({"services": services}).to_string();
     let a = json!({"id": "a", "addr": "127.0.0.1:1"});
@@ -758,7 +797,7 @@ fn the_reference_s_ranges_are_those_of_the_code() {
         assert!(!in_range(path, &above), "{path}: {above}");
         ranges += 1;
     }
-    assert_eq!(ranges, 19, "a range is not written as `low` to `high`");
+    assert_eq!(ranges, 31, "a range is not written as `low` to `high`");
 }
 
 /// The integer, or the duration in milliseconds, that is `steps` away.

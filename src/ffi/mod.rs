@@ -24,12 +24,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use border::{BorderError, Bytes, TextOut, guard};
 use thread::PluginThread;
 
-use crate::board::{self, Board, Outcome};
+use crate::board::{self, Board};
 use crate::config::Config;
 use crate::metrics::{self, Fallback};
 use crate::picker;
 use crate::plugin;
-use crate::worker::{self, Choice, Due, End, ReportHeader, Request, Tries, Worker};
+use crate::worker::{Choice, Due, End, ReportHeader, Request, Tries, Worker};
 
 /// The version of this border. It grows with every change of a declaration, and
 /// the Lua side refuses another.
@@ -313,8 +313,8 @@ pub unsafe extern "C" fn ipconfig_load(
 }
 
 /// Chooses where a request goes. `request` is its address, `is_retry` is 1 when
-/// its last try failed and 2 when that was answered with a status that nginx moves on
-/// from; `key`, which may be NULL, is what consistent hashing keeps requests together
+/// its last try failed and the status of its answer when nginx moves on from that and
+/// does not call it a failure; `key`, which may be NULL, is what consistent hashing keeps requests together
 /// by; `tried` is NULL when [`ipconfig_finish`] will follow, else `$upstream_addr`.
 /// [`OK`] with `peer` written; [`AGAIN`] when the service's values are to be loaded
 /// first; [`OPEN`] when the request is to be finished first, as it was sent
@@ -342,7 +342,7 @@ pub unsafe extern "C" fn ipconfig_balance(
         let request = Request {
             address: request as usize,
             is_retry: is_retry != 0,
-            has_answered: is_retry == 2,
+            moved_on_from: u16::try_from(is_retry).ok().filter(|&it| it > 1).unwrap_or(0),
             // Of an empty key nothing can be told apart: as if there were none.
             key: key.bytes().filter(|key| !key.is_empty()).map(picker::hash_of_key),
             tried: tried.bytes(),
@@ -372,7 +372,7 @@ pub unsafe extern "C" fn ipconfig_balance(
 #[unsafe(no_mangle)]
 pub extern "C" fn ipconfig_finish(request: *const c_void, status: c_int) -> c_int {
     guard(TextOut::none(), || {
-        with_worker(|worker| Ok(code_of(worker.finish(request as usize, outcome_of(status)))))
+        with_worker(|worker| Ok(code_of(worker.finish(request as usize, status_of(status)))))
     })
 }
 
@@ -411,14 +411,14 @@ pub unsafe extern "C" fn ipconfig_finish_by_tries(
             grpc_status,
         };
         with_worker(|worker| {
-            let outcome = outcome_of(status);
-            Ok(code_of(worker.finish_by_tries(request as usize, outcome, &tries)))
+            Ok(code_of(worker.finish_by_tries(request as usize, status_of(status), &tries)))
         })
     })
 }
 
-fn outcome_of(status: c_int) -> Outcome {
-    u16::try_from(status).map_or(Outcome::Unseen, worker::outcome_of)
+/// One that is none counts as one that nobody saw.
+fn status_of(status: c_int) -> u16 {
+    u16::try_from(status).unwrap_or(0)
 }
 
 fn code_of(end: End) -> c_int {

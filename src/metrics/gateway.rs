@@ -36,6 +36,7 @@ pub fn gateway_page(
     page.library();
     page.instances(worker);
     page.rankings(worker, now_ms);
+    page.health(worker);
     page.state(worker, status, fallback, now_ms);
     page.errors(worker.board(), status);
 
@@ -130,7 +131,7 @@ impl Page {
         self.add(
             MetricType::Counter,
             "failed_tries",
-            "Requests to the instance that failed and moved on, or ended with a status of 500 or more",
+            "Requests to the instance that failed and moved on, or ended with a status that is a failure",
             failed,
         );
         self.add(MetricType::Gauge, "in_flight", "Requests open on the instance", open);
@@ -176,6 +177,30 @@ impl Page {
             "ranking_basis",
             "1 for what the ranking's weights rest on",
             bases,
+        );
+    }
+
+    fn health(&mut self, worker: &Worker) {
+        let ejections = worker.health().flat_map(|it| {
+            it.ejections.map(move |(reason, count)| {
+                (vec![("service", it.service), ("reason", reason.as_str())], count as f64)
+            })
+        });
+        self.add(
+            MetricType::Counter,
+            "ejections",
+            "Instances that were left out for a while as their requests failed",
+            ejections,
+        );
+        let ejected =
+            worker.health().map(|it| (vec![("service", it.service)], f64::from(it.ejected)));
+        self.add(MetricType::Gauge, "ejected", "Instances that are left out so now", ejected);
+        let panics = worker.health().map(|it| (vec![("service", it.service)], one_if(it.is_panic)));
+        self.add(
+            MetricType::Gauge,
+            "panic",
+            "1 while too few instances are healthy to leave the others out",
+            panics,
         );
     }
 

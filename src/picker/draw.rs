@@ -25,7 +25,7 @@ const FURTHER_DRAWS: usize = 7;
 pub fn one_untried(by: &impl Draw, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
     for _ in 0..DRAWS {
         let index = by.draw(rng)?;
-        if !now.is_tried(index) {
+        if !now.is_barred(index) {
             return Some(index);
         }
     }
@@ -35,7 +35,7 @@ pub fn one_untried(by: &impl Draw, now: &dyn Moment, rng: &mut SmallRng) -> Opti
 /// Two different instances that were not tried, or the same one twice.
 pub fn two_untried(by: &impl Draw, now: &dyn Moment, rng: &mut SmallRng) -> Option<(usize, usize)> {
     let first = one_untried(by, now, rng)?;
-    let second = another(by, first, |index| !now.is_tried(index), rng)?;
+    let second = another(by, first, |index| !now.is_barred(index), rng)?;
     Some((first, second))
 }
 
@@ -59,7 +59,7 @@ pub fn another(
 /// By weight among those that were not tried, and any of weight 0 only when no
 /// other is left. O(n), for retries alone.
 fn among_untried(weights: &[f64], now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
-    let untried = || (0..weights.len()).filter(|&index| !now.is_tried(index));
+    let untried = || (0..weights.len()).filter(|&index| !now.is_barred(index));
     // Divided by the largest, so that no sum of finite weights overflows.
     let largest = untried().map(|index| weights[index]).fold(0.0, f64::max);
     if largest == 0.0 {

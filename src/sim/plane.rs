@@ -234,7 +234,7 @@ impl Moment for Now<'_> {
         self.view.request.tries() > 0
     }
 
-    fn is_tried(&self, index: usize) -> bool {
+    fn is_barred(&self, index: usize) -> bool {
         self.view.is_tried(self.server(index))
     }
 

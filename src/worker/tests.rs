@@ -24,7 +24,18 @@ struct Gateway {
 }
 
 fn first_try(address: usize) -> Request<'static> {
-    Request { address, is_retry: false, has_answered: false, tried: None, key: None }
+    Request { address, is_retry: false, moved_on_from: 0, tried: None, key: None }
+}
+
+/// nginx's final status of a request that ended so.
+fn status_of(outcome: Outcome) -> u16 {
+    match outcome {
+        Outcome::Answered => 200,
+        Outcome::Failed => 502,
+        Outcome::Aborted => 499,
+        Outcome::Upgraded => 101,
+        Outcome::Unseen => 0,
+    }
 }
 
 impl Gateway {
@@ -120,10 +131,14 @@ impl Gateway {
         if self.worker.due(self.chat) != Due::Nothing {
             self.load().unwrap();
         }
-        let request = Request { is_retry: retry, has_answered: false, ..first_try(request) };
+        let request = Request { is_retry: retry, moved_on_from: 0, ..first_try(request) };
         match self.worker.balance(self.chat, request) {
             Choice::Open => {
-                self.worker.finish_by_tries(request.address, Outcome::Unseen, &Tries::default());
+                self.worker.finish_by_tries(
+                    request.address,
+                    status_of(Outcome::Unseen),
+                    &Tries::default(),
+                );
                 self.balance(request.address, retry)
             }
             Choice::Peer { host: "127.0.0.1", port, .. } => Some(letter(port)),
@@ -135,7 +150,7 @@ impl Gateway {
     /// The end of a request, of which nginx says what its last try says; whether
     /// its response is to be looked at for a load report.
     fn end(&mut self, request: usize, outcome: Outcome) -> bool {
-        let mut end = self.worker.finish(request, outcome);
+        let mut end = self.worker.finish(request, status_of(outcome));
         if end == End::Unclear {
             let status = match outcome {
                 Outcome::Answered => "200",
@@ -153,7 +168,7 @@ impl Gateway {
         let addr = self.worker.flights[&request].addr.unwrap().to_string();
         let [addrs, statuses, times] = [&addr, status, time].map(str::as_bytes);
         let tries = Tries { addrs, statuses, times, grpc_status: 0 };
-        self.worker.finish_by_tries(request, outcome, &tries)
+        self.worker.finish_by_tries(request, status_of(outcome), &tries)
     }
 
     fn in_flight(&self) -> i64 {
@@ -565,7 +580,7 @@ fn an_instance_that_left_is_still_counted_down() {
 #[test]
 fn a_retry_of_a_try_that_lua_made_is_left_to_lua() {
     let mut gateway = Gateway::ranked("best", 2, "ab");
-    let retry = Request { is_retry: true, has_answered: false, ..first_try(1) };
+    let retry = Request { is_retry: true, moved_on_from: 0, ..first_try(1) };
     assert_eq!(gateway.worker.balance(gateway.chat, retry), Choice::Unranked);
     assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (0, 0)));
 }
@@ -581,7 +596,7 @@ fn a_request_without_a_log_phase_is_counted_and_never_in_flight() {
     assert_eq!((gateway.in_flight(), gateway.counted('b')), (0, (1, 0)), "never the tried one");
     let retry = Request { tried: Some(b"127.0.0.1:9001, 127.0.0.1:9002, "), ..retry };
     assert_eq!(gateway.worker.balance(gateway.chat, retry), Choice::Nothing);
-    gateway.worker.finish(1, Outcome::Failed); // log_subrequest
+    gateway.worker.finish(1, status_of(Outcome::Failed)); // log_subrequest
     assert_eq!((gateway.in_flight(), gateway.counted('b')), (0, (1, 0)));
 }
 
@@ -607,7 +622,7 @@ fn nothing_is_kept_of_requests_without_a_log_phase() {
 fn until_untimed(gateway: &mut Gateway) {
     loop {
         gateway.send(1);
-        match gateway.worker.finish(1, Outcome::Answered) {
+        match gateway.worker.finish(1, status_of(Outcome::Answered)) {
             End::Unclear => gateway.end_by(1, Outcome::Answered, "200", "-"),
             _ => return,
         };
@@ -618,16 +633,16 @@ fn until_untimed(gateway: &mut Gateway) {
 fn an_answer_is_looked_into_when_it_is_timed_and_a_failure_always() {
     let mut gateway = Gateway::ranked("best", 2, "a");
     gateway.send(1);
-    assert_eq!(gateway.worker.finish(1, Outcome::Answered), End::Unclear);
+    assert_eq!(gateway.worker.finish(1, status_of(Outcome::Answered)), End::Unclear);
     assert_eq!(gateway.in_flight(), 1, "it is open until it is clear how it ended");
     gateway.end(1, Outcome::Answered);
     until_untimed(&mut gateway);
     gateway.send(1);
     gateway.send(2);
-    assert_eq!(gateway.worker.finish(2, Outcome::Failed), End::Unclear);
+    assert_eq!(gateway.worker.finish(2, status_of(Outcome::Failed)), End::Unclear);
     for outcome in [Outcome::Aborted, Outcome::Upgraded, Outcome::Unseen] {
         gateway.send(3);
-        assert_eq!(gateway.worker.finish(3, outcome), End::Done, "{outcome:?}");
+        assert_eq!(gateway.worker.finish(3, status_of(outcome)), End::Done, "{outcome:?}");
     }
 }
 
@@ -641,7 +656,11 @@ fn where_an_answer_covered_a_failure_up_every_answer_is_looked_into_for_a_while(
         gateway.send(request);
     }
     for request in 2..=101 {
-        assert_eq!(gateway.worker.finish(request, Outcome::Answered), End::Unclear, "{request}");
+        assert_eq!(
+            gateway.worker.finish(request, status_of(Outcome::Answered)),
+            End::Unclear,
+            "{request}"
+        );
         gateway.end_by(request, Outcome::Answered, "503", "-");
     }
     assert_eq!(gateway.counted('a'), (101, 101), "each of them counts");
@@ -669,7 +688,7 @@ fn a_request_counts_as_its_last_try_here_ended_whatever_its_own_status() {
         gateway.send(1);
         let tries =
             Tries { addrs: addrs.as_bytes(), statuses: statuses.as_bytes(), ..Tries::default() };
-        gateway.worker.finish_by_tries(1, outcome, &tries);
+        gateway.worker.finish_by_tries(1, status_of(outcome), &tries);
         let figures = (gateway.in_flight(), gateway.counted('a'));
         assert_eq!(figures, (0, (1, failed)), "{outcome:?}: {addrs} | {statuses}");
     }
@@ -722,6 +741,7 @@ fn what_a_picker_asks_for_is_what_the_board_has_seen() {
         counted_weight: view.counted_weight,
         rounding: 0.0,
         tried: &[],
+        bars_ejected: false,
         key: None,
         now_ms,
     };
@@ -892,7 +912,7 @@ fn an_instance_without_a_slot_gets_its_part_of_the_requests_and_no_more() {
             let mut uncounted = 0;
             // 40 of them are open at any time.
             for request in 0..4000_usize {
-                gateway.worker.finish(request.wrapping_sub(40), Outcome::Answered);
+                gateway.worker.finish(request.wrapping_sub(40), 200);
                 uncounted += u32::from(gateway.send(request) == Some('z'));
             }
             let name = strategy.as_str();
@@ -913,5 +933,207 @@ fn instances_without_slots_alone_share_the_requests() {
         }
         let shared = counts.values().all(|count| (800..1200).contains(count));
         assert!(shared && counts.len() == 3, "{}: {counts:?}", strategy.as_str());
+    }
+}
+
+// === ejections ===
+
+impl Gateway {
+    fn with_health(strategy: &str, health: &Value, ids: &str) -> Self {
+        let mut gateway = Gateway::new(&json!({"strategy": strategy}));
+        let file =
+            json!({"services": {"chat": {"balance": {"strategy": strategy}, "health": health}}});
+        let config = Config::parse(&file.to_string()).unwrap();
+        gateway.worker = Worker::new(gateway.board, &config, 7);
+        gateway.chat = gateway.worker.service("chat").unwrap();
+        gateway.publish(ids);
+        gateway.load().unwrap();
+        gateway
+    }
+
+    /// Another worker of the same host, which has loaded the same values.
+    fn another_worker(&self, health: &Value) -> Self {
+        let file =
+            json!({"services": {"chat": {"balance": {"strategy": "best"}, "health": health}}});
+        let config = Config::parse(&file.to_string()).unwrap();
+        let mut worker = Worker::new(self.board, &config, 8);
+        let chat = worker.service("chat").unwrap();
+        let (instances, ranking) = (self.instances.clone(), self.ranking.clone());
+        let (without_slots, ability) = (self.without_slots, self.ability);
+        let mut other =
+            Gateway { board: self.board, worker, chat, instances, ranking, without_slots, ability };
+        other.load().unwrap();
+        other
+    }
+
+    fn fail(&mut self, times: u32) {
+        for _ in 0..times {
+            self.send(1);
+            self.end(1, Outcome::Failed);
+        }
+    }
+
+    fn slot(&self, id: char) -> u32 {
+        self.instance(id).slot
+    }
+
+    /// Who gets requests.
+    fn served(&mut self, requests: usize) -> String {
+        let mut ids = std::collections::BTreeSet::new();
+        for _ in 0..requests {
+            ids.extend(self.send(1));
+            self.end(1, Outcome::Answered);
+        }
+        ids.into_iter().collect()
+    }
+}
+
+#[test]
+fn five_failures_in_a_row_eject_for_all_workers_at_once() {
+    let mut gateway = Gateway::with_health("best", &json!({}), "abc");
+    let mut other = gateway.another_worker(&json!({}));
+    gateway.fail(4);
+    assert_eq!((gateway.served(1), gateway.board.ejected(gateway.id())), ("a".into(), 0));
+    gateway.fail(3);
+    other.fail(1);
+    assert_eq!(other.served(1), "a", "an answer came between them");
+    gateway.fail(4);
+    assert_eq!(other.board.ejected(gateway.id()), 0);
+    other.fail(1);
+    assert_eq!((gateway.served(1), other.served(1)), ("b".into(), "b".into()));
+    let ejection = gateway.board.ejection(gateway.slot('a')).unwrap();
+    assert_eq!(ejection.reason, Reason::ConsecutiveFailures);
+    let left_ms = ejection.until_ms - board::monotonic_ms();
+    assert!((29_000..=33_000).contains(&left_ms), "{left_ms}");
+}
+
+#[test]
+fn a_try_that_moved_on_counts_towards_the_failures_in_a_row() {
+    let mut gateway = Gateway::with_health("best", &json!({}), "abc");
+    for _ in 0..5 {
+        assert_eq!((gateway.send(1), gateway.resend(1)), (Some('a'), Some('b')));
+        gateway.end(1, Outcome::Answered);
+    }
+    assert_eq!((gateway.send(1), gateway.resend(1)), (Some('b'), Some('c')));
+}
+
+#[test]
+fn no_strategy_picks_the_ejected_while_another_is_left_and_each_does_when_none_is() {
+    for strategy in Strategy::all() {
+        let mut gateway = Gateway::with_health(strategy.as_str(), &json!({}), "abcd");
+        let (slot, identity) = (gateway.slot('b'), {
+            let b = gateway.instance('b');
+            board::identity("chat", &b.id, &b.addr)
+        });
+        let now_ms = board::monotonic_ms();
+        assert!(gateway.board.eject((slot, identity), 1, Reason::SuccessRate, now_ms, |_| 60_000));
+        for key in 0..200 {
+            let request = Request { key: Some(key), ..first_try(1) };
+            let choice = gateway.worker.balance(gateway.chat, request);
+            let Choice::Peer { port: first, .. } = choice else { panic!("{strategy:?}") };
+            assert_ne!(letter(first), 'b', "{strategy:?}");
+            gateway.end(1, Outcome::Answered);
+        }
+        gateway.send(1);
+        let rest: Vec<_> = (0..4).map(|_| gateway.resend(1)).collect();
+        assert_eq!(rest[2..], [Some('b'), None], "{strategy:?}: the last resort");
+    }
+}
+
+#[test]
+fn with_too_few_healthy_the_ejected_get_requests_before_the_ranking_says_so() {
+    let health = json!({"max_ejected": 100});
+    let mut gateway = Gateway::with_health("best", &health, "abcd");
+    gateway.fail(5);
+    gateway.fail(5);
+    assert_eq!((gateway.served(1), gateway.board.ejected(gateway.id())), ("c".into(), 2));
+    gateway.fail(5);
+    assert_eq!((gateway.served(1), gateway.board.ejected(gateway.id())), ("a".into(), 3));
+
+    let never = json!({"max_ejected": 100, "panic": 0});
+    let mut gateway = Gateway::with_health("best", &never, "abcd");
+    gateway.fail(15);
+    assert_eq!(gateway.served(1), "d");
+}
+
+#[test]
+fn no_more_than_a_tenth_and_one_in_any_case_are_ejected() {
+    let mut gateway = Gateway::with_health("best", &json!({}), "abc");
+    gateway.fail(5);
+    gateway.fail(20);
+    assert_eq!((gateway.served(1), gateway.board.ejected(gateway.id())), ("b".into(), 1));
+    let mut gateway = Gateway::with_health("best", &json!({"max_ejected": 0}), "abc");
+    gateway.fail(20);
+    assert_eq!(gateway.served(1), "a");
+    let mut gateway = Gateway::with_health("best", &json!({"consecutive_failures": 0}), "abc");
+    gateway.fail(20);
+    assert_eq!(gateway.served(1), "a");
+}
+
+#[test]
+fn when_an_ejection_is_over_the_first_request_decides() {
+    let health = json!({"base_ejection": "100ms"});
+    let mut gateway = Gateway::with_health("best", &health, "abc");
+    gateway.fail(5);
+    assert_eq!(gateway.served(1), "b");
+    let until_ms = gateway.board.ejection(gateway.slot('a')).unwrap().until_ms;
+    while board::coarse_ms() < until_ms {
+        std::thread::yield_now();
+    }
+    assert_eq!(gateway.send(1), Some('a'), "though nobody has taken it back");
+    gateway.end(1, Outcome::Failed);
+    gateway.board.take_back(gateway.slot('a'), board::monotonic_ms());
+    gateway.fail(1);
+    assert_eq!(gateway.served(1), "b", "again, by one failure more");
+    assert_eq!(gateway.board.times_ejected(gateway.slot('a')), 2);
+    gateway.board.take_back(gateway.slot('a'), board::monotonic_ms());
+    assert_eq!(gateway.served(1), "a");
+    gateway.fail(4);
+    assert_eq!(gateway.served(1), "a", "an answer has wiped the slate clean");
+}
+
+#[test]
+fn what_counts_as_a_failure_is_configured_for_each_service() {
+    let mut gateway = Gateway::with_health("best", &json!({"failures": ["404"]}), "abc");
+    let end_by = |gateway: &mut Gateway, status: u16| {
+        gateway.send(1);
+        if gateway.worker.finish(1, status) == End::Unclear {
+            let addr = gateway.worker.flights[&1].addr.unwrap().to_string();
+            let (addrs, statuses) = (addr.as_bytes(), status.to_string());
+            let tries = Tries { addrs, statuses: statuses.as_bytes(), ..Tries::default() };
+            gateway.worker.finish_by_tries(1, status, &tries);
+        }
+    };
+    for _ in 0..5 {
+        end_by(&mut gateway, 500);
+    }
+    assert_eq!((gateway.counted('a').1, gateway.served(1)), (0, "a".into()));
+    for _ in 0..4 {
+        end_by(&mut gateway, 404);
+    }
+    assert_eq!(gateway.send(1), Some('a'));
+    let moved_on = Request { is_retry: true, moved_on_from: 404, ..first_try(1) };
+    gateway.worker.balance(gateway.chat, moved_on);
+    gateway.end(1, Outcome::Answered);
+    assert_eq!((gateway.counted('a').1, gateway.served(1)), (5, "b".into()));
+}
+
+#[test]
+fn a_panic_is_what_the_ranking_says_it_is() {
+    let mut gateway = Gateway::ranked("best", 2, "ab");
+    let view = |gateway: &Gateway| {
+        let text = gateway.worker.best(gateway.chat, 9, 1500).unwrap();
+        let view: Value = serde_json::from_str(&text).unwrap();
+        view["panic"].clone()
+    };
+    assert_eq!(view(&gateway), Value::Null);
+    for (factor, expected) in [(0.0, Value::Null), (1.0, json!(true))] {
+        gateway.publish("ab");
+        let (version, body) = value::open(gateway.ranking.as_ref().unwrap()).unwrap();
+        let mut ranking = RankingValue::decode(body).unwrap();
+        ranking.records[0] = Record { state: State::Ejected, factor, ..ranking.records[0] };
+        gateway.ranking = Some(seal(version, &ranking.encode()));
+        gateway.load().unwrap();
+        assert_eq!(view(&gateway), expected);
     }
 }

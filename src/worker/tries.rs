@@ -15,6 +15,7 @@
 use std::net::SocketAddr;
 
 use crate::board::Outcome;
+use crate::config::Statuses;
 
 /// nginx's resolution, in milliseconds: it may have taken so much longer than
 /// nginx says.
@@ -44,8 +45,9 @@ pub(super) struct Told {
 }
 
 impl Tries<'_> {
-    /// What became of the last try that went to this address; `None` if none did.
-    pub(super) fn last_to(&self, addr: SocketAddr) -> Option<Told> {
+    /// What became of the last try that went to this address, where these statuses are
+    /// failures; `None` if none did.
+    pub(super) fn last_to(&self, addr: SocketAddr, failures: &Statuses) -> Option<Told> {
         let is_it = |text: &str| text.parse() == Ok(addr);
         let (index, _) = entries(self.addrs).enumerate().filter(|(_, text)| is_it(text)).last()?;
         let status = entries(self.statuses).nth(index).and_then(|text| text.parse().ok());
@@ -53,7 +55,7 @@ impl Tries<'_> {
         let is_last = entries(self.addrs).nth(index + 1).is_none();
         let outcome = match status {
             Some(200) if is_last && is_grpc_failure(self.grpc_status) => Some(Outcome::Failed),
-            status => status.map(outcome_of),
+            status => status.map(|status| outcome_of(status, failures)),
         };
         let at_most_ms = seconds.map(|seconds| seconds * 1e3 + RESOLUTION_MS);
         Some(Told { outcome, at_most_ms })
@@ -66,13 +68,15 @@ pub(super) fn addrs(text: &[u8]) -> impl Iterator<Item = SocketAddr> + '_ {
 }
 
 /// How a request of this status ended, or a try, as far as its instance is
-/// concerned; status 0 is none.
-pub fn outcome_of(status: u16) -> Outcome {
+/// concerned; status 0 is none. 502 and 504 are failures in any case: nginx says them
+/// of a connection that failed and of an answer that did not come in time.
+pub(super) fn outcome_of(status: u16, failures: &Statuses) -> Outcome {
     match status {
         0 => Outcome::Unseen,
         101 => Outcome::Upgraded,
         499 => Outcome::Aborted, // nginx's own: the client has closed the connection
-        500.. => Outcome::Failed,
+        502 | 504 | 600.. => Outcome::Failed,
+        _ if failures.has(status) => Outcome::Failed,
         _ => Outcome::Answered,
     }
 }
@@ -97,7 +101,8 @@ mod tests {
 
     fn told(addrs: &str, statuses: &str, times: &str, grpc_status: i32) -> Option<Told> {
         let [addrs, statuses, times] = [addrs, statuses, times].map(str::as_bytes);
-        Tries { addrs, statuses, times, grpc_status }.last_to(HERE.parse().unwrap())
+        Tries { addrs, statuses, times, grpc_status }
+            .last_to(HERE.parse().unwrap(), &Statuses::default())
     }
 
     fn outcome(addrs: &str, statuses: &str) -> Option<Outcome> {
@@ -125,6 +130,22 @@ mod tests {
         ] {
             assert_eq!(outcome(addrs, statuses), expected, "{addrs} | {statuses}");
         }
+    }
+
+    #[test]
+    fn which_statuses_are_failures_is_configured_but_for_those_of_connections_and_timeouts() {
+        let failed = |list: &str| {
+            let text = format!(r#"{{"services": {{"s": {{"health": {{"failures": {list}}}}}}}}}"#);
+            let config = crate::config::Config::parse(&text).unwrap();
+            let failures = config.services["s"].health.failures;
+            let all = [0, 101, 200, 399, 400, 429, 499, 500, 501, 502, 503, 504, 599, 600];
+            let is_failure = |it: &u16| outcome_of(*it, &failures) == Outcome::Failed;
+            all.into_iter().filter(is_failure).collect::<Vec<_>>()
+        };
+        assert_eq!(failed("[]"), [502, 504, 600]);
+        assert_eq!(failed(r#"["5xx"]"#), [500, 501, 502, 503, 504, 599, 600]);
+        assert_eq!(failed(r#"["429", "503"]"#), [429, 502, 503, 504, 600]);
+        assert_eq!(failed(r#"["4xx"]"#), [400, 429, 502, 504, 600], "499 is the client's");
     }
 
     #[test]
@@ -157,7 +178,8 @@ mod tests {
     #[test]
     fn what_is_no_account_of_tries_tells_nothing() {
         let told = |addrs, statuses, times| {
-            Tries { addrs, statuses, times, grpc_status: 0 }.last_to(HERE.parse().unwrap())
+            Tries { addrs, statuses, times, grpc_status: 0 }
+                .last_to(HERE.parse().unwrap(), &Statuses::default())
         };
         let nothing = Some(Told { outcome: None, at_most_ms: None });
         assert_eq!(told(b"10.0.0.5:80", b"", b""), nothing);

@@ -192,7 +192,7 @@ end
 -- `self` is what resty.ipconfig knows: config, dict, fallen_back; `key` is what
 -- consistent hashing keeps requests together by, or nil.
 function _M.balance(self, service, key)
-    local failure = get_last_failure()
+    local failure, failed_with = get_last_failure()
     local retry = failure ~= nil
 
     if self.fallen_back then
@@ -211,7 +211,7 @@ function _M.balance(self, service, key)
 
     for _ = 1, MAX_CALLS do
         local code, host, port, more_tries =
-            native.balance(handle, request, failure, key, tried)
+            native.balance(handle, request, failure, failed_with, key, tried)
         if code == OK then
             return set_peer(self, service, host, port, more_tries, retry)
         end

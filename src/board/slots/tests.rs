@@ -1,4 +1,5 @@
 use super::*;
+use crate::board::Reason;
 
 /// A board with one instance, of identity 7, that came at 1,000 ms.
 struct One {
@@ -66,7 +67,6 @@ fn the_next_instance_of_a_slot_begins_from_nothing() {
     let one = One::new();
     one.timed(1, Outcome::Answered, 2_000);
     one.request(Outcome::Failed, 2_000);
-    one.board.eject_until(one.slot, 9_000);
     assert_ne!(one.seen(3_000), Seen { unpicked_ms: 1_000, ..Seen::default() });
 
     assert!(one.board.release_slot(one.slot));
@@ -74,7 +74,6 @@ fn the_next_instance_of_a_slot_begins_from_nothing() {
     assert_eq!(one.board.claim_slot(8, other, 0, 2_500), Some(one.slot));
     assert_eq!(one.seen(3_000), Seen { unpicked_ms: 500, ..Seen::default() });
     assert_eq!(one.board.counters(one.slot), (0, 0));
-    assert_eq!(one.board.ejected_until_ms(one.slot), 0);
     one.board.begin_request(None, one.slot, 8, 3_000);
     let of = |service| one.board.service_in_flight(service);
     assert_eq!((of(one.service), of(other)), (0, 1), "of its own service");
@@ -115,10 +114,10 @@ fn a_slot_out_of_range_counts_nowhere() {
     for slot in [NO_SLOT, MAX_SLOTS as u32] {
         let open = board.begin_request(None, slot, 7, 5);
         board.count_request(slot, 7, 5);
-        board.eject_until(slot, 5);
+        assert!(!board.eject((slot, 7), 1, Reason::SuccessRate, 5, |_| 5));
         board.end_request(None, open, Outcome::Failed, 5);
         assert_eq!((board.in_flight(slot), board.counters(slot)), (0, (0, 0)));
-        assert_eq!((board.seen(slot, 5), board.ejected_until_ms(slot)), (Seen::default(), 0));
+        assert_eq!((board.seen(slot, 5), board.ejection(slot)), (Seen::default(), None));
         assert!(!board.release_slot(slot));
     }
 }

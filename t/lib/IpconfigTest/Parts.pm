@@ -195,7 +195,14 @@ http {
     scgi_temp_path _FOLDER_/_NAME_.scgi;
     server {
         listen 127.0.0.1:_PORT_ backlog=1024;
-        location / { return 200 "_NAME_\n"; }
+        location / {
+            # of the backends that are named so, each fails, knows of nothing, and
+            # ends the connection
+            if ($arg_fail ~ _NAME_) { return 500; }
+            if ($arg_miss ~ _NAME_) { return 404; }
+            if ($arg_drop ~ _NAME_) { return 444; }
+            return 200 "_NAME_\n";
+        }
         # ends the connection without an answer
         location /drop { return 444; }
         # answers after ?ms=
