@@ -2,15 +2,34 @@
 //! as factors of each instance's weight. One order, in this one place:
 //!
 //! ```text
-//! weight = base * health
-//! base   = the operator's weight in manual mode, else the ranking's
-//! health = 0 for an instance that is ejected or fails its checks; 1 in a panic
+//! weight     = base * health * zone * slow start
+//! base       = the operator's weight in manual mode, else the ranking's
+//! health     = 0 for an instance that is ejected or fails its checks; 1 in a panic
+//! zone       = its zone's share of this gateway's traffic over the part of
+//!              base * health that is its zone's, by the largest of all zones;
+//!              1 without `gateway.zone`
+//! slow start = its ramp, see [`ramp`]; 1 where more than half of base * health is in
+//!              its ramp
 //! ```
 //!
+//! Where the weights are the operator's, they are the truth: neither zone nor slow
+//! start counts, and health does.
+//!
 //! Who is not offered at all (drained, disabled, out) is not in the ranking: the
-//! registry sees to that.
+//! registry sees to that. Nor is who is not in this gateway's [`subset`].
 
-use crate::ranking::{Entry, Ranking, State};
+mod ramp;
+pub mod subset;
+mod zone;
+
+use std::collections::BTreeMap;
+
+use self::ramp::Ages;
+pub use self::subset::Gateway;
+use self::zone::{Flow, Known, Zone};
+use crate::config::{ServiceConfig, SlowStartConfig, ZoneConfig};
+use crate::ranking::{Basis, Entry, Ranking, State};
+use crate::registry::Member;
 use crate::wire::control::Control;
 
 /// What is known of one instance, beside how it ranks.
@@ -46,6 +65,9 @@ pub struct Governed<'a> {
     pub is_panic: bool,
     /// One for each of the ranking's entries, in rank order.
     pub shares: Vec<Share<'a>>,
+    /// Those in their slow start, with when it began on a monotonic clock, in
+    /// milliseconds: for a thread that goes on from here.
+    pub starts: BTreeMap<String, u64>,
 }
 
 /// What one instance is to get.
@@ -103,7 +125,148 @@ pub fn govern<'a>(
         Share { entry, state, base, prior, factor: health }
     };
     let shares = entries.iter().zip(facts).map(share).collect();
-    Governed { ranking, control, is_manual: manual.is_some(), is_panic, shares }
+    let starts = BTreeMap::new();
+    Governed { ranking, control, is_manual: manual.is_some(), is_panic, shares, starts }
+}
+
+/// What the configuration says of a service's zones and slow start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Terms {
+    slow_start: SlowStartConfig,
+    zone: ZoneConfig,
+    /// The gateway's; empty where zones do not count.
+    gateway_zone: String,
+}
+
+impl Terms {
+    /// For a service of this configuration, on this gateway.
+    pub fn new(service: &ServiceConfig, gateway: &Gateway) -> Self {
+        let ServiceConfig { slow_start, zone, .. } = *service;
+        let gateway_zone = if zone.prefer { gateway.zone.clone() } else { String::new() };
+        Terms { slow_start, zone, gateway_zone }
+    }
+
+    fn has_slow_start(&self) -> bool {
+        !self.slow_start.window.is_zero()
+    }
+}
+
+/// What of governing one service goes on from ranking to ranking: its instances'
+/// ages, and where its traffic is on its way to.
+#[derive(Debug, Default)]
+pub struct Course {
+    ages: Ages,
+    flow: Flow,
+    is_moving: bool,
+}
+
+/// What a thread that ended left of a [`Course`].
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CourseLeft {
+    /// [`Governed::starts`].
+    pub starts: BTreeMap<String, u64>,
+    /// Each zone's share of the weights.
+    pub zones: BTreeMap<String, f64>,
+}
+
+impl Course {
+    /// Goes on from where an earlier thread was.
+    pub fn resumed(left: CourseLeft, terms: &Terms, now_ms: u64) -> Self {
+        let CourseLeft { starts, zones } = left;
+        let ages = Ages::resumed(&starts, now_ms);
+        Course { ages, flow: Flow::resumed(zones, &terms.gateway_zone, now_ms), is_moving: false }
+    }
+
+    /// These are offered, to this gateway or others: before a subset of them is
+    /// chosen. `is_complete`: no first list of them is awaited.
+    pub fn see(&mut self, members: &[Member<'_>], terms: &Terms, is_complete: bool, now_ms: u64) {
+        if terms.has_slow_start() {
+            let offered =
+                members.iter().map(|it| (it.instance.id.as_str(), it.instance.addr, it.boot_id));
+            self.ages.see(offered, is_complete, now_ms);
+        }
+    }
+
+    /// Multiplies what is governed by zone and slow start.
+    pub fn steer(&mut self, governed: &mut Governed<'_>, terms: &Terms, now_ms: u64) {
+        for share in governed.shares.iter().filter(|_| terms.has_slow_start()) {
+            let is_up = !matches!(share.state, State::Ejected | State::Failing);
+            self.ages.hear(&share.entry.id, is_up, now_ms);
+        }
+        governed.starts = self.ages.starts(&terms.slow_start, now_ms);
+        self.is_moving = !governed.starts.is_empty();
+        if governed.is_manual {
+            return;
+        }
+        let ramps = self.ramps(governed, terms, now_ms);
+        if !terms.gateway_zone.is_empty() {
+            self.steer_zones(governed, terms, now_ms);
+            self.is_moving |= self.flow.is_moving();
+        }
+        for (share, ramp) in governed.shares.iter_mut().zip(ramps) {
+            share.factor *= ramp;
+        }
+    }
+
+    /// Whether time alone changes what is published.
+    pub fn is_moving(&self) -> bool {
+        self.is_moving
+    }
+
+    /// Each one's ramp; all 1 if most of the service is new.
+    fn ramps(&self, governed: &Governed<'_>, terms: &Terms, now_ms: u64) -> Vec<f64> {
+        let ramp = |share: &Share<'_>| self.ages.ramp(&share.entry.id, &terms.slow_start, now_ms);
+        let ramps: Vec<f64> = governed.shares.iter().map(ramp).collect();
+        let shares = || governed.shares.iter().zip(&ramps);
+        let all: f64 = shares().map(|(share, _)| share.weight()).sum();
+        let new: f64 = shares().filter(|(_, ramp)| **ramp < 1.0).map(|(it, _)| it.weight()).sum();
+        if 2.0 * new > all * (1.0 + 1e-9) { vec![1.0; ramps.len()] } else { ramps }
+    }
+
+    fn steer_zones(&mut self, governed: &mut Governed<'_>, terms: &Terms, now_ms: u64) {
+        let zones = zones_of(&governed.shares);
+        let known = match governed.ranking.basis {
+            Basis::Reports => Known::Reported,
+            Basis::OldReports => Known::Once,
+            Basis::Priors => Known::Nothing,
+        };
+        let shares = self.flow.next(&zones, &terms.gateway_zone, &terms.zone, known, now_ms);
+        let of = |(zone, share): (&Zone<'_>, f64)| {
+            if zone.natural > 0.0 { share / zone.natural } else { 1.0 }
+        };
+        let factors: Vec<f64> = zones.iter().zip(shares).map(of).collect();
+        let most = factors.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+        let factors: BTreeMap<String, f64> =
+            zones.iter().zip(factors).map(|(zone, it)| (zone.name.to_owned(), it / most)).collect();
+        for share in &mut governed.shares {
+            share.factor *= factors.get(&share.entry.zone).copied().unwrap_or(1.0);
+        }
+    }
+}
+
+/// The zones of instances with base and health, in order of their names.
+fn zones_of<'a>(shares: &[Share<'a>]) -> Vec<Zone<'a>> {
+    let mut zones: BTreeMap<&str, Zone<'_>> = BTreeMap::new();
+    // Divided first, so that no sum of finite weights overflows.
+    let largest = shares.iter().map(Share::weight).fold(f64::MIN_POSITIVE, f64::max);
+    for share in shares {
+        let entry = share.entry;
+        let zone = zones.entry(&entry.zone).or_default();
+        zone.name = &entry.zone;
+        zone.all += entry.fallback_weight;
+        zone.rate_per_s += entry.estimate.rate_per_s();
+        if share.factor > 0.0 {
+            zone.natural += share.weight() / largest;
+            zone.healthy += entry.fallback_weight;
+            zone.capacity_per_s += entry.ability.map_or(0.0, |it| it.capacity_per_s);
+        }
+    }
+    let all: f64 = zones.values().map(|zone| zone.natural).sum();
+    let mut zones: Vec<Zone<'_>> = zones.into_values().collect();
+    if all > 0.0 {
+        zones.iter_mut().for_each(|zone| zone.natural /= all);
+    }
+    zones
 }
 
 #[cfg(test)]

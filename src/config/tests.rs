@@ -89,10 +89,13 @@ fn every_key_is_read_into_its_field() {
         "allow": ["10.0.0.0/8", "fd00::/8"],
         "discover": ["a", "b*"],
         "fallback": {"after": "1m 30s"},
+        "gateway": {"id": "g", "zone": "z"},
         "services": {"s.1_x:y-z": {
             "balance": {"strategy": "p2c", "tries": 0, "hash_balance_factor": 1000},
             "score": {"cpu": 1, "memory": 2, "rate": 3, "latency": 4, "errors": 5.5, "memory_unit_mib": 64},
             "status": {"missed": 7, "unreachable": "keep"},
+            "slow_start": {"window": "1m", "min": 20, "aggression": 2.5},
+            "zone": {"prefer": false, "utilization": 70, "floor": 3}, "subset": {"size": 20},
             "instances": [{"id": "i", "addr": "[fd00::5]:8080", "weight": 0.5, "zone": "z",
                            "labels": {"version": "1.4"}, "status": "orcas://host:1", "drain": true}]}},
         "exporter": {"id": "e", "interval": "2s", "timeout": "2s", "retries": 0, "listen": "[::]:1",
@@ -110,6 +113,9 @@ fn every_key_is_read_into_its_field() {
             memory_unit_mib: 64,
         },
         status: StatusConfig { missed: 7, unreachable: Unreachable::Keep },
+        slow_start: SlowStartConfig { window: Duration::from_mins(1), min: 20, aggression: 2.5 },
+        zone: ZoneConfig { prefer: false, utilization: 70, floor: 3 },
+        subset: SubsetConfig { size: 20 },
         instances: vec![Instance {
             id: "i".into(),
             addr: "[fd00::5]:8080".parse().unwrap(),
@@ -137,6 +143,7 @@ fn every_key_is_read_into_its_field() {
         allow: Allow(vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()]),
         discover: Discover::Names(vec!["a".into(), "b*".into()]),
         fallback: FallbackConfig { after: Duration::from_secs(90) },
+        gateway: GatewayConfig { id: "g".into(), zone: "z".into() },
         services: BTreeMap::from([("s.1_x:y-z".into(), service)]),
         exporter: ExporterConfig {
             id: "e".into(),
@@ -758,7 +765,7 @@ fn the_reference_s_ranges_are_those_of_the_code() {
         assert!(!in_range(path, &above), "{path}: {above}");
         ranges += 1;
     }
-    assert_eq!(ranges, 19, "a range is not written as `low` to `high`");
+    assert_eq!(ranges, 24, "a range is not written as `low` to `high`");
 }
 
 /// The integer, or the duration in milliseconds, that is `steps` away.

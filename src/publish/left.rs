@@ -5,6 +5,9 @@
 //! at all, as everywhere; of its instances, those are taken that can be this
 //! service's, with weights that they can have.
 
+use std::collections::BTreeMap;
+
+use crate::govern::CourseLeft;
 use crate::model::MAX_WEIGHT;
 use crate::ranking::{self, Ability, Entry, Estimate, Left, Ranking};
 use crate::value::{self, InstanceValue, RankingValue, Record, ServiceValue, ValueError};
@@ -86,10 +89,23 @@ pub fn ranking(
     Ranking { entries, made_ms: now_ms, ..Ranking::default() }
 }
 
+/// How the service was governed. Of manual weights no zone's share is known.
+pub fn course((service, value): Values) -> CourseLeft {
+    let is_told = !service.control.is_some_and(|control| control.is_manual);
+    // Divided first, so that no sum of finite weights overflows.
+    let most = value.records.iter().map(|it| it.weight).fold(f64::MIN_POSITIVE, f64::max);
+    let sum: f64 = value.records.iter().map(|it| it.weight / most).sum();
+    let mut zones = BTreeMap::new();
+    if is_told && sum > 0.0 {
+        for (instance, record) in service.instances.into_iter().zip(&value.records) {
+            *zones.entry(instance.zone).or_default() += record.weight / most / sum;
+        }
+    }
+    CourseLeft { starts: service.starts, zones }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -159,7 +175,7 @@ mod tests {
             let instances = instances(ids);
             let state = if reports { State::Reporting } else { State::Unknown };
             let load = |instance: &Instance| reports.then(|| report(&instance.id));
-            let member = |instance| Member { instance, state, load: load(instance) };
+            let member = |instance| Member { instance, state, load: load(instance), boot_id: None };
             let members: Vec<_> = instances.iter().map(member).collect();
             let observed: Vec<Observed> =
                 instances.iter().map(|it| self.publisher.observed("chat", it, now_ms)).collect();
