@@ -271,7 +271,10 @@ fn zones_of<'a>(shares: &[Share<'a>]) -> Vec<Zone<'a>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::model::Instance;
     use crate::ranking::{Estimate, State};
     use crate::wire::control::decode_control;
 
@@ -328,6 +331,102 @@ mod tests {
         assert_eq!(weights(&[Failing], 1), (true, vec![1.0]));
         assert_eq!(weights(&[Failing], 0), (false, vec![0.0]), "0 is never");
         assert_eq!(weights(&[], 50), (false, vec![]));
+    }
+
+    /// Six instances: the first three in this gateway's zone, the last two new. With the
+    /// share of each of the weight.
+    fn steered(control: &str, health: [Health; 6], terms: &Terms) -> Vec<f64> {
+        let control = decode_control(control.as_bytes()).unwrap();
+        let mut ranking = ranking(&[1.0; 6]);
+        for (entry, zone) in ranking.entries.iter_mut().zip(["n", "n", "n", "f", "f", "f"]) {
+            entry.zone = zone.into();
+        }
+        let mut course = Course::default();
+        for (count, now_ms) in [(4, 0), (6, 10_000)] {
+            let instances: Vec<Instance> = ranking.entries[..count].iter().map(instance).collect();
+            let member =
+                |instance| Member { instance, state: State::Unreported, load: None, boot_id: None };
+            let members: Vec<_> = instances.iter().map(member).collect();
+            course.see(&members, terms, true, now_ms);
+        }
+        let facts = health.map(|health| Facts { health });
+        let mut governed = govern(&ranking, Some(&control), &facts, 50);
+        course.steer(&mut governed, terms, 15_000);
+        assert_eq!(course.is_moving(), terms.has_slow_start());
+        let of_new: Vec<_> = governed.starts.into_iter().collect();
+        let new = [("e".to_owned(), 10_000), ("f".to_owned(), 10_000)];
+        assert_eq!(of_new, if terms.has_slow_start() { new.to_vec() } else { Vec::new() });
+        let all: f64 = governed.shares.iter().map(Share::weight).sum();
+        let share = |it: &Share<'_>| (it.weight() / all * 1e6).round() / 1e6;
+        governed.shares.iter().map(share).collect()
+    }
+
+    fn instance(entry: &Entry) -> Instance {
+        Instance {
+            id: entry.id.clone(),
+            addr: entry.addr,
+            weight: 1.0,
+            zone: entry.zone.clone(),
+            labels: BTreeMap::new(),
+            status: None,
+            drain: false,
+        }
+    }
+
+    fn terms(zone: &str, window_s: u64) -> Terms {
+        let slow_start =
+            SlowStartConfig { window: Duration::from_secs(window_s), ..Default::default() };
+        let config = ServiceConfig { slow_start, ..ServiceConfig::default() };
+        Terms::new(&config, &Gateway::new("g", zone.into()))
+    }
+
+    /// The shares of these weights.
+    fn of_all(weights: [f64; 6]) -> Vec<f64> {
+        let all: f64 = weights.iter().sum();
+        weights.iter().map(|weight| (weight / all * 1e6).round() / 1e6).collect()
+    }
+
+    #[test]
+    fn a_weight_is_base_times_health_times_zone_times_slow_start() {
+        use Health::{Ejected, Up};
+        let auto = "{}";
+        let manual = r#"{"mode": "manual", "weights": {"a": 6, "b": 3, "d": 2, "f": 1}}"#;
+        let (well, one_lost) = ([Up; 6], [Ejected, Up, Up, Up, Up, Up]);
+        let (near, far) = (0.99 / 3.0, 0.01 / 3.0);
+        // Of the priors 10, 11 and 12 the first is lost.
+        let part = 1.4 * 23.0 / 33.0;
+        let (left, rest) = (part / 2.0, (1.0 - part) / 3.0);
+        for (control, health, zone, window_s, expected) in [
+            (auto, well, "", 0, [1.0; 6]),
+            (auto, well, "", 10, [1.0, 1.0, 1.0, 1.0, 0.5, 0.5]),
+            (auto, well, "n", 0, [near, near, near, far, far, far]),
+            (auto, well, "n", 10, [near, near, near, far, far / 2.0, far / 2.0]),
+            (auto, one_lost, "", 0, [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+            (auto, one_lost, "", 10, [0.0, 1.0, 1.0, 1.0, 0.5, 0.5]),
+            (auto, one_lost, "n", 0, [0.0, left, left, rest, rest, rest]),
+            (auto, one_lost, "n", 10, [0.0, left, left, rest, rest / 2.0, rest / 2.0]),
+            (auto, well, "elsewhere", 0, [1.0; 6]),
+            // The operator's weights are the truth; who is not well gets none.
+            (manual, well, "n", 10, [6.0, 3.0, 0.0, 2.0, 0.0, 1.0]),
+            (manual, one_lost, "n", 10, [0.0, 3.0, 0.0, 2.0, 0.0, 1.0]),
+        ] {
+            let found = steered(control, health, &terms(zone, window_s));
+            let name = format!("{control} {health:?} {zone} {window_s}");
+            assert_eq!(found, of_all(expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn where_most_of_a_service_is_new_nobody_starts_slowly() {
+        use Health::{Ejected, Up};
+        let half = [Ejected, Ejected, Up, Up, Up, Up];
+        assert_eq!(
+            steered("{}", half, &terms("", 10)),
+            of_all([0.0, 0.0, 1.0, 1.0, 0.5, 0.5]),
+            "just half of it is new"
+        );
+        let most = [Ejected, Ejected, Ejected, Up, Up, Up];
+        assert_eq!(steered("{}", most, &terms("", 10)), of_all([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]));
     }
 
     #[test]

@@ -230,7 +230,7 @@ fn an_unknown_missing_or_repeated_key_is_refused() {
         (
             r#"{"services": {}, "service": {}}"#,
             "service: unknown field `service`, expected one of `etcd`, `window`, `snapshot`, \
-             `allow`, `discover`, `fallback`, `services`, `exporter`",
+             `allow`, `discover`, `fallback`, `gateway`, `services`, `exporter`",
         ),
         (
             r#"{"services": {}, "etcd": {"tls": {"crt": ""}}}"#,
@@ -765,7 +765,7 @@ fn the_reference_s_ranges_are_those_of_the_code() {
         assert!(!in_range(path, &above), "{path}: {above}");
         ranges += 1;
     }
-    assert_eq!(ranges, 24, "a range is not written as `low` to `high`");
+    assert_eq!(ranges, 25, "a range is not written as `low` to `high`");
 }
 
 /// The integer, or the duration in milliseconds, that is `steps` away.

@@ -2,7 +2,7 @@
 
 use rand::rngs::SmallRng;
 
-use super::draw::{AliasTable, one_untried};
+use super::draw::{AliasTable, in_force, one_untried};
 use super::{Moment, Picker, Ranked};
 
 /// Draws evenly, whatever the ranking's weights, but for those that are 0; by what
@@ -13,8 +13,12 @@ pub struct Random {
 
 impl Random {
     pub fn new(ranked: Ranked<'_>) -> Self {
-        let records = ranked.records.iter();
-        let odds = records.map(|it| if it.weight > 0.0 { f64::from(it.factor) } else { 0.0 });
+        let weights = in_force(&ranked.weights());
+        let odds = ranked
+            .records
+            .iter()
+            .zip(weights)
+            .map(|(record, weight)| if weight > 0.0 { f64::from(record.factor) } else { 0.0 });
         Random { table: AliasTable::new(&odds.collect::<Vec<_>>()) }
     }
 }

@@ -342,6 +342,28 @@ mod tests {
     }
 
     #[test]
+    fn where_zones_and_slow_starts_were_is_left_and_of_manual_weights_no_zone_is() {
+        let (dict, board) = (Dict::default(), Board::map_for_tests());
+        let mut writer = Writer::new(&dict, board);
+        let ranking = writer.rank(&IDS, false, 1000).clone();
+        let mut governed = ungoverned(&ranking);
+        governed.starts = [("b".to_owned(), 900)].into();
+        governed.shares.iter_mut().for_each(|share| share.factor = 0.5);
+        writer.publisher.publish("chat", &governed, 1, 1000).unwrap();
+        let left = writer.publisher.course_left("chat").unwrap();
+        assert_eq!(left.starts, [("b".to_owned(), 900)].into());
+        assert_eq!(left.zones, [("z".to_owned(), 1.0)].into());
+
+        let control =
+            crate::wire::control::decode_control(br#"{"mode": "manual", "weights": {"a": 1}}"#)
+                .unwrap();
+        governed.control = Some(&control);
+        governed.is_manual = true;
+        writer.publisher.publish("chat", &governed, 1, 1000).unwrap();
+        assert!(writer.publisher.course_left("chat").unwrap().zones.is_empty());
+    }
+
+    #[test]
     fn abilities_that_cannot_be_are_not_known_and_none_is_of_the_future() {
         let left = left_of(|_, ranking| {
             ranking.records[0].service_ms = 0.0;
