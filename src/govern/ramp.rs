@@ -110,7 +110,7 @@ impl Ages {
 
 /// What part of its weight an instance of this age gets, of `min` to 1.
 fn ramp(config: &SlowStartConfig, age_ms: u64) -> f64 {
-    let window_ms = config.window.as_secs_f64() * 1e3;
+    let window_ms = config.window.as_millis() as f64;
     if age_ms as f64 >= window_ms {
         return 1.0;
     }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::reach::{self, IN_BAND, Reach, Rule, Source};
 use super::{Member, Reading, State, to_ms};
 use crate::config::{ServiceConfig, WindowConfig};
-use crate::model::{Instance, InstanceReport, Report, Status, StatusUrl};
+use crate::model::{Instance, InstanceReport, Report, Status, StatusProtocol, StatusUrl};
 use crate::reckon::{Figures, Reckoner};
 use crate::window::Window;
 use crate::wire::control::Control;
@@ -65,7 +65,7 @@ struct Record {
     etcd: Option<(Instance, i64)>,
     window: Window,
     reach: Reach,
-    /// The last that an exporter reported.
+    /// The process's own, as an exporter reported it last.
     boot_id: Option<u64>,
     /// Until when the figures of an exporter are fresh, and no others are heard.
     exporters_until_ms: u64,
@@ -325,7 +325,10 @@ impl Record {
                 // A status that was seen before is no news, and still a sign of
                 // life as of the time that its age says.
                 has_news = self.window.record(status, now_ms);
-                self.boot_id = Some(status.boot_id);
+                // Of the other protocols the exporter makes one up, and another one
+                // after its own start.
+                let is_own = self.status_url().is_some_and(|it| it.protocol == StatusProtocol::Grpc);
+                self.boot_id = is_own.then_some(status.boot_id);
                 let sampled_ms = now_ms.saturating_sub(to_ms(status.age));
                 self.reach.good(rule, source, sampled_ms, now_ms);
                 let until_ms = sampled_ms + rule.fresh_for_ms(source);
