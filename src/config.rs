@@ -10,8 +10,11 @@
 //! `doc/configuration.md` is the reference for users; a test compares its keys,
 //! defaults and ranges with this file.
 
+mod gateway;
 mod health;
+mod slow_start;
 pub(crate) mod values;
+mod zone;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -24,12 +27,15 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+pub use self::gateway::GatewayConfig;
 pub use self::health::{FailurePercentageConfig, HealthConfig, Statuses, SuccessRateConfig};
+pub use self::slow_start::SlowStartConfig;
 use self::values::{
     Choice, Object, addr, allow, choice, discover, duration_ms, endpoints, etcd_prefix,
     hash_balance_factor, instances, integer, name, number, object, services, snapshot_path,
     status_url, unique_keys,
 };
+pub use self::zone::{SubsetConfig, ZoneConfig};
 use crate::model::{Allow, Instance, MAX_WEIGHT, StatusUrl};
 
 /// A whole configuration file, valid by construction if it comes from
@@ -56,6 +62,9 @@ pub struct Config {
     /// When the ranking is too old to be followed.
     #[serde(default, deserialize_with = "object")]
     pub fallback: FallbackConfig,
+    /// Who this gateway is.
+    #[serde(default, deserialize_with = "object")]
+    pub gateway: GatewayConfig,
     /// The services by name. The only key without a default; it may be empty.
     #[serde(deserialize_with = "services")]
     pub services: BTreeMap<String, ServiceConfig>,
@@ -223,6 +232,15 @@ pub struct ServiceConfig {
     /// Who is left out for a while as its requests fail.
     #[serde(deserialize_with = "object")]
     pub health: HealthConfig,
+    /// How fast a new instance gets its share.
+    #[serde(deserialize_with = "object")]
+    pub slow_start: SlowStartConfig,
+    /// How a gateway in a zone keeps to it.
+    #[serde(deserialize_with = "object")]
+    pub zone: ZoneConfig,
+    /// How many of the instances one gateway uses.
+    #[serde(deserialize_with = "object")]
+    pub subset: SubsetConfig,
     /// The instances known without etcd: no two of one id, no two of one
     /// address. Default: none.
     #[serde(deserialize_with = "instances")]

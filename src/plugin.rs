@@ -19,7 +19,7 @@ use self::pace::Pace;
 use crate::board::{self, Board, SourceState};
 use crate::config::{Config, Discover};
 use crate::etcd::EtcdSource;
-use crate::govern::{self, Facts};
+use crate::govern::{self, Course, Facts, Gateway, Terms};
 use crate::health::Health;
 use crate::publish::{PublishError, Publisher, Store};
 use crate::ranking::{self, Entry, Ranking};
@@ -132,6 +132,9 @@ struct Conductor<S> {
     health: Health,
     /// The rankings in force: weights move from the last ones.
     rankings: HashMap<String, Ranking>,
+    /// What governs each service, and where that is on its way to.
+    courses: HashMap<String, (Terms, Course)>,
+    gateway: Gateway,
     /// The services that are to be published.
     pace: Pace,
     lost_since_ms: u64,
@@ -157,6 +160,8 @@ impl<S: Store> Conductor<S> {
             publisher: Publisher::new(store, board),
             health,
             rankings: HashMap::new(),
+            courses: HashMap::new(),
+            gateway: Gateway::new(&config.gateway.identity(), config.gateway.zone.clone()),
             pace: Pace::new(now),
             // An outage does not begin anew with the thread that meets it.
             lost_since_ms: match board.source().lost_since_ms {
@@ -248,6 +253,8 @@ impl<S: Store> Conductor<S> {
         self.pace.add(self.publisher.unsound());
         let moving = self.rankings.iter().filter(|(_, ranking)| ranking.is_moving);
         self.pace.add(moving.map(|(service, _)| service.clone()).collect::<Vec<_>>());
+        let moving = self.courses.iter().filter(|(_, (_, course))| course.is_moving());
+        self.pace.add(moving.map(|(service, _)| service.clone()).collect::<Vec<_>>());
         self.publish_status();
     }
 
@@ -319,7 +326,10 @@ impl<S: Store> Conductor<S> {
         let facts = self.facts(service, &ranking);
         let panic_percent = self.health.config(service).panic;
         let control = self.registry.control(service);
-        let governed = govern::govern(&ranking, control, &facts, panic_percent);
+        let mut governed = govern::govern(&ranking, control, &facts, panic_percent);
+        if let Some((terms, course)) = self.courses.get_mut(service) {
+            course.steer(&mut governed, terms, now_ms);
+        }
         self.health.tell_panic(service, governed.is_panic);
         match self.publisher.publish(service, &governed, revision, now_ms) {
             Ok(()) => {
@@ -357,13 +367,24 @@ impl<S: Store> Conductor<S> {
             return None;
         }
         self.go_on(service);
-        let Some(reading) = self.registry.service(service, Instant::now()) else {
+        let Some(mut reading) = self.registry.service(service, Instant::now()) else {
+            self.courses.remove(service);
             return Some(Ranking::default()); // a discovered service that is gone
         };
         if !synced && reading.members.is_empty() {
             return None;
         }
         let now_ms = board::monotonic_ms();
+        let (terms, course) = self.courses.entry(service.to_owned()).or_insert_with(|| {
+            let terms = Terms::new(reading.config, &self.gateway);
+            let has_ranking = self.publisher.has_ranking(service);
+            let left = has_ranking.then(|| self.publisher.course_left(service).ok()).flatten();
+            let course = Course::resumed(left.unwrap_or_default(), &terms, now_ms);
+            (terms, course)
+        });
+        course.see(&reading.members, terms, synced, now_ms);
+        let (size, prefers_zone) = (reading.config.subset.size, reading.config.zone.prefer);
+        self.gateway.choose(&mut reading.members, size, prefers_zone);
         let observed: Vec<_> = reading
             .members
             .iter()

@@ -13,7 +13,7 @@ use thiserror::Error;
 mod left;
 
 use crate::board::{self, Board, NO_SLOT, ServiceId};
-use crate::govern::{Governed, Share};
+use crate::govern::{CourseLeft, Governed, Share};
 use crate::model::Instance;
 use crate::ranking::{Observed, Ranking};
 use crate::value::{
@@ -280,6 +280,15 @@ impl<S: Store> Publisher<S> {
         Ok(left::ranking(left, is_ours, requests, now_ms))
     }
 
+    /// How the service in the shared dict was governed.
+    ///
+    /// # Errors
+    /// What is wrong with the values.
+    pub fn course_left(&self, service: &str) -> Result<CourseLeft, ValueError> {
+        let value = |kind| self.store.get(&format!("{kind}:{service}")).unwrap_or_default();
+        left::read(&value("instances"), &value("ranking")).map(left::course)
+    }
+
     /// What this host has seen of an instance.
     pub fn observed(&self, service: &str, instance: &Instance, now_ms: u64) -> Observed {
         let identity = board::identity(service, &instance.id, &instance.addr);
@@ -337,7 +346,7 @@ fn values_of(
         why: control.why.clone(),
     });
     let strategy = governed.control.and_then(|control| control.strategy);
-    (ServiceValue { strategy, control, instances }, records)
+    (ServiceValue { strategy, control, starts: governed.starts.clone(), instances }, records)
 }
 
 /// The shares in the order in which they are published, by id, each with its record.

@@ -312,7 +312,8 @@ mod tests {
     }
 
     fn rank_owned(instances: &[(Instance, f64)], previous: Option<&Ranking>) -> Ranking {
-        let member = |(instance, _)| Member { instance, state: State::Reporting, load: None };
+        let member =
+            |(instance, _)| Member { instance, state: State::Reporting, load: None, boot_id: None };
         let members: Vec<_> = instances.iter().map(|(it, score)| member((it, score))).collect();
         let candidate = |(member, &(_, score)): (_, &(Instance, f64))| Candidate {
             member,

@@ -66,6 +66,9 @@ pub struct Member<'a> {
     pub state: State,
     /// What its window says; of a [`State::Reporting`] one only.
     pub load: Option<Load>,
+    /// The process that it is, as an exporter heard last: another one after each
+    /// start. `None` if none ever did.
+    pub boot_id: Option<u64>,
 }
 
 /// A registered instance, offered or not.

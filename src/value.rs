@@ -14,6 +14,8 @@
 //! end. The body is padded with spaces up to a power of two, so that a value of
 //! another version is written over the old one in place.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -129,6 +131,10 @@ pub struct ServiceValue {
     /// The operator's, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<ControlValue>,
+    /// The instances in their slow start, with when it began, in milliseconds of
+    /// [`monotonic_ms`](crate::board::monotonic_ms).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub starts: BTreeMap<String, u64>,
     /// By id.
     pub instances: Vec<InstanceValue>,
 }

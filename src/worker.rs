@@ -4,8 +4,8 @@
 mod tries;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 
@@ -546,6 +546,7 @@ impl Worker {
             revision: source.revision,
             age_ms: now_ms.saturating_sub(view.ranking.published_ms.max(source.confirmed_ms)),
             count: view.ranking.records.len(),
+            zones: view.zones().into_iter().map(|(zone, share)| ZoneView { zone, share }).collect(),
             instances: instances.collect(),
         };
         serde_json::to_string(&view).ok()
@@ -602,6 +603,15 @@ impl Worker {
             ejections: Reason::ALL.into_iter().zip(self.board.ejections(service.id)),
             ejected: self.board.ejected(service.id),
             is_panic: service.view.as_ref().is_some_and(|view| view.ranking.is_panic()),
+        })
+    }
+
+    /// Each zone's share of the traffic of each service: service, zone, 0 to 1. None of
+    /// services whose instances say no zone.
+    pub fn zones(&self) -> impl Iterator<Item = (&str, &str, f64)> {
+        self.services.iter().flat_map(|service| {
+            let zones = service.view.iter().flat_map(View::zones);
+            zones.map(|(zone, share)| (service.name.as_str(), zone, share))
         })
     }
 
@@ -697,18 +707,44 @@ fn most_ejected(priors: &[f64], ranking: &RankingValue, panic_percent: u32) -> O
     health::most_without_panic(offered.count(), failing, panic_percent)
 }
 
-/// The fallback weights, with all that governs them.
-fn governed_priors<'a>(priors: &'a [f64], records: &[Record]) -> Cow<'a, [f64]> {
+impl View {
+    /// Each zone's share of the weights; none if no instance says its zone.
+    fn zones(&self) -> BTreeMap<&str, f64> {
+        let instances = || self.peers.instances.iter().zip(&self.ranking.records);
+        let mut zones = BTreeMap::new();
+        if instances().all(|(instance, _)| instance.zone.is_empty()) {
+            return zones;
+        }
+        // Divided first, so that no sum of finite weights overflows.
+        let most = instances().map(|(_, record)| record.weight).fold(f64::MIN_POSITIVE, f64::max);
+        let sum: f64 = instances().map(|(_, record)| record.weight / most).sum();
+        for (instance, record) in instances() {
+            let share = if sum > 0.0 { record.weight / most / sum } else { 0.0 };
+            *zones.entry(instance.zone.as_str()).or_default() += share;
+        }
+        zones
+    }
+}
+
+/// The fallback weights, with all that governs them: by steps, so that the keys of a
+/// consistent hash do not wander with each change of a factor.
+pub(crate) fn governed_priors<'a>(priors: &'a [f64], records: &[Record]) -> Cow<'a, [f64]> {
     if records.iter().all(|record| record.factor == 1.0) {
         return Cow::Borrowed(priors);
     }
     let governed = priors.iter().zip(records);
-    governed.map(|(prior, record)| prior * f64::from(record.factor)).collect()
+    governed.map(|(prior, record)| prior * stepped(f64::from(record.factor))).collect()
+}
+
+/// The nearest power of the square root of 2, by which a factor is off by 19 % at the
+/// most; 0 stays 0.
+fn stepped(factor: f64) -> f64 {
+    (2.0 * factor.log2()).round().mul_add(0.5, 0.0).exp2()
 }
 
 impl Peers {
     fn new(service: &str, version: u64, value: ServiceValue) -> Self {
-        let ServiceValue { strategy, control, instances } = value;
+        let ServiceValue { strategy, control, instances, .. } = value;
         let identity = |i: &InstanceValue| board::identity(service, &i.id, &i.addr);
         Peers {
             version,
@@ -869,7 +905,16 @@ struct ServiceView<'a> {
     revision: i64,
     age_ms: u64,
     count: usize,
+    /// Left out where no instance says its zone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    zones: Vec<ZoneView<'a>>,
     instances: Vec<InstanceView<'a>>,
+}
+
+#[derive(Serialize)]
+struct ZoneView<'a> {
+    zone: &'a str,
+    share: f64,
 }
 
 #[derive(Serialize)]

@@ -89,6 +89,7 @@ fn every_key_is_read_into_its_field() {
         "allow": ["10.0.0.0/8", "fd00::/8"],
         "discover": ["a", "b*"],
         "fallback": {"after": "1m 30s"},
+        "gateway": {"id": "g", "zone": "z"},
         "services": {"s.1_x:y-z": {
             "balance": {"strategy": "p2c", "tries": 0, "hash_balance_factor": 1000},
             "score": {"cpu": 1, "memory": 2, "rate": 3, "latency": 4, "errors": 5.5, "memory_unit_mib": 64},
@@ -97,6 +98,8 @@ fn every_key_is_read_into_its_field() {
                        "max_ejection": "3s", "max_ejected": 100, "panic": 0, "failures": ["5xx"],
                        "success_rate": {"stdev": 3, "min_instances": 4, "min_requests": 5},
                        "failure_percentage": {"threshold": 6.5, "min_instances": 7, "min_requests": 8}},
+            "slow_start": {"window": "1m", "min": 20, "aggression": 2.5},
+            "zone": {"prefer": false, "utilization": 70, "floor": 3}, "subset": {"size": 20},
             "instances": [{"id": "i", "addr": "[fd00::5]:8080", "weight": 0.5, "zone": "z",
                            "labels": {"version": "1.4"}, "status": "orcas://host:1", "drain": true}]}},
         "exporter": {"id": "e", "interval": "2s", "timeout": "2s", "retries": 0, "listen": "[::]:1",
@@ -129,6 +132,9 @@ fn every_key_is_read_into_its_field() {
             failures: Statuses::default(),
             panic: 0,
         },
+        slow_start: SlowStartConfig { window: Duration::from_mins(1), min: 20, aggression: 2.5 },
+        zone: ZoneConfig { prefer: false, utilization: 70, floor: 3 },
+        subset: SubsetConfig { size: 20 },
         instances: vec![Instance {
             id: "i".into(),
             addr: "[fd00::5]:8080".parse().unwrap(),
@@ -156,6 +162,7 @@ fn every_key_is_read_into_its_field() {
         allow: Allow(vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()]),
         discover: Discover::Names(vec!["a".into(), "b*".into()]),
         fallback: FallbackConfig { after: Duration::from_secs(90) },
+        gateway: GatewayConfig { id: "g".into(), zone: "z".into() },
         services: BTreeMap::from([("s.1_x:y-z".into(), service)]),
         exporter: ExporterConfig {
             id: "e".into(),
@@ -242,7 +249,7 @@ fn an_unknown_missing_or_repeated_key_is_refused() {
         (
             r#"{"services": {}, "service": {}}"#,
             "service: unknown field `service`, expected one of `etcd`, `window`, `snapshot`, \
-             `allow`, `discover`, `fallback`, `services`, `exporter`",
+             `allow`, `discover`, `fallback`, `gateway`, `services`, `exporter`",
         ),
         (
             r#"{"services": {}, "etcd": {"tls": {"crt": ""}}}"#,
@@ -797,7 +804,7 @@ fn the_reference_s_ranges_are_those_of_the_code() {
         assert!(!in_range(path, &above), "{path}: {above}");
         ranges += 1;
     }
-    assert_eq!(ranges, 31, "a range is not written as `low` to `high`");
+    assert_eq!(ranges, 37, "a range is not written as `low` to `high`");
 }
 
 /// The integer, or the duration in milliseconds, that is `steps` away.

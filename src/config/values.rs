@@ -165,6 +165,17 @@ pub fn hash_balance_factor<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D:
     }
 }
 
+/// Reads how many instances are enough, which one alone is not, or 0 for all.
+pub fn subset_size<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+    match integer::<0, 10_000, usize, D>(from)? {
+        1 => Err(D::Error::invalid_value(
+            Unexpected::Unsigned(1),
+            &"0 or an integer from 2 to 10000",
+        )),
+        size => Ok(size),
+    }
+}
+
 /// Reads a number from `MIN` to `MAX`, with or without a fraction.
 pub fn number<'de, const MIN: u64, const MAX: u64, D: Deserializer<'de>>(
     from: D,

@@ -178,6 +178,15 @@ impl Page {
             "1 for what the ranking's weights rest on",
             bases,
         );
+        let zones = worker
+            .zones()
+            .map(|(service, zone, share)| (vec![("service", service), ("zone", zone)], share));
+        self.add(
+            MetricType::Gauge,
+            "zone_share",
+            "The zone's part of this gateway's traffic, by the ranking's weights",
+            zones,
+        );
     }
 
     fn health(&mut self, worker: &Worker) {

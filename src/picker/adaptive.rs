@@ -159,6 +159,37 @@ struct Instance {
     expected_ms: f32,
 }
 
+/// Where an instance's requests come from.
+struct Part {
+    /// Its part of this host's requests.
+    share: f64,
+    /// Its part of the requests from everywhere.
+    of_all: f64,
+    /// This host's part of what it gets.
+    own: f64,
+}
+
+/// Factors are this host's alone: what an instance gets from everywhere is by the
+/// ranking without them.
+fn parts(ranked: &Ranked<'_>, weights: &[f64]) -> Vec<Part> {
+    let plain = |(record, weight): (&crate::value::Record, &f64)| {
+        if record.factor > 0.0 { weight / f64::from(record.factor) } else { 0.0 }
+    };
+    let plain: Vec<f64> = ranked.records.iter().zip(weights).map(plain).collect();
+    let (sum, plain_sum) = (weights.iter().sum::<f64>(), plain.iter().sum::<f64>());
+    let own_part = ranked.own_part;
+    let part = |(weight, plain): (&f64, &f64)| {
+        let (share, of_all) = (weight / sum, plain / plain_sum.max(f64::MIN_POSITIVE));
+        let own = if of_all > 0.0 && share != of_all {
+            (own_part * share / of_all).min(1.0)
+        } else {
+            own_part
+        };
+        Part { share, of_all, own }
+    };
+    weights.iter().zip(&plain).map(part).collect()
+}
+
 impl Adaptive {
     /// `memory` is that of the picker before it.
     pub fn new(ranked: Ranked<'_>, memory: Memory) -> Self {
@@ -169,16 +200,22 @@ impl Adaptive {
         let table = AliasTable::new(&ranked.weights());
         let capacity = |record: &crate::value::Record| {
             let is_offered = record.weight > 0.0 && record.service_ms > 0.0;
-            if is_offered { f64::from(record.concurrency / record.service_ms) } else { 0.0 }
+            let governed = record.factor * record.concurrency;
+            if is_offered { f64::from(governed / record.service_ms) } else { 0.0 }
         };
         let room = AliasTable::new(&ranked.records.iter().map(capacity).collect::<Vec<_>>());
-        let sum: f64 = table.weights().iter().sum();
         let count = table.weights().len() as f64;
-        let (part, rate) = (ranked.own_part, ranked.rate_per_s);
-        let instance = |(record, weight): (&crate::value::Record, &f64)| {
+        let (own_part, rate) = (ranked.own_part, ranked.rate_per_s);
+        let parts = parts(&ranked, table.weights());
+        // Of where a request goes.
+        let part = match parts.iter().all(|it| it.own == own_part) {
+            true => own_part,
+            false => parts.iter().map(|it| it.share * it.own).sum::<f64>().min(1.0),
+        };
+        let instance = |(record, of): (&crate::value::Record, &Part)| {
             let (s, k) = (f64::from(record.service_ms), f64::from(record.concurrency).max(1.0));
-            let share = (weight / sum).max(1e-9);
-            let planned_per_ms = rate * share / 1e3;
+            let share = of.share.max(1e-9);
+            let planned_per_ms = rate * of.of_all.max(1e-9) / 1e3;
             let utilization = planned_per_ms * s / k;
             let expected_ms = s + wait(s, k, utilization);
             let planned = planned_per_ms * expected_ms;
@@ -187,17 +224,16 @@ impl Adaptive {
             Instance {
                 service_ms: if is_known { s as f32 } else { 0.0 },
                 concurrency: k as f32,
-                in_all: (v / (part * v + 1.0 - part)) as f32,
+                in_all: (v / (of.own * v + 1.0 - of.own)) as f32,
                 little_ms: if is_known {
-                    (1.0 / (part.max(1e-3) * planned_per_ms)).min(1e9) as f32
+                    (1e3 / (own_part.max(1e-3) * rate * share)).min(1e9) as f32
                 } else {
                     (1.0 / (share * count)) as f32
                 },
                 expected_ms: if is_known { expected_ms as f32 } else { 0.0 },
             }
         };
-        let instances: Vec<Instance> =
-            ranked.records.iter().zip(table.weights()).map(instance).collect();
+        let instances: Vec<Instance> = ranked.records.iter().zip(&parts).map(instance).collect();
         let trust = ((part - NO_TRUST) / (FULL_TRUST - NO_TRUST)).clamp(0.0, 1.0);
         Adaptive {
             trust: trust as f32,

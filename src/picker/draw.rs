@@ -1,4 +1,4 @@
-//! Drawing by chance: evenly or by weight, one that was not tried, or two to
+//! Drawing by chance: by weight, one that was not tried, or two to
 //! choose between.
 
 use rand::rngs::SmallRng;
@@ -86,32 +86,6 @@ pub fn in_force(weights: &[f64]) -> Vec<f64> {
         weights.iter().map(sound).collect()
     } else {
         vec![1.0; weights.len()]
-    }
-}
-
-/// All alike, but for those of weight 0.
-pub struct Even {
-    eligible: Vec<usize>,
-    weights: Vec<f64>,
-}
-
-impl Even {
-    pub fn new(weights: &[f64]) -> Self {
-        let weights: Vec<f64> =
-            in_force(weights).iter().map(|&weight| if weight > 0.0 { 1.0 } else { 0.0 }).collect();
-        let eligible = (0..weights.len()).filter(|&index| weights[index] > 0.0).collect();
-        Even { eligible, weights }
-    }
-}
-
-impl Draw for Even {
-    fn draw(&self, rng: &mut SmallRng) -> Option<usize> {
-        let any = !self.eligible.is_empty();
-        any.then(|| self.eligible[rng.random_range(..self.eligible.len())])
-    }
-
-    fn weights(&self) -> &[f64] {
-        &self.weights
     }
 }
 

@@ -2,22 +2,29 @@
 
 use rand::rngs::SmallRng;
 
-use super::draw::{Even, one_untried};
+use super::draw::{AliasTable, in_force, one_untried};
 use super::{Moment, Picker, Ranked};
 
-/// Draws evenly, whatever the weights, but for those that are 0.
+/// Draws evenly, whatever the ranking's weights, but for those that are 0; by what
+/// governs an instance beside them (its zone, its slow start), where anything does.
 pub struct Random {
-    even: Even,
+    table: AliasTable,
 }
 
 impl Random {
     pub fn new(ranked: Ranked<'_>) -> Self {
-        Random { even: Even::new(&ranked.weights()) }
+        let weights = in_force(&ranked.weights());
+        let odds = ranked
+            .records
+            .iter()
+            .zip(weights)
+            .map(|(record, weight)| if weight > 0.0 { f64::from(record.factor) } else { 0.0 });
+        Random { table: AliasTable::new(&odds.collect::<Vec<_>>()) }
     }
 }
 
 impl Picker for Random {
     fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
-        one_untried(&self.even, now, rng)
+        one_untried(&self.table, now, rng)
     }
 }

@@ -241,6 +241,73 @@ fn weights_that_are_none_count_as_0() {
     }
 }
 
+/// Picks of each of four instances of one base weight and these factors; `reports`:
+/// with abilities. The first two are this host's zone, the last two another one.
+fn governed(strategy: Strategy, factors: [f32; 4], reports: bool, key: bool) -> Vec<usize> {
+    let of = |(rank, factor): (u32, f32)| Record {
+        factor,
+        service_ms: if reports { 10.0 } else { 0.0 },
+        concurrency: if reports { 4.0 } else { 0.0 },
+        capacity_per_s: if reports { 400.0 } else { 0.0 },
+        ..record(5.0 * f64::from(factor), rank)
+    };
+    // The last one ranks first.
+    let records: Vec<Record> =
+        factors.into_iter().enumerate().map(|(index, it)| of((3 - index as u32, it))).collect();
+    let ranked = Ranked {
+        identities: &[11, 22, 33, 44],
+        priors: &crate::worker::governed_priors(&[1.0; 4], &records),
+        records: &records,
+        own_part: 0.5,
+        rate_per_s: if reports { 500.0 } else { 0.0 },
+    };
+    let mut rng = SmallRng::seed_from_u64(3);
+    let mut picker = build(strategy, ranked, &mut rng);
+    let mut counts = vec![0; 4];
+    for number in 0..8000_u64 {
+        let key = key.then(|| hash_of_key(&number.to_le_bytes()));
+        let now = Now { key, ..Now::default() };
+        counts[picker.pick(&now, &mut rng).unwrap()] += 1;
+    }
+    counts
+}
+
+#[test]
+fn every_strategy_goes_by_what_governs_an_instance() {
+    for strategy in Strategy::all() {
+        for (reports, key) in [(false, false), (true, false), (false, true)] {
+            let picks = |factors| governed(strategy, factors, reports, key);
+            let name = format!("{strategy:?}, reports {reports}, key {key}");
+
+            let plain = picks([1.0; 4]);
+            let far = |counts: &[usize]| (counts[2] + counts[3]) as f64 / 8000.0;
+            let zone = picks([1.0, 1.0, 0.015625, 0.015625]);
+            let ramp = picks([1.0, 0.25, 1.0, 1.0]);
+            let lost = picks([0.0, 0.0, 1.0, 1.0]);
+            assert_eq!(far(&lost), 1.0, "{name}: {lost:?}");
+            if strategy == Strategy::Best {
+                assert_eq!((plain[3], zone[1], ramp[3]), (8000, 8000, 8000), "{name}");
+                continue;
+            }
+            assert!((far(&plain) - 0.5).abs() < 0.03, "{name}: {plain:?}");
+            // 1.5 % of the weights; live facts may tip a few more.
+            assert!((0.001..0.03).contains(&far(&zone)), "{name}: {zone:?}");
+            let of_ramp = ramp[1] as f64 / 8000.0;
+            assert!((0.02..0.1).contains(&of_ramp), "{name}: {ramp:?}");
+        }
+    }
+}
+
+#[test]
+fn every_strategy_but_the_best_mixes_zones_when_the_local_one_is_full() {
+    // What the zones' shares are where the gateway's is at its natural share.
+    for strategy in Strategy::all().filter(|it| *it != Strategy::Best) {
+        let counts = governed(strategy, [1.0, 1.0, 0.5, 0.5], true, false);
+        let far = (counts[2] + counts[3]) as f64 / 8000.0;
+        assert!((0.25..0.4).contains(&far), "{strategy:?}: {counts:?}");
+    }
+}
+
 #[test]
 fn every_strategy_picks_among_65_000() {
     let weights: Vec<f64> = (0..65_000).map(|index| f64::from(index % 5)).collect();

@@ -5,6 +5,9 @@
 //! at all, as everywhere; of its instances, those are taken that can be this
 //! service's, with weights that they can have.
 
+use std::collections::BTreeMap;
+
+use crate::govern::CourseLeft;
 use crate::model::MAX_WEIGHT;
 use crate::ranking::{self, Ability, Entry, Estimate, Left, Ranking};
 use crate::value::{self, InstanceValue, RankingValue, Record, ServiceValue, ValueError};
@@ -86,10 +89,23 @@ pub fn ranking(
     Ranking { entries, made_ms: now_ms, ..Ranking::default() }
 }
 
+/// How the service was governed. Of manual weights no zone's share is known.
+pub fn course((service, value): Values) -> CourseLeft {
+    let is_told = !service.control.is_some_and(|control| control.is_manual);
+    // Divided first, so that no sum of finite weights overflows.
+    let most = value.records.iter().map(|it| it.weight).fold(f64::MIN_POSITIVE, f64::max);
+    let sum: f64 = value.records.iter().map(|it| it.weight / most).sum();
+    let mut zones = BTreeMap::new();
+    if is_told && sum > 0.0 {
+        for (instance, record) in service.instances.into_iter().zip(&value.records) {
+            *zones.entry(instance.zone).or_default() += record.weight / most / sum;
+        }
+    }
+    CourseLeft { starts: service.starts, zones }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -159,7 +175,7 @@ mod tests {
             let instances = instances(ids);
             let state = if reports { State::Reporting } else { State::Unknown };
             let load = |instance: &Instance| reports.then(|| report(&instance.id));
-            let member = |instance| Member { instance, state, load: load(instance) };
+            let member = |instance| Member { instance, state, load: load(instance), boot_id: None };
             let members: Vec<_> = instances.iter().map(member).collect();
             let observed: Vec<Observed> =
                 instances.iter().map(|it| self.publisher.observed("chat", it, now_ms)).collect();
@@ -323,6 +339,28 @@ mod tests {
         let governed = weights(&governed.unwrap());
         assert_eq!(governed["a"], plain["a"]);
         assert!(!governed.contains_key("b"), "it was left out: what it would get is not told");
+    }
+
+    #[test]
+    fn where_zones_and_slow_starts_were_is_left_and_of_manual_weights_no_zone_is() {
+        let (dict, board) = (Dict::default(), Board::map_for_tests());
+        let mut writer = Writer::new(&dict, board);
+        let ranking = writer.rank(&IDS, false, 1000).clone();
+        let mut governed = ungoverned(&ranking);
+        governed.starts = [("b".to_owned(), 900)].into();
+        governed.shares.iter_mut().for_each(|share| share.factor = 0.5);
+        writer.publisher.publish("chat", &governed, 1, 1000).unwrap();
+        let left = writer.publisher.course_left("chat").unwrap();
+        assert_eq!(left.starts, [("b".to_owned(), 900)].into());
+        assert_eq!(left.zones, [("z".to_owned(), 1.0)].into());
+
+        let control =
+            crate::wire::control::decode_control(br#"{"mode": "manual", "weights": {"a": 1}}"#)
+                .unwrap();
+        governed.control = Some(&control);
+        governed.is_manual = true;
+        writer.publisher.publish("chat", &governed, 1, 1000).unwrap();
+        assert!(writer.publisher.course_left("chat").unwrap().zones.is_empty());
     }
 
     #[test]

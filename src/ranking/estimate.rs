@@ -258,6 +258,12 @@ impl Estimate {
     pub(crate) fn reported_ms(&self) -> u64 {
         self.known.map_or(0, |known| known.reported_ms)
     }
+
+    /// Requests that the instance gets from everywhere, a second, as its last report
+    /// tells; 0 is unknown.
+    pub(crate) fn rate_per_s(&self) -> f64 {
+        self.known.map_or(0.0, |known| known.samples / SAMPLES_S)
+    }
 }
 
 impl Subject {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::reach::{self, IN_BAND, Reach, Rule, Source};
 use super::{Absence, Known, Member, Reading, State, to_ms};
 use crate::config::{ServiceConfig, WindowConfig};
-use crate::model::{Instance, InstanceReport, Report, Status, StatusUrl};
+use crate::model::{Instance, InstanceReport, Report, Status, StatusProtocol, StatusUrl};
 use crate::reckon::{Figures, Reckoner};
 use crate::window::Window;
 use crate::wire::control::Control;
@@ -65,6 +65,8 @@ struct Record {
     etcd: Option<(Instance, i64)>,
     window: Window,
     reach: Reach,
+    /// The process's own, as an exporter reported it last.
+    boot_id: Option<u64>,
     /// Until when the figures of an exporter are fresh, and no others are heard.
     exporters_until_ms: u64,
     /// What makes statuses of the reports that responses brought.
@@ -137,6 +139,7 @@ impl Service {
             etcd: None,
             window: Window::new(window),
             reach: Reach::default(),
+            boot_id: None,
             exporters_until_ms: 0,
             in_band: None,
         });
@@ -310,7 +313,7 @@ impl Record {
     fn member(&mut self, rule: Rule, now_ms: u64) -> Option<Member<'_>> {
         let state = self.state(rule, now_ms)?;
         let load = (state == State::Reporting).then(|| self.window.load(now_ms));
-        Some(Member { instance: self.current()?, state, load })
+        Some(Member { instance: self.current()?, state, load, boot_id: self.boot_id })
     }
 
     /// `None` if the instance was put out.
@@ -361,6 +364,11 @@ impl Record {
                 // A status that was seen before is no news, and still a sign of
                 // life as of the time that its age says.
                 has_news = self.window.record(status, now_ms);
+                // Of the other protocols the exporter makes one up, and another one
+                // after its own start.
+                let is_own =
+                    self.status_url().is_some_and(|it| it.protocol == StatusProtocol::Grpc);
+                self.boot_id = is_own.then_some(status.boot_id);
                 let sampled_ms = now_ms.saturating_sub(to_ms(status.age));
                 self.reach.good(rule, source, sampled_ms, now_ms);
                 let until_ms = sampled_ms + rule.fresh_for_ms(source);

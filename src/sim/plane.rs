@@ -15,7 +15,7 @@ use super::live::Seen;
 use super::policy::World;
 use super::scenario::Reports;
 use crate::config::{BalanceConfig, Config, ExporterConfig, ServiceConfig, Strategy, WindowConfig};
-use crate::govern::{self, Facts};
+use crate::govern::{self, Course, Facts, Gateway, Terms};
 use crate::model::{Instance, StatusProtocol, StatusUrl};
 use crate::picker::{self, Live, Moment, Picker, Ranked};
 use crate::ranking::{self, Ranking};
@@ -37,6 +37,8 @@ pub struct Plane {
     started: Instant,
     ranking: Option<Ranking>,
     ranked: RankedServers,
+    terms: Terms,
+    course: Course,
 }
 
 /// What pickers are built from, and what they answer with.
@@ -54,6 +56,7 @@ impl Plane {
     pub fn new(reports: &Reports, strategy: Strategy) -> Self {
         let balance = BalanceConfig { strategy, ..BalanceConfig::default() };
         let service = ServiceConfig { balance, ..ServiceConfig::default() };
+        let terms = Terms::new(&service, &Gateway::new("", String::new()));
         let interval = reports.interval;
         let config = Config {
             window: reports.window.clone().unwrap_or_else(|| window_for(interval)),
@@ -63,7 +66,14 @@ impl Plane {
         };
         let started = Instant::now();
         let registry = Registry::new(&config, started);
-        Self { registry, started, ranking: None, ranked: RankedServers::default() }
+        Self {
+            registry,
+            started,
+            ranking: None,
+            ranked: RankedServers::default(),
+            terms,
+            course: Course::default(),
+        }
     }
 
     /// Takes in what the watch tells. `clock` is the gateway's own.
@@ -93,14 +103,17 @@ impl Plane {
     /// Ranks anew if something has changed; whether it did. `seen` is what the
     /// gateway has seen of each server.
     pub fn rank(&mut self, clock: i64, seen: &[Seen]) -> bool {
-        let is_moving = self.ranking.as_ref().is_some_and(|ranking| ranking.is_moving);
+        let is_moving = self.course.is_moving()
+            || self.ranking.as_ref().is_some_and(|ranking| ranking.is_moving);
         if self.registry.take_dirty().is_empty() && !is_moving {
             return false;
         }
         self.registry.take_urgent();
         let now = self.instant(clock);
         let now_ms = u64::try_from((now - self.started).as_millis()).unwrap_or(u64::MAX);
+        let has_synced = self.registry.has_synced();
         let Some(reading) = self.registry.service(SERVICE, now) else { return false };
+        self.course.see(&reading.members, &self.terms, has_synced, now_ms);
         let observed: Vec<_> = reading
             .members
             .iter()
@@ -111,7 +124,8 @@ impl Plane {
             ranking::rank(&reading.members, scorer, &observed, self.ranking.as_ref(), now_ms);
         let mut ranked = RankedServers::default();
         let facts = vec![Facts::default(); ranking.entries.len()];
-        let governed = govern::govern(&ranking, reading.control, &facts, 50);
+        let mut governed = govern::govern(&ranking, reading.control, &facts, 50);
+        self.course.steer(&mut governed, &self.terms, now_ms);
         for (share, record) in publish::by_id(&governed) {
             let entry = share.entry;
             ranked.servers.push(number_of(&entry.id));

@@ -786,6 +786,7 @@ fn best_gives_each_field_of_the_api_in_rank_order() {
     gateway.send(1);
     let expected = json!({
         "service": "chat", "mode": "live", "strategy": "best", "basis": "reports", "version": 1, "revision": 42, "age_ms": 500, "count": 2,
+        "zones": [{"zone": "z", "share": 1.0}],
         "instances": [
             {"id": "b", "addr": "127.0.0.1:9002", "zone": "z", "rank": 1, "score": 0.0,
              "weight": 3.0, "share": 0.75, "in_flight": 1, "state": "unreported"},
@@ -795,6 +796,25 @@ fn best_gives_each_field_of_the_api_in_rank_order() {
     });
     assert_eq!(gateway.best(2, 4_500), Some(expected.clone()));
     assert_eq!(gateway.best(99, 4_500), Some(expected));
+}
+
+#[test]
+fn what_governs_a_prior_goes_by_steps_and_nothing_stays_nothing() {
+    let record = |factor| Record {
+        score: 0.0,
+        weight: 1.0,
+        rank: 0,
+        state: State::Unreported,
+        service_ms: 0.0,
+        concurrency: 0.0,
+        factor,
+        capacity_per_s: 0.0,
+        reported_s: 0,
+    };
+    let of = |factors: [f32; 4]| governed_priors(&[2.0; 4], &factors.map(record)).into_owned();
+    assert_eq!(of([1.0; 4]), [2.0; 4]);
+    assert_eq!(of([1.0, 0.0, 0.5, 0.25]), [2.0, 0.0, 1.0, 0.5]);
+    assert_eq!(of([0.9, 0.51, 0.49, 1.1]), [2.0, 1.0, 1.0, 2.0], "small changes are none");
 }
 
 #[test]
