@@ -211,7 +211,8 @@ function _M.balance(self, service, key)
 
     for _ = 1, MAX_CALLS do
         local code, host, port, more_tries =
-            native.balance(handle, request, failure, failed_with, key, tried)
+            native.balance(handle, request, failure, failed_with, key,
+                           tried)
         if code == OK then
             return set_peer(self, service, host, port, more_tries, retry)
         end

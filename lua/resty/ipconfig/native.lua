@@ -246,11 +246,11 @@ function _M.refresh(handle, name, dict)
 end
 
 
--- Where a request goes; `failure` and `status` are what get_last_failure() says of
--- its last try, or false; `key` is what consistent hashing keeps requests together by,
--- or nil; `tried` is nil for a request that comes to its log phase, and for
--- another where it was sent so far, $upstream_addr. Returns a code, and with OK
--- the host, the port and how often the request may move on.
+-- Where a request goes; `failure` and `status` are what get_last_failure()
+-- says of its last try, or false; `key` is what consistent hashing keeps
+-- requests together by, or nil; `tried` is nil for a request that comes to its
+-- log phase, else $upstream_addr, where it was sent so far. Returns a code, and
+-- with OK the host, the port and how often the request may move on.
 function _M.balance(handle, request, failure, status, key, tried)
     -- "next" is nginx's word for an answer of 403 or 404 that it moves on from
     local retry = failure == "next" and status or failure and 1 or 0
