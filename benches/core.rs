@@ -105,6 +105,8 @@ fn pick(criterion: &mut Criterion) {
                 service_ms: 10.0,
                 concurrency: 4.0,
                 factor: 1.0,
+                capacity_per_s: 400.0,
+                reported_s: 1,
             };
             let records: Vec<Record> = (0..size).map(record).collect();
             let priors = vec![1.0; records.len()];

@@ -325,6 +325,7 @@ impl<S: Store> Conductor<S> {
         if !synced && self.publisher.has_ranking(service) {
             return None;
         }
+        self.go_on(service);
         let Some(reading) = self.registry.service(service, Instant::now()) else {
             return Some(Ranking::default()); // a discovered service that is gone
         };
@@ -339,6 +340,19 @@ impl<S: Store> Conductor<S> {
             .collect();
         let previous = self.rankings.get(service);
         Some(ranking::rank(&reading.members, &reading.config.score, &observed, previous, now_ms))
+    }
+
+    /// Has the service's first ranking follow the one that an earlier thread left.
+    fn go_on(&mut self, service: &str) {
+        if self.rankings.contains_key(service) || !self.publisher.has_ranking(service) {
+            return;
+        }
+        match self.publisher.left(service, board::monotonic_ms()) {
+            Ok(left) => {
+                self.rankings.insert(service.to_owned(), left);
+            }
+            Err(error) => tracing::warn!("the weights of {service} begin anew: {error}"),
+        }
     }
 
     fn publish_status(&mut self) {

@@ -9,11 +9,15 @@ use std::collections::HashMap;
 
 use thiserror::Error;
 
+mod left;
+
 use crate::board::{self, Board, NO_SLOT, ServiceId};
 use crate::govern::{Governed, Share};
 use crate::model::Instance;
-use crate::ranking::Observed;
-use crate::value::{self, ControlValue, InstanceValue, RankingValue, Record, ServiceValue};
+use crate::ranking::{Observed, Ranking};
+use crate::value::{
+    self, ControlValue, InstanceValue, RankingValue, Record, ServiceValue, ValueError,
+};
 
 /// How long the board keeps the counters of an instance that is gone, so that
 /// one that comes back goes on from them and late log phases still count.
@@ -29,11 +33,19 @@ pub trait Store {
     /// # Errors
     /// What the store said.
     fn set(&self, key: &str, value: &[u8]) -> Result<(), StoreError>;
+
+    /// The value under a key, whoever stored it; `None` if there is none, or none
+    /// that is bytes.
+    fn get(&self, key: &str) -> Option<Vec<u8>>;
 }
 
 impl<S: Store> Store for &S {
     fn set(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
         (**self).set(key, value)
+    }
+
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        (**self).get(key)
     }
 }
 
@@ -232,6 +244,23 @@ impl<S: Store> Publisher<S> {
         self.board.find_service(service).is_some_and(|id| self.board.version(id) > 0)
     }
 
+    /// The ranking of the service that is in the shared dict, as of now, to go on
+    /// from: an earlier writer's. What of it cannot be is not in it.
+    ///
+    /// # Errors
+    /// What is wrong with the values.
+    pub fn left(&self, service: &str, now_ms: u64) -> Result<Ranking, ValueError> {
+        let value = |kind| self.store.get(&format!("{kind}:{service}")).unwrap_or_default();
+        let left = left::read(&value("instances"), &value("ranking"))?;
+        let is_ours = |instance: &InstanceValue| {
+            let identity = board::identity(service, &instance.id, &instance.addr);
+            let known = self.slots.by_identity.get(&identity).map(|tenant| tenant.slot);
+            instance.slot == known.unwrap_or(NO_SLOT)
+        };
+        let requests = |slot| self.board.counters(slot).0;
+        Ok(left::ranking(left, is_ours, requests, now_ms))
+    }
+
     /// What this host has seen of an instance.
     pub fn observed(&self, service: &str, instance: &Instance, now_ms: u64) -> Observed {
         let identity = board::identity(service, &instance.id, &instance.addr);
@@ -304,6 +333,8 @@ pub fn by_id<'a>(governed: &'a Governed<'_>) -> Vec<(&'a Share<'a>, Record)> {
         service_ms: share.entry.ability.map_or(0.0, |it| it.service_ms as f32),
         concurrency: share.entry.ability.map_or(0.0, |it| it.concurrency() as f32),
         factor: share.factor as f32,
+        capacity_per_s: share.entry.ability.map_or(0.0, |it| it.capacity_per_s as f32),
+        reported_s: u32::try_from(share.entry.estimate.reported_ms() / 1000).unwrap_or(u32::MAX),
     };
     ranked.iter().map(|ranked| (ranked.0, record(ranked))).collect()
 }
@@ -390,8 +421,8 @@ mod tests {
     use crate::ranking::{Entry, Estimate, Ranking, State};
 
     #[derive(Default)]
-    struct Dict {
-        values: RefCell<HashMap<String, Vec<u8>>>,
+    pub(super) struct Dict {
+        pub(super) values: RefCell<HashMap<String, Vec<u8>>>,
         full: Cell<bool>,
         stores: Cell<u32>,
     }
@@ -404,6 +435,10 @@ mod tests {
             self.stores.set(self.stores.get() + 1);
             self.values.borrow_mut().insert(key.into(), value.to_vec());
             Ok(())
+        }
+
+        fn get(&self, key: &str) -> Option<Vec<u8>> {
+            self.values.borrow().get(key).cloned()
         }
     }
 

@@ -29,7 +29,7 @@ mod estimate;
 mod shares;
 
 use estimate::{Abilities, Subject};
-pub use estimate::{Estimate, FAILURE_FACTOR, Observed};
+pub use estimate::{Estimate, FAILURE_FACTOR, Left, Observed};
 pub use shares::{Ability, wait};
 
 /// The bounds of a score's effect on a weight. Ten times the middle is the most
@@ -263,6 +263,14 @@ fn step(last: f64, aim: f64, seconds: f64) -> f64 {
     let moved = last + seconds / (seconds + 1.0) * (aim - last);
     let most = STEP.powf(seconds);
     moved.clamp(last / most, last * most)
+}
+
+/// A weight that another thread left, or the nearest that an instance of this prior
+/// can have been on its way to, one of `count` whose priors sum to `total`.
+pub(crate) fn possible_weight(weight: f64, prior: f64, total: f64, count: usize) -> f64 {
+    let least = (TILT.start() * prior).min(TRICKLE / count as f64 * total);
+    let most = (TILT.end() * prior).max(total);
+    weight.max(least).min(most)
 }
 
 fn by_rank(a: &Entry, b: &Entry) -> Ordering {

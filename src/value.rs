@@ -181,15 +181,20 @@ pub struct Record {
     /// What its weight was multiplied by, beside what the ranking says of it: 1 where
     /// nothing governs it, 0 where it is to get nothing.
     pub factor: f32,
+    /// Requests that it can answer, a second; 0 is unknown.
+    pub capacity_per_s: f32,
+    /// When a report of its own last confirmed what it can do, in whole seconds of
+    /// [`monotonic_ms`](crate::board::monotonic_ms); 0 is never.
+    pub reported_s: u32,
 }
 
 const RANKING_HEAD: usize = 48;
-const RECORD_LEN: usize = 36;
+const RECORD_LEN: usize = 44;
 
 impl RankingValue {
     /// Little-endian: `instances_version published_ms revision own_part rate_per_s
-    /// basis` of 8 bytes each, then records of `score weight rank state service_ms concurrency
-    /// factor` in 8, 8, and five times 4 bytes.
+    /// basis` of 8 bytes each, then records of `score weight` in 8 bytes each and
+    /// `rank state service_ms concurrency factor capacity_per_s reported_s` in 4 each.
     pub fn encode(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(RANKING_HEAD + self.records.len() * RECORD_LEN);
         body.extend_from_slice(&self.instances_version.to_le_bytes());
@@ -206,6 +211,8 @@ impl RankingValue {
             body.extend_from_slice(&record.service_ms.to_le_bytes());
             body.extend_from_slice(&record.concurrency.to_le_bytes());
             body.extend_from_slice(&record.factor.to_le_bytes());
+            body.extend_from_slice(&record.capacity_per_s.to_le_bytes());
+            body.extend_from_slice(&record.reported_s.to_le_bytes());
         }
         body
     }
@@ -231,12 +238,16 @@ impl RankingValue {
                 service_ms: f32::from_le_bytes(bytes(record, 24)),
                 concurrency: f32::from_le_bytes(bytes(record, 28)),
                 factor: f32::from_le_bytes(bytes(record, 32)),
+                capacity_per_s: f32::from_le_bytes(bytes(record, 36)),
+                reported_s: u32::from_le_bytes(bytes(record, 40)),
             };
             let is_figure = |figure: &f32| figure.is_finite() && *figure >= 0.0;
             let sound = record.score.is_finite()
                 && record.weight.is_finite()
                 && record.weight >= 0.0
-                && [record.service_ms, record.concurrency, record.factor].iter().all(is_figure)
+                && [record.service_ms, record.concurrency, record.factor, record.capacity_per_s]
+                    .iter()
+                    .all(is_figure)
                 && (record.rank as usize) < count;
             sound.then_some(record)
         });
@@ -313,6 +324,8 @@ mod tests {
             service_ms: 10.0,
             concurrency: 4.0,
             factor: 0.5,
+            capacity_per_s: 400.0,
+            reported_s: 86_400,
         };
         RankingValue {
             instances_version: 3,
@@ -380,6 +393,7 @@ mod tests {
         assert!(with(|record| record.service_ms = f32::NAN).is_err());
         assert!(with(|record| record.concurrency = -1.0).is_err());
         assert!(with(|record| record.factor = f32::INFINITY).is_err());
+        assert!(with(|record| record.capacity_per_s = f32::INFINITY).is_err());
         let with_byte = |at, byte| {
             let mut bytes = ranking().encode();
             bytes[at] = byte;
@@ -389,7 +403,9 @@ mod tests {
         assert!(with_byte(31, 0xff).is_err(), "an own part of NaN");
         assert!(with_byte(39, 0xff).is_err(), "a negative rate");
         assert!(with_byte(40, 3).is_err(), "a basis that there is not");
-        assert!(RankingValue::decode(&ranking().encode()[..RANKING_HEAD + 35]).is_err());
+        assert!(
+            RankingValue::decode(&ranking().encode()[..RANKING_HEAD + RECORD_LEN - 1]).is_err()
+        );
     }
 
     #[test]

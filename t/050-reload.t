@@ -1,6 +1,73 @@
 use lib 't/lib';
 use IpconfigTest 'no_plan';
 
+package IpconfigTest::Script;
+
+# Reports by which c is much the slowest of three that are as busy, until the
+# function that this returns is called.
+sub reports_go_on {
+    my $seq = 0;
+    return meanwhile(sub {
+        $seq++;
+        put_status('e', 'chat', map {
+            ($_ => { boot_id => 1, seq => $seq, requests => 100 * $seq,
+                     latency_sum_ns => 100 * $seq * 1_000_000 * ($_ eq 'c' ? 100 : 10),
+                     cpu_used_cores => 0.5, cpu_limit_cores => 1 })
+        } qw(a b c));
+        sleep 0.2;
+    });
+}
+
+# Waits until the weights have taken that in; what they are then.
+sub await_learned {
+    await('c weighs little', sub { (weights('chat')->{c} // 1) < 0.1 }, 15);
+    return weights('chat');
+}
+
+# The service as it is seen again and again while some work is done, and when.
+sub views_meanwhile {
+    my $work = shift;
+    my $file = new_folder('views') . '/views';
+    my $end = meanwhile(sub {
+        my $answer = fetch_anew('/ipconfig/v1/services/chat');
+        open my $views, '>>', $file or die "failed to open $file: $!";
+        print {$views} time, " $answer->{content}\n" if $answer->{status} == 200;
+        close $views;
+        sleep 0.03;
+    });
+    $work->();
+    $end->();
+    return map {
+        my ($at, $content) = split / /, $_, 2;
+        my $view = decode({ content => $content });
+        $view ? { %$view, at => $at } : ();
+    } split /\n/, slurp($file);
+}
+
+# What became of the weights. In a second, and with the ranking before that, none
+# changes by a factor of more than four.
+sub say_moves {
+    my ($before, @views) = @_;
+    my ($most, $leap, $last, %basis) = (0, 0);
+    for my $view (@views) {
+        my $weight = $view->{weight} = { map { $_->{id} => $_->{weight} } @{ $view->{instances} } };
+        $most = max($most, $weight->{c});
+        for my $id ($last ? qw(a b c) : ()) {
+            my $moved = abs log($weight->{$id} / $last->{weight}{$id});
+            $leap = max($leap, $moved / log(4) / (1 + $view->{at} - $last->{at}));
+        }
+        $basis{ $view->{basis} }++;
+        $last = $view;
+    }
+    note(sprintf '%d views, c: %.3f, then %.3f at most, now %.3f; %.2f of the longest step; %s',
+         scalar @views, $before->{c}, $most, $last->{weight}{c}, $leap, counts(\%basis));
+    say $most < 1.2 * $before->{c} ? 'c never weighs more' : "c: $before->{c}, then $most";
+    say $leap <= 1 ? 'no weight moves in leaps' : "a weight moves $leap times too far";
+    say $basis{priors} ? counts(\%basis) : 'by reports only';
+}
+
+package main;
+
 run_tests();
 
 __DATA__
@@ -183,3 +250,40 @@ say 'none in flight';
 none in flight
 --- error_log
 exited on signal 9
+
+
+
+=== TEST 11: a reload takes no weight back that reports have moved
+--- workers: 2
+--- script
+my $end = reports_go_on();
+my $before = await_learned();
+my @views = views_meanwhile(sub { reload(); sleep 0.2; reload(); sleep 3 });
+$end->();
+say_moves($before, @views);
+--- response_body
+c never weighs more
+no weight moves in leaps
+by reports only
+
+
+
+=== TEST 12: a reload takes no weight back while etcd is down, nor when it is found again
+--- workers: 2
+--- script
+my $end = reports_go_on();
+my $before = await_learned();
+$end->();
+kill_etcd();
+my @views = views_meanwhile(sub {
+    reload();
+    sleep 1;
+    start_etcd();
+    await('etcd is watched', sub { mode('chat') eq 'live' && logged(qr/mode live/) > 1 }, 10);
+    sleep 2;
+});
+say_moves($before, @views);
+--- response_body
+c never weighs more
+no weight moves in leaps
+by reports only

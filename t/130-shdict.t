@@ -421,3 +421,24 @@ await('it is back', sub { api('healthz')->{plugin} });
 say 'back';
 --- response_body
 back
+
+
+
+=== TEST 18: a ranking that was damaged is not gone on from after a reload, and says so
+--- workers: 2
+--- script
+get("/damage?key=ranking:chat&how=torn");
+reload();
+await('it is said', sub { logged(qr/the weights of chat begin anew/) });
+await('it is stored', sub { get('/stored?key=ranking:chat') =~ /^\d+$/ });
+ready('chat', 'a b c');
+say names(served_anew(60));
+say 'lines: ', logged(qr/the weights of chat begin anew/);
+--- response_body
+a b c
+lines: 1
+--- error_log
+the weights of chat begin anew: the checksum is
+--- no_error_log
+[crit]
+[alert]

@@ -120,7 +120,7 @@ macro_rules! c_functions {
     )* };
 }
 
-c_functions! { () (A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E F) (A B C D E F G) }
+c_functions! { () (A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E F) (A B C D E F G) (A B C D E F G H) }
 
 macro_rules! exports {
     ($($name:ident($($any:tt)*),)*) => {
@@ -137,7 +137,7 @@ fn exports() -> BTreeSet<(String, String)> {
         ipconfig_abi(),
         ipconfig_init(_, _, _, _),
         ipconfig_worker_start(_, _, _, _),
-        ipconfig_plugin_start(_, _, _, _, _, _, _),
+        ipconfig_plugin_start(_, _, _, _, _, _, _, _),
         ipconfig_plugin_stop(_),
         ipconfig_heartbeat(),
         ipconfig_fallback_after_ms(),
@@ -253,13 +253,13 @@ fn null_for_a_pointer_is_an_error_and_not_a_crash() {
         local ERROR = cdefs.ERROR
         equal(lib.ipconfig_init(nil, 0, nil, nil), ERROR)
         equal(lib.ipconfig_worker_start(nil, 0, nil, nil), ERROR)
-        equal(lib.ipconfig_plugin_start(nil, 0, nil, nil, nil, nil, nil), ERROR)
+        equal(lib.ipconfig_plugin_start(nil, 0, nil, nil, nil, nil, nil, nil), ERROR)
         equal(lib.ipconfig_next_log(nil, nil, nil), ERROR)
 
         local code, _, text = call(100, lib.ipconfig_init, nil, 0)
         equal(code, ERROR)
         equal(text, "a pointer is NULL")
-        local code, _, text = call(100, lib.ipconfig_plugin_start, config, #config, nil, nil, nil)
+        local code, _, text = call(100, lib.ipconfig_plugin_start, config, #config, nil, nil, nil, nil)
         equal(code, ERROR)
         equal(text, "a pointer is NULL")
 

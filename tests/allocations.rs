@@ -71,6 +71,8 @@ fn worker(strategy: Strategy) -> (Worker, u32) {
         service_ms: 10.0,
         concurrency: 4.0,
         factor: 1.0,
+        capacity_per_s: 400.0,
+        reported_s: 1,
     };
     let instances: Vec<_> = (0..100).map(instance).collect();
     let ranking = RankingValue {

@@ -234,4 +234,8 @@ impl Store for Dict {
         stored.extend_from_slice(value);
         Ok(())
     }
+
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.0.borrow().get(key).cloned()
+    }
 }

@@ -33,7 +33,7 @@ use crate::worker::{Choice, Due, ReportHeader, Request, Worker};
 
 /// The version of this border. It grows with every change of a declaration, and
 /// the Lua side refuses another.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// Done.
 pub const OK: c_int = 0;
@@ -156,10 +156,11 @@ pub unsafe extern "C" fn ipconfig_worker_start(
 
 /// Starts the plugin's thread in this process, in place of one that runs, and
 /// writes the start's number; for worker 0 alone. `zone` is the shared dict's,
-/// `store` is `ngx_http_lua_ffi_shdict_store`.
+/// `store` is `ngx_http_lua_ffi_shdict_store`, `get` is
+/// `ngx_http_lua_ffi_shdict_get`.
 ///
 /// # Safety
-/// As the module says; `zone` and `store` stay valid until
+/// As the module says; `zone`, `store` and `get` stay valid until
 /// [`ipconfig_plugin_stop`] returns or the process exits.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ipconfig_plugin_start(
@@ -167,6 +168,7 @@ pub unsafe extern "C" fn ipconfig_plugin_start(
     config_len: usize,
     zone: *mut c_void,
     store: *const c_void,
+    get: *const c_void,
     start: *mut u32,
     text: *mut c_char,
     text_len: *mut usize,
@@ -176,14 +178,14 @@ pub unsafe extern "C" fn ipconfig_plugin_start(
     guard(out, || {
         let (config, board) = config_and_board(config)?;
         // SAFETY: the caller's promise.
-        let store = unsafe { shdict::SharedDict::new(zone, store) }.ok_or(BorderError::Null)?;
+        let dict = unsafe { shdict::SharedDict::new(zone, store, get) }.ok_or(BorderError::Null)?;
         // SAFETY: the caller's promise; NULL is told apart.
         let start = unsafe { start.as_mut() }.ok_or(BorderError::Null)?;
         PLUGIN.with_borrow_mut(|plugin| {
             drop(plugin.thread.take()); // stops the one before
             plugin.starts = plugin.starts.wrapping_add(1);
             *start = plugin.starts;
-            let thread = PluginThread::start(config, store, board).map_err(BorderError::Thread)?;
+            let thread = PluginThread::start(config, dict, board).map_err(BorderError::Thread)?;
             plugin.thread = Some(thread);
             Ok(OK)
         })

@@ -1,8 +1,8 @@
-//! The shared dict, written from the plugin's thread.
+//! The shared dict, written from the plugin's thread, and read where that begins.
 //!
 //! nginx's zone lock keeps two threads of one process apart as it keeps two
 //! processes apart. What it does not survive is a process that ends while one
-//! of its threads holds it, so each store passes a gate that `atexit` closes.
+//! of its threads holds it, so each access passes a gate that `atexit` closes.
 
 use std::ffi::{CStr, c_char, c_int, c_long, c_uchar, c_void};
 use std::ptr::NonNull;
@@ -28,6 +28,23 @@ type StoreFn = unsafe extern "C" fn(
     forcible: *mut c_int,
 ) -> c_int;
 
+/// `ngx_http_lua_ffi_shdict_get`, the same from ngx_lua 0.10.23 on. A string that
+/// is longer than `*str_value_len` is put where `malloc` says, for the caller to
+/// free.
+type GetFn = unsafe extern "C" fn(
+    zone: *mut c_void,
+    key: *const c_uchar,
+    key_len: usize,
+    value_type: *mut c_int,
+    str_value_buf: *mut *mut c_uchar,
+    str_value_len: *mut usize,
+    num_value: *mut f64,
+    user_flags: *mut c_int,
+    get_stale: c_int,
+    is_stale: *mut c_int,
+    errmsg: *mut *mut c_char,
+) -> c_int;
+
 /// `op`: set, and fail rather than evict other values (`safe_set`).
 const SAFE_SET: c_int = 4;
 /// `value_type`: a string, as Lua's `LUA_TSTRING`.
@@ -38,13 +55,14 @@ const NGX_OK: c_int = 0;
 pub(super) struct SharedDict {
     zone: NonNull<c_void>,
     store: StoreFn,
+    get: GetFn,
 }
 
-// SAFETY: the zone is shared memory with a lock of its own, and the function
-// takes that lock.
+// SAFETY: the zone is shared memory with a lock of its own, and the functions
+// take that lock.
 unsafe impl Send for SharedDict {}
 
-/// `false` once the process exits. Held during each store.
+/// `false` once the process exits. Held during each access.
 static GATE: Mutex<bool> = Mutex::new(true);
 static CLOSE_AT_EXIT: Once = Once::new();
 
@@ -56,18 +74,21 @@ impl SharedDict {
     /// `None` when a pointer is NULL.
     ///
     /// # Safety
-    /// `zone` is a shared dict's zone and `store` is
-    /// `ngx_http_lua_ffi_shdict_store`, both valid for as long as this lives.
-    pub unsafe fn new(zone: *mut c_void, store: *const c_void) -> Option<Self> {
+    /// `zone` is a shared dict's zone, `store` is `ngx_http_lua_ffi_shdict_store` and
+    /// `get` is `ngx_http_lua_ffi_shdict_get`, all valid for as long as this lives.
+    pub unsafe fn new(zone: *mut c_void, store: *const c_void, get: *const c_void) -> Option<Self> {
         let zone = NonNull::new(zone)?;
         let store = NonNull::new(store.cast_mut())?;
+        let get = NonNull::new(get.cast_mut())?;
         CLOSE_AT_EXIT.call_once(|| {
             // SAFETY: registers a function that stays mapped (`-z nodelete`).
             unsafe { libc::atexit(close_gate) };
         });
         // SAFETY: the caller's promise of what it points to.
         let store = unsafe { std::mem::transmute::<*mut c_void, StoreFn>(store.as_ptr()) };
-        Some(SharedDict { zone, store })
+        // SAFETY: the same.
+        let get = unsafe { std::mem::transmute::<*mut c_void, GetFn>(get.as_ptr()) };
+        Some(SharedDict { zone, store, get })
     }
 }
 
@@ -99,6 +120,44 @@ impl Store for SharedDict {
         };
         drop(open);
         if code == NGX_OK { Ok(()) } else { Err(StoreError(error_text(message))) }
+    }
+
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        let open = GATE.lock();
+        if !*open {
+            return None;
+        }
+        // Room for a boolean, which is never put elsewhere.
+        let mut room = [0u8; 8];
+        let (mut bytes, mut len) = (room.as_mut_ptr(), room.len());
+        let (mut value_type, mut number, mut flags, mut is_stale) = (0, 0.0, 0, 0);
+        let mut message = std::ptr::null_mut();
+        // SAFETY: `new`'s promise; the key is valid for the call, and all that is
+        // written is ours.
+        let code = unsafe {
+            (self.get)(
+                self.zone.as_ptr(),
+                key.as_ptr(),
+                key.len(),
+                &raw mut value_type,
+                &raw mut bytes,
+                &raw mut len,
+                &raw mut number,
+                &raw mut flags,
+                0,
+                &raw mut is_stale,
+                &raw mut message,
+            )
+        };
+        drop(open);
+        let is_found = code == NGX_OK && value_type == STRING && !bytes.is_null();
+        // SAFETY: a string that is found is `len` bytes, in `room` or allocated.
+        let value = is_found.then(|| unsafe { std::slice::from_raw_parts(bytes, len) }.to_vec());
+        if bytes != room.as_mut_ptr() {
+            // SAFETY: it was allocated by `malloc` for this call, or is NULL.
+            unsafe { libc::free(bytes.cast()) };
+        }
+        value
     }
 }
 

@@ -78,6 +78,8 @@ fn record(weight: f64, rank: u32) -> Record {
         service_ms: 0.0,
         concurrency: 0.0,
         factor: 1.0,
+        capacity_per_s: 0.0,
+        reported_s: 0,
     }
 }
 

@@ -52,6 +52,24 @@ struct Known {
     samples: f64,
     /// When a report last confirmed it.
     reported_ms: u64,
+    /// It was drawn towards the middle one already.
+    is_drawn: bool,
+}
+
+/// What a ranking tells of an instance's estimate, for a thread that finds no more
+/// than that.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Left {
+    /// As it was ranked by.
+    pub ability: Ability,
+    /// When a report of its own last confirmed it; 0 if none ever did.
+    pub reported_ms: u64,
+    /// Requests that it gets from everywhere, a second.
+    pub rate_per_s: f64,
+    /// Those of them that this host sends.
+    pub own_rate: f64,
+    /// [`Observed::requests`] of now.
+    pub requests: u64,
 }
 
 /// What a service's instances can do.
@@ -67,6 +85,10 @@ pub struct Abilities {
     /// Instances whose ability rests on a report of now.
     pub fresh: usize,
 }
+
+/// Abilities of another thread that are gone on from: in milliseconds, and in
+/// requests a second. None is beyond that.
+const SOUND: std::ops::RangeInclusive<f64> = 1e-6..=1e12;
 
 /// How long what was known of an instance is used without a report.
 const KEPT_MS: u64 = 60_000;
@@ -180,6 +202,30 @@ pub fn estimate(subjects: &[Subject], seconds: f64, now_ms: u64) -> (Vec<Estimat
     (estimates, abilities)
 }
 
+impl Estimate {
+    /// What a thread before this one knew of an instance. It is as old as it was
+    /// there, and what cannot be is not known.
+    pub(crate) fn resumed(left: Left, now_ms: u64) -> Self {
+        let Left { ability: Ability { service_ms, capacity_per_s }, .. } = left;
+        let is_sound = SOUND.contains(&service_ms) && SOUND.contains(&capacity_per_s);
+        let known = (left.reported_ms > 0 && is_sound).then(|| Known {
+            ln_service_ms: service_ms.ln(),
+            ln_capacity: capacity_per_s.ln(),
+            samples: left.rate_per_s.min(*SOUND.end()) * SAMPLES_S,
+            reported_ms: left.reported_ms.min(now_ms),
+            is_drawn: true,
+        });
+        let own_rate = left.own_rate.min(*SOUND.end());
+        Estimate { known, requests: left.requests, own_rate }
+    }
+
+    /// When a report of its own last confirmed what is known of the instance; 0 if
+    /// nothing is.
+    pub(crate) fn reported_ms(&self) -> u64 {
+        self.known.map_or(0, |known| known.reported_ms)
+    }
+}
+
 impl Subject {
     /// Moves the own rate on.
     fn count_own(&self, seconds: f64) -> Estimate {
@@ -286,6 +332,7 @@ impl Believed {
             ln_capacity: capacity.max(1e-6).ln(),
             samples: self.rate * SAMPLES_S,
             reported_ms: now_ms,
+            is_drawn: false,
         }
     }
 }
@@ -306,8 +353,12 @@ impl Known {
         }
     }
 
-    /// The standard deviation of a logarithm.
+    /// The standard deviation of a logarithm; next to none of one that is to stand
+    /// as it is.
     fn noise(&self) -> f64 {
+        if self.is_drawn {
+            return f64::MIN_POSITIVE;
+        }
         (NOISE / (self.samples + NOISE_SAMPLES)).sqrt()
     }
 }
@@ -478,6 +529,33 @@ mod tests {
         assert_eq!((kept.of.len(), kept.fresh), (1, 0));
         let (_, forgotten) = estimate(&[silent], 1.0, 1000 + KEPT_MS);
         assert!(forgotten.of.is_empty());
+    }
+
+    #[test]
+    fn what_another_thread_left_is_as_old_as_it_was_there() {
+        let ability = Ability { service_ms: 20.0, capacity_per_s: 200.0 };
+        let left =
+            Left { ability, reported_ms: 1000, rate_per_s: 90.0, own_rate: 45.0, requests: 7 };
+        let now_ms = 5000;
+        let of = |left, at_ms| {
+            let observed = Observed { requests: 7, latency_ms: None };
+            let before = Some(Estimate::resumed(left, now_ms));
+            estimate(&[Subject { load: None, observed, before }], 0.0, at_ms).1
+        };
+        let kept = of(left, 1000 + KEPT_MS - 1);
+        assert!(near(kept.of[0].service_ms, 20.0, 1e-9), "{kept:?}");
+        assert!(near(kept.of[0].capacity_per_s, 200.0, 1e-9), "{kept:?}");
+        assert_eq!((kept.fresh, kept.rate_per_s, kept.own_part), (0, 90.0, 0.5));
+        assert!(of(left, 1000 + KEPT_MS).of.is_empty());
+
+        assert!(of(Left { reported_ms: 0, ..left }, now_ms).of.is_empty(), "of others");
+        assert!(of(Left { reported_ms: u64::MAX, ..left }, now_ms + KEPT_MS).of.is_empty());
+        for figure in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e30] {
+            let slow = Ability { service_ms: figure, ..ability };
+            let wide = Ability { capacity_per_s: figure, ..ability };
+            assert!(of(Left { ability: slow, ..left }, now_ms).of.is_empty(), "{figure}");
+            assert!(of(Left { ability: wide, ..left }, now_ms).of.is_empty(), "{figure}");
+        }
     }
 
     #[test]

@@ -66,6 +66,8 @@ impl Gateway {
             service_ms: 0.0,
             concurrency: 0.0,
             factor: 1.0,
+            capacity_per_s: 0.0,
+            reported_s: 0,
         };
         let ranking = RankingValue {
             instances_version: version,

@@ -19,7 +19,7 @@ ffi.cdef [[
     int ipconfig_worker_start(const char *config, size_t config_len,
         char *text, size_t *text_len);
     int ipconfig_plugin_start(const char *config, size_t config_len,
-        void *zone, const void *store, uint32_t *start,
+        void *zone, const void *store, const void *get, uint32_t *start,
         char *text, size_t *text_len);
     int ipconfig_plugin_stop(uint32_t start);
 
@@ -55,7 +55,7 @@ ffi.cdef [[
 
 return {
     -- the border's version: the library must have the same
-    ABI      = 2,
+    ABI      = 3,
 
     -- codes, with OpenResty's numbers where the meaning is the same
     OK       = 0,

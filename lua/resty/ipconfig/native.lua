@@ -154,15 +154,17 @@ function _M.worker_start(config)
 end
 
 
--- Starts the plugin's thread in this process, storing into `dict`.
+-- Starts the plugin's thread in this process, storing into `dict` and going on
+-- from what an earlier one stored there.
 -- Returns the start's number, or nil and why there is no thread.
 function _M.plugin_start(config, dict)
     local zone = C.ngx_http_lua_ffi_shdict_udata_to_zone(dict[1])
     local store = ffi.cast("const void *", C.ngx_http_lua_ffi_shdict_store)
+    local get = ffi.cast("const void *", C.ngx_http_lua_ffi_shdict_get)
 
     local ok, err = done_or_error(call_for_text("ipconfig_plugin_start",
                                                 config, #config, zone, store,
-                                                number_out))
+                                                get, number_out))
 
     return ok and number_out[0], err
 end
