@@ -10,6 +10,7 @@
 //! `doc/configuration.md` is the reference for users; a test compares its keys,
 //! defaults and ranges with this file.
 
+mod check;
 pub(crate) mod values;
 
 use std::collections::hash_map::Entry;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+pub use self::check::{CheckConfig, Statuses};
 use self::values::{
     Choice, Object, addr, allow, choice, discover, duration_ms, endpoints, etcd_prefix,
     hash_balance_factor, instances, integer, name, number, object, services, snapshot_path,
@@ -218,6 +220,9 @@ pub struct ServiceConfig {
     /// What becomes of instances that do not say how they are.
     #[serde(deserialize_with = "object")]
     pub status: StatusConfig,
+    /// How the gateway itself checks the instances.
+    #[serde(deserialize_with = "object")]
+    pub check: CheckConfig,
     /// The instances known without etcd: no two of one id, no two of one
     /// address. Default: none.
     #[serde(deserialize_with = "instances")]
@@ -542,6 +547,7 @@ impl Config {
         if *refresh == DEFAULT_REFRESH {
             *refresh = DEFAULT_REFRESH.min(window.saturating_sub(*interval));
         }
+        config.services.values_mut().for_each(|service| service.check.fit());
 
         match config.conflicts() {
             none if none.is_empty() => Ok(config),
@@ -563,7 +569,8 @@ impl Config {
         found
             .extend(missing_half(("exporter.tls.cert", &tls.cert), ("exporter.tls.key", &tls.key)));
 
-        for (service, ServiceConfig { instances, .. }) in &self.services {
+        for (service, ServiceConfig { instances, check, .. }) in &self.services {
+            found.extend(check.conflicts(&format!("services.{service}.check")));
             let list = format!("services.{service}.instances");
             found.extend(repeated(&list, "id", instances.iter().map(|it| &it.id)));
             found.extend(repeated(&list, "addr", instances.iter().map(|it| it.addr)));

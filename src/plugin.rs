@@ -17,11 +17,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use self::pace::Pace;
 use crate::board::{self, Board, SourceState};
+use crate::check::{self, Checker};
 use crate::config::{Config, Discover};
 use crate::etcd::EtcdSource;
-use crate::govern::{self, Facts};
+use crate::govern::{self, Facts, Health};
+use crate::model::Instance;
 use crate::publish::{PublishError, Publisher, Store};
-use crate::ranking::{self, Ranking};
+use crate::ranking::{self, Ranking, State};
 use crate::registry::Registry;
 use crate::value::{self, ValueError};
 use crate::watcher::{self, Timing, WatchState};
@@ -82,8 +84,9 @@ fn run_once(
         let (sender, events) = mpsc::channel(EVENTS);
         let source = EtcdSource::new(&config.etcd);
         let chance = SmallRng::try_from_rng(&mut SysRng);
-        let rng = chance.unwrap_or_else(|_| SmallRng::seed_from_u64(board::monotonic_ms()));
-        let mut conductor = Conductor::new(config, store, board, restarts);
+        let mut rng = chance.unwrap_or_else(|_| SmallRng::seed_from_u64(board::monotonic_ms()));
+        let checker = Checker::new(SmallRng::from_rng(&mut rng));
+        let mut conductor = Conductor::new(config, store, board, checker, restarts);
         tokio::select! {
             () = stopped(stop) => {}
             () = watcher::run(source, Timing::default(), rng, sender) => {}
@@ -109,6 +112,9 @@ pub struct Status {
     pub bad_records: BTreeMap<String, u64>,
     /// Panics that the thread was started anew after.
     pub restarts: u32,
+    /// Of each service whose instances are checked.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub checks: BTreeMap<String, check::Figures>,
 }
 
 impl Status {
@@ -129,6 +135,7 @@ struct Conductor<S> {
     publisher: Publisher<S>,
     /// The rankings in force: weights move from the last ones.
     rankings: HashMap<String, Ranking>,
+    checker: Checker,
     /// The services that are to be published.
     pace: Pace,
     lost_since_ms: u64,
@@ -146,13 +153,14 @@ struct Conductor<S> {
 }
 
 impl<S: Store> Conductor<S> {
-    fn new(config: &Config, store: S, board: Board, restarts: u32) -> Self {
+    fn new(config: &Config, store: S, board: Board, checker: Checker, restarts: u32) -> Self {
         let now = Instant::now();
         Conductor {
             board,
             registry: Registry::new(config, now),
             publisher: Publisher::new(store, board),
             rankings: HashMap::new(),
+            checker,
             pace: Pace::new(now),
             // An outage does not begin anew with the thread that meets it.
             lost_since_ms: match board.source().lost_since_ms {
@@ -192,6 +200,7 @@ impl<S: Store> Conductor<S> {
                     }
                     beat = beat.wrapping_add(1);
                 }
+                service = self.checker.change() => self.pace.add_urgent([service]),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
             self.show_source();
@@ -277,7 +286,9 @@ impl<S: Store> Conductor<S> {
     fn publish(&mut self) {
         let started = Instant::now();
         self.pace.add(self.registry.take_dirty());
-        self.pace.add_urgent(self.registry.take_urgent());
+        let urgent = self.registry.take_urgent();
+        self.follow_checked(&urgent);
+        self.pace.add_urgent(urgent);
         if !self.synced && self.registry.has_synced() {
             self.synced = true;
             self.take_over();
@@ -287,6 +298,38 @@ impl<S: Store> Conductor<S> {
             self.publish_service(service);
         }
         self.pace.finish(&round, started, Instant::now());
+    }
+
+    /// Checks the instances that these services have now.
+    fn follow_checked(&mut self, services: &[String]) {
+        for service in services {
+            let Some((config, instances)) = self.registry.checked(service) else {
+                self.checker.forget(service);
+                continue;
+            };
+            // Who is new to this thread may have been checked by the one before it,
+            // until there is a complete list.
+            let has_left = !self.synced && self.publisher.has_ranking(service);
+            let left = has_left.then(|| self.publisher.left(service, board::monotonic_ms()).ok());
+            let left = left.flatten().unwrap_or_default();
+            let left: HashMap<_, _> =
+                left.entries.iter().map(|entry| ((&*entry.id, entry.addr), entry.state)).collect();
+            let failed = |instance: &Instance| {
+                left.get(&(&*instance.id, instance.addr)).map(|state| *state == State::Failing)
+            };
+            self.checker.follow(service, config, instances, failed);
+        }
+    }
+
+    /// What is known of a ranking's entries, beside how they rank.
+    fn facts(&self, service: &str, ranking: &Ranking) -> Vec<Facts> {
+        let health = |entry: &ranking::Entry| {
+            match self.checker.is_failing(service, &entry.id, entry.addr) {
+                true => Health::Failing,
+                false => Health::Up,
+            }
+        };
+        ranking.entries.iter().map(|entry| Facts { health: health(entry) }).collect()
     }
 
     /// After the first complete list: what an earlier writer published is checked
@@ -300,7 +343,7 @@ impl<S: Store> Conductor<S> {
     fn publish_service(&mut self, service: &str) {
         let Some(ranking) = self.rank(service) else { return };
         let (revision, now_ms) = (self.registry.revision(), board::monotonic_ms());
-        let facts = vec![Facts::default(); ranking.entries.len()];
+        let facts = self.facts(service, &ranking);
         let governed = govern::govern(&ranking, self.registry.control(service), &facts, 50);
         match self.publisher.publish(service, &governed, revision, now_ms) {
             Ok(()) => {
@@ -318,11 +361,12 @@ impl<S: Store> Conductor<S> {
     }
 
     /// The service's ranking as of now, or `None` if what is published says more
-    /// than what is known here: before the first list is complete, only a service
-    /// that no writer has ever ranked gets a ranking of the configured instances.
+    /// than what is known here: before the first list is complete, a service gets a
+    /// ranking of the configured instances if none was ever made from a list.
     fn rank(&mut self, service: &str) -> Option<Ranking> {
         let synced = self.registry.has_synced();
-        if !synced && self.publisher.has_ranking(service) {
+        let may_have_more = self.board.source().synced && self.publisher.has_ranking(service);
+        if !synced && may_have_more {
             return None;
         }
         self.go_on(service);
@@ -367,6 +411,7 @@ impl<S: Store> Conductor<S> {
                 .map(|(reason, count)| ((*reason).to_owned(), *count))
                 .collect(),
             restarts: self.restarts,
+            checks: self.checker.figures(),
         };
         let text = serde_json::to_vec(&status).expect("plain data always has a JSON form");
         // Stored whether it changed or not: nobody reports that it was lost. A
