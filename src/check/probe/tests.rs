@@ -118,7 +118,10 @@ async fn nobody_who_listens_is_a_refusal() {
 #[tokio::test]
 async fn a_connection_that_is_accepted_is_enough_for_tcp() {
     let tcp = CheckConfig { tcp: true, http: String::new(), ..config() };
-    let silent = |_stream| std::future::pending();
+    let silent = |stream| async move {
+        let _open = stream;
+        std::future::pending().await
+    };
     assert_eq!(label(check_against(&tcp, silent).await), "passed");
     assert_eq!(label(check_against(&config(), silent).await), "timeout");
 }
@@ -229,9 +232,11 @@ async fn a_body_is_read_so_that_the_server_is_not_cut_off() {
         tokio::time::sleep(20 * MS).await;
         stream.write_all(body.as_bytes()).await.unwrap();
         let _ = sender.send(stream.read(&mut [0]).await.map_err(|error| error.kind()));
-        std::future::pending().await
     };
-    assert_eq!(label(check_against(&config(), patient).await), "passed");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move { patient(listener.accept().await.unwrap().0).await });
+    assert_eq!(label(check(addr, &config()).await), "passed");
     assert_eq!(ended.await, Ok(Ok(0)), "an end, and no reset");
 }
 
