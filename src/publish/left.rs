@@ -44,7 +44,11 @@ pub fn ranking(
     let priors: f64 = left.iter().map(|(it, _)| it.weight).sum();
     let count = left.len();
     let weight = |(it, record): &(InstanceValue, Record)| {
-        ranking::possible_weight(record.weight, it.weight, priors, count)
+        // What it is left out for may be over; its weight begins anew then.
+        let is_left_out = record.factor == 0.0;
+        let base =
+            if is_left_out { it.weight } else { record.weight / f64::from(record.factor) };
+        ranking::possible_weight(base, it.weight, priors, count)
     };
     let weights: Vec<f64> = left.iter().map(weight).collect();
     let all: f64 = weights.iter().sum();
