@@ -71,16 +71,8 @@ pub struct Figures {
 }
 
 /// How a check may end.
-pub const RESULTS: [&str; 8] = [
-    PASSED,
-    "refused",
-    "timeout",
-    "unreachable",
-    "closed",
-    "malformed",
-    "status",
-    "not_made",
-];
+pub const RESULTS: [&str; 8] =
+    [PASSED, "refused", "timeout", "unreachable", "closed", "malformed", "status", "not_made"];
 
 const PASSED: &str = "passed";
 

@@ -323,11 +323,12 @@ impl<S: Store> Conductor<S> {
 
     /// What is known of a ranking's entries, beside how they rank.
     fn facts(&self, service: &str, ranking: &Ranking) -> Vec<Facts> {
-        let health = |entry: &ranking::Entry| {
-            match self.checker.is_failing(service, &entry.id, entry.addr) {
-                true => Health::Failing,
-                false => Health::Up,
-            }
+        let health = |entry: &ranking::Entry| match self
+            .checker
+            .is_failing(service, &entry.id, entry.addr)
+        {
+            true => Health::Failing,
+            false => Health::Up,
         };
         ranking.entries.iter().map(|entry| Facts { health: health(entry) }).collect()
     }

@@ -96,8 +96,7 @@ fn not_connected(error: io::Error) -> Failure {
 
 /// No descriptor, port or memory is left.
 fn is_of_this_host(error: &io::Error) -> bool {
-    let lacking =
-        [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
+    let lacking = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
     error.raw_os_error().is_some_and(|code| lacking.contains(&code))
 }
 

@@ -17,12 +17,7 @@ fn checker() -> Checker {
 }
 
 fn config() -> CheckConfig {
-    CheckConfig {
-        http: "/".into(),
-        interval: 100 * MS,
-        timeout: 50 * MS,
-        ..CheckConfig::default()
-    }
+    CheckConfig { http: "/".into(), interval: 100 * MS, timeout: 50 * MS, ..CheckConfig::default() }
 }
 
 fn instance(id: &str, addr: SocketAddr) -> Instance {
@@ -147,9 +142,8 @@ fn what_checks_cost() {
             .map(|port: u16| instance(&port.to_string(), ([127, 0, 0, 1], port).into()))
             .collect();
         let mut checker = checker();
-        let made = |checker: &Checker| -> u64 {
-            checker.figures()["chat"].results.values().sum::<u64>()
-        };
+        let made =
+            |checker: &Checker| -> u64 { checker.figures()["chat"].results.values().sum::<u64>() };
         runtime.block_on(async {
             checker.follow("chat", &config, instances.iter(), |_| None);
             let _ = timeout(4000 * MS, checker.change()).await;

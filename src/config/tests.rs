@@ -664,9 +664,8 @@ fn a_check_is_of_one_kind_and_its_keys_fit_it() {
 #[test]
 fn which_statuses_are_good_is_what_the_list_says() {
     let good = |list: &str| {
-        let text = format!(
-            r#"{{"services": {{"s": {{"check": {{"http": "/", "status": {list}}}}}}}}}"#
-        );
+        let text =
+            format!(r#"{{"services": {{"s": {{"check": {{"http": "/", "status": {list}}}}}}}}}"#);
         let check = Config::parse(&text).unwrap().services["s"].check.clone();
         (100..700).filter(|status| check.is_good(*status)).collect::<Vec<u16>>()
     };

@@ -207,8 +207,7 @@ impl Page {
     fn checks(&mut self, status: Option<&Status>) {
         let all = || status.into_iter().flat_map(|status| &status.checks);
         let instances = all().flat_map(|(service, figures)| {
-            let counts =
-                [("up", figures.up), ("down", figures.down), ("unknown", figures.unknown)];
+            let counts = [("up", figures.up), ("down", figures.down), ("unknown", figures.unknown)];
             counts.map(|(state, count)| {
                 (vec![("service", service.as_str()), ("state", state)], count as f64)
             })

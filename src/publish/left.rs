@@ -46,8 +46,7 @@ pub fn ranking(
     let weight = |(it, record): &(InstanceValue, Record)| {
         // What it is left out for may be over; its weight begins anew then.
         let is_left_out = record.factor == 0.0;
-        let base =
-            if is_left_out { it.weight } else { record.weight / f64::from(record.factor) };
+        let base = if is_left_out { it.weight } else { record.weight / f64::from(record.factor) };
         ranking::possible_weight(base, it.weight, priors, count)
     };
     let weights: Vec<f64> = left.iter().map(weight).collect();
@@ -339,6 +338,20 @@ mod tests {
         );
     }
 
+    #[test]
+    fn one_that_was_left_out_begins_anew_and_one_that_weighed_less_goes_on_unchanged() {
+        let whole = left_of(|_, _| ()).unwrap();
+        let left = left_of(|_, ranking| {
+            for (record, factor) in ranking.records.iter_mut().zip([0.0, 0.5, 1.0, 1.0]) {
+                record.factor = factor;
+                record.weight *= f64::from(factor);
+            }
+        });
+        let (whole, left) = (weights(&whole), weights(&left.unwrap()));
+        assert_eq!(left["a"], 1.0, "its prior");
+        assert_eq!((left["b"], left["c"]), (whole["b"], whole["c"]));
+    }
+
     /// One that is likely, or any that is not negative.
     fn figure(most: f64) -> impl Strategy<Value = f64> {
         prop_oneof![3 => 1e-3..1e4, 1 => Just(0.0), 1 => Just(most), 1 => 0.0..most]
@@ -362,7 +375,7 @@ mod tests {
             let (version, body) = value::open(&instances).unwrap();
             let instances = ServiceValue::decode(body).unwrap().instances;
             let record = |(weight, service_ms, capacity_per_s, reported_s)| Record {
-                score: 0.0, weight, rank: 0, state: State::Reporting, concurrency: 1.0, factor: 1.0,
+                score: 0.0, weight, rank: 0, state: State::Reporting, concurrency: 1.0, factor: service_ms as f32,
                 service_ms: service_ms as f32, capacity_per_s: capacity_per_s as f32, reported_s,
             };
             let value = RankingValue {

@@ -236,10 +236,12 @@ impl Service {
 
     /// The instances to check: all that may be offered now or some day, so that it is
     /// known how they are when they are. Not those that count as not registered.
-    pub fn checked<'a>(&'a self, control: Option<&'a Control>) -> impl Iterator<Item = &'a Instance> {
+    pub fn checked<'a>(
+        &'a self,
+        control: Option<&'a Control>,
+    ) -> impl Iterator<Item = &'a Instance> {
         let is_disabled = move |id: &String| control.is_some_and(|it| it.disable.contains(id));
-        let counts =
-            |record: &Record| record.is_granted(&self.claims) || record.claim().is_none();
+        let counts = |record: &Record| record.is_granted(&self.claims) || record.claim().is_none();
         self.instances
             .iter()
             .filter(move |(id, record)| counts(record) && !is_disabled(id))
