@@ -132,6 +132,10 @@ fn another_address_is_another_instance_and_who_left_is_checked_no_more() {
     let job = plan.take_due(now).unwrap();
     assert_eq!((&*job.id, job.addr), ("i1", a.addr));
     assert!(plan.take_due(now).is_none());
+    plan.finish(job, Some(false), now);
+    assert!(is_failing(&plan, &a) && !plan.is_failing("chat", &a.id, old));
+    now += 10 * SECOND;
+    let job = plan.take_due(now).unwrap();
     plan.forget("chat");
     assert!(plan.finish(job, Some(false), now).is_none(), "it left while it was checked");
     assert_eq!((plan.due(), plan.targets.len(), plan.count("chat")), (None, 0, [0; 3]));
@@ -227,7 +231,7 @@ fn each_instance_is_checked_once_an_interval_up_to_a_tenth() {
 fn those_that_fail_hold_up_nobody_else_and_no_more_are_under_way_than_may_be() {
     let (all, mut now) = (instances(1000), Instant::now());
     let mut plan = Plan::new(SmallRng::seed_from_u64(7));
-    let failed = |it: &Instance| Some(it.addr.port() % 2 == 0);
+    let failed = |it: &Instance| Some(it.addr.port().is_multiple_of(2));
     plan.follow("chat", &config(), all.iter(), failed, now);
     now += 10 * SECOND;
     // None of them ends.
@@ -235,7 +239,7 @@ fn those_that_fail_hold_up_nobody_else_and_no_more_are_under_way_than_may_be() {
     while let Some(job) = plan.take_due(now) {
         jobs.push(job);
     }
-    let failing = jobs.iter().filter(|job| job.addr.port() % 2 == 0).count();
+    let failing = jobs.iter().filter(|job| job.addr.port().is_multiple_of(2)).count();
     assert_eq!((jobs.len() - failing, failing), (AT_ONCE, FAILING_AT_ONCE));
     assert_eq!(plan.due(), None, "as long as there is no room");
     let good = jobs.iter().position(|job| job.addr.port() % 2 == 1).unwrap();
