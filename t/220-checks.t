@@ -236,7 +236,7 @@ kill_backend($_) for qw(b c);
 put('control/chat', '{"disable":["b"],"drain":["c"]}');
 ready('chat', 'a');
 await('c fails', sub { logged(qr/chat: c fails its checks/) });
-sleep 0.5;
+sleep 1.2;    # the page's figures are of the last second
 say metric('ipconfig_checked_instances{service="chat",state="up"}'), ' ',
     metric('ipconfig_checked_instances{service="chat",state="down"}');
 put('control/chat', '{}');
