@@ -10,6 +10,7 @@
 //! `doc/configuration.md` is the reference for users; a test compares its keys,
 //! defaults and ranges with this file.
 
+mod check;
 mod gateway;
 mod health;
 mod slow_start;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+pub use self::check::{CheckConfig, StatusRange};
 pub use self::gateway::GatewayConfig;
 pub use self::health::{FailurePercentageConfig, HealthConfig, Statuses, SuccessRateConfig};
 pub use self::slow_start::SlowStartConfig;
@@ -241,6 +243,9 @@ pub struct ServiceConfig {
     /// How many of the instances one gateway uses.
     #[serde(deserialize_with = "object")]
     pub subset: SubsetConfig,
+    /// How the gateway itself checks the instances.
+    #[serde(deserialize_with = "object")]
+    pub check: CheckConfig,
     /// The instances known without etcd: no two of one id, no two of one
     /// address. Default: none.
     #[serde(deserialize_with = "instances")]
@@ -565,6 +570,7 @@ impl Config {
         if *refresh == DEFAULT_REFRESH {
             *refresh = DEFAULT_REFRESH.min(window.saturating_sub(*interval));
         }
+        config.services.values_mut().for_each(|service| service.check.fit());
 
         match config.conflicts() {
             none if none.is_empty() => Ok(config),
@@ -586,7 +592,8 @@ impl Config {
         found
             .extend(missing_half(("exporter.tls.cert", &tls.cert), ("exporter.tls.key", &tls.key)));
 
-        for (service, ServiceConfig { instances, .. }) in &self.services {
+        for (service, ServiceConfig { instances, check, .. }) in &self.services {
+            found.extend(check.conflicts(&format!("services.{service}.check")));
             let list = format!("services.{service}.instances");
             found.extend(repeated(&list, "id", instances.iter().map(|it| &it.id)));
             found.extend(repeated(&list, "addr", instances.iter().map(|it| it.addr)));

@@ -42,6 +42,7 @@ pub mod score;
 
 pub mod ranking;
 
+pub mod check;
 pub mod govern;
 mod health;
 

@@ -17,12 +17,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use self::pace::Pace;
 use crate::board::{self, Board, SourceState};
+use crate::check::{self, Checker};
 use crate::config::{Config, Discover};
 use crate::etcd::EtcdSource;
 use crate::govern::{self, Course, Facts, Gateway, Terms};
 use crate::health::Health;
+use crate::model::Instance;
 use crate::publish::{PublishError, Publisher, Store};
-use crate::ranking::{self, Entry, Ranking};
+use crate::ranking::{self, Entry, Ranking, State};
 use crate::registry::Registry;
 use crate::value::{self, ValueError};
 use crate::watcher::{self, Timing, WatchState};
@@ -85,7 +87,8 @@ fn run_once(
         let chance = SmallRng::try_from_rng(&mut SysRng);
         let mut rng = chance.unwrap_or_else(|_| SmallRng::seed_from_u64(board::monotonic_ms()));
         let health = Health::new(config, board, SmallRng::from_rng(&mut rng));
-        let mut conductor = Conductor::new(config, store, board, health, restarts);
+        let checker = Checker::new(SmallRng::from_rng(&mut rng));
+        let mut conductor = Conductor::new(config, store, board, health, checker, restarts);
         tokio::select! {
             () = stopped(stop) => {}
             () = watcher::run(source, Timing::default(), rng, sender) => {}
@@ -111,6 +114,9 @@ pub struct Status {
     pub bad_records: BTreeMap<String, u64>,
     /// Panics that the thread was started anew after.
     pub restarts: u32,
+    /// Of each service whose instances are checked.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub checks: BTreeMap<String, check::Figures>,
 }
 
 impl Status {
@@ -135,6 +141,7 @@ struct Conductor<S> {
     /// What governs each service, and where that is on its way to.
     courses: HashMap<String, (Terms, Course)>,
     gateway: Gateway,
+    checker: Checker,
     /// The services that are to be published.
     pace: Pace,
     lost_since_ms: u64,
@@ -152,7 +159,14 @@ struct Conductor<S> {
 }
 
 impl<S: Store> Conductor<S> {
-    fn new(config: &Config, store: S, board: Board, health: Health, restarts: u32) -> Self {
+    fn new(
+        config: &Config,
+        store: S,
+        board: Board,
+        health: Health,
+        checker: Checker,
+        restarts: u32,
+    ) -> Self {
         let now = Instant::now();
         Conductor {
             board,
@@ -162,6 +176,7 @@ impl<S: Store> Conductor<S> {
             rankings: HashMap::new(),
             courses: HashMap::new(),
             gateway: Gateway::new(&config.gateway.identity(), config.gateway.zone.clone()),
+            checker,
             pace: Pace::new(now),
             // An outage does not begin anew with the thread that meets it.
             lost_since_ms: match board.source().lost_since_ms {
@@ -202,6 +217,7 @@ impl<S: Store> Conductor<S> {
                     }
                     beat = beat.wrapping_add(1);
                 }
+                service = self.checker.change() => self.pace.add_urgent([service]),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
             self.show_source();
@@ -300,7 +316,9 @@ impl<S: Store> Conductor<S> {
     fn publish(&mut self) {
         let started = Instant::now();
         self.pace.add(self.registry.take_dirty());
-        self.pace.add_urgent(self.registry.take_urgent());
+        let urgent = self.registry.take_urgent();
+        self.follow_checked(&urgent);
+        self.pace.add_urgent(urgent);
         if !self.synced && self.registry.has_synced() {
             self.synced = true;
             self.take_over();
@@ -310,6 +328,27 @@ impl<S: Store> Conductor<S> {
             self.publish_service(service);
         }
         self.pace.finish(&round, started, Instant::now());
+    }
+
+    /// Checks the instances that these services have now.
+    fn follow_checked(&mut self, services: &[String]) {
+        for service in services {
+            let Some((config, instances)) = self.registry.checked(service) else {
+                self.checker.forget(service);
+                continue;
+            };
+            // Who is new to this thread may have been checked by the one before it,
+            // until there is a complete list.
+            let has_left = !self.synced && self.publisher.has_ranking(service);
+            let left = has_left.then(|| self.publisher.left(service, board::monotonic_ms()).ok());
+            let left = left.flatten().unwrap_or_default();
+            let left: HashMap<_, _> =
+                left.entries.iter().map(|entry| ((&*entry.id, entry.addr), entry.state)).collect();
+            let failed = |instance: &Instance| {
+                left.get(&(&*instance.id, instance.addr)).map(|state| *state == State::Failing)
+            };
+            self.checker.follow(service, config, instances, failed);
+        }
     }
 
     /// After the first complete list: what an earlier writer published is checked
@@ -351,19 +390,27 @@ impl<S: Store> Conductor<S> {
         let has_ejected = self.publisher.has_ejected(service);
         let fact = |entry: &Entry| {
             let is_ejected =
-                has_ejected && self.publisher.is_ejected(service, &entry.id, &entry.addr);
-            let health = if is_ejected { govern::Health::Ejected } else { govern::Health::Up };
+                || has_ejected && self.publisher.is_ejected(service, &entry.id, &entry.addr);
+            // Who fails and is ejected shows as failing: a reload goes on from that.
+            let health = if self.checker.is_failing(service, &entry.id, entry.addr) {
+                govern::Health::Failing
+            } else if is_ejected() {
+                govern::Health::Ejected
+            } else {
+                govern::Health::Up
+            };
             Facts { health }
         };
         ranking.entries.iter().map(fact).collect()
     }
 
     /// The service's ranking as of now, or `None` if what is published says more
-    /// than what is known here: before the first list is complete, only a service
-    /// that no writer has ever ranked gets a ranking of the configured instances.
+    /// than what is known here: before the first list is complete, a service gets a
+    /// ranking of the configured instances if none was ever made from a list.
     fn rank(&mut self, service: &str) -> Option<Ranking> {
         let synced = self.registry.has_synced();
-        if !synced && self.publisher.has_ranking(service) {
+        let may_have_more = self.board.source().synced && self.publisher.has_ranking(service);
+        if !synced && may_have_more {
             return None;
         }
         self.go_on(service);
@@ -419,6 +466,7 @@ impl<S: Store> Conductor<S> {
                 .map(|(reason, count)| ((*reason).to_owned(), *count))
                 .collect(),
             restarts: self.restarts,
+            checks: self.checker.figures(),
         };
         let text = serde_json::to_vec(&status).expect("plain data always has a JSON form");
         // Stored whether it changed or not: nobody reports that it was lost. A

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use crate::config::{Config, Discover, ServiceConfig, WindowConfig};
+use crate::config::{CheckConfig, Config, Discover, ServiceConfig, WindowConfig};
 use crate::model::{Allow, Instance, InstanceReport};
 use crate::reckon::Figures;
 use crate::rejects::Rejects;
@@ -310,6 +310,13 @@ impl Registry {
         let now_ms = self.clock_ms(now);
         let control = in_force(&self.controls, name);
         self.services.get_mut(name).map_or_else(Vec::new, |service| service.known(control, now_ms))
+    }
+
+    /// How a service's instances are to be checked, and which; `None` if none are. May
+    /// change with what [`take_urgent`](Self::take_urgent) names.
+    pub fn checked(&self, name: &str) -> Option<(&CheckConfig, impl Iterator<Item = &Instance>)> {
+        let service = self.services.get(name).filter(|service| service.check().is_on())?;
+        Some((service.check(), service.checked(in_force(&self.controls, name))))
     }
 
     /// All services in order, configured ones without instances included.

@@ -100,6 +100,8 @@ fn every_key_is_read_into_its_field() {
                        "failure_percentage": {"threshold": 6.5, "min_instances": 7, "min_requests": 8}},
             "slow_start": {"window": "1m", "min": 20, "aggression": 2.5},
             "zone": {"prefer": false, "utilization": 70, "floor": 3}, "subset": {"size": 20},
+            "check": {"http": "/healthz?full=1", "interval": "5s", "timeout": "2s", "rise": 4, "fall": 5,
+                      "port": 8081, "host": "chat.example:80", "status": ["204", "5xx"]},
             "instances": [{"id": "i", "addr": "[fd00::5]:8080", "weight": 0.5, "zone": "z",
                            "labels": {"version": "1.4"}, "status": "orcas://host:1", "drain": true}]}},
         "exporter": {"id": "e", "interval": "2s", "timeout": "2s", "retries": 0, "listen": "[::]:1",
@@ -135,6 +137,17 @@ fn every_key_is_read_into_its_field() {
         slow_start: SlowStartConfig { window: Duration::from_mins(1), min: 20, aggression: 2.5 },
         zone: ZoneConfig { prefer: false, utilization: 70, floor: 3 },
         subset: SubsetConfig { size: 20 },
+        check: CheckConfig {
+            http: "/healthz?full=1".into(),
+            tcp: false,
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(2),
+            rise: 4,
+            fall: 5,
+            port: 8081,
+            host: "chat.example:80".into(),
+            status: vec![StatusRange::One(204), StatusRange::Class(5)],
+        },
         instances: vec![Instance {
             id: "i".into(),
             addr: "[fd00::5]:8080".parse().unwrap(),
@@ -301,6 +314,7 @@ fn a_section_that_is_no_object_is_refused() {
         "services.chat.health",
         "services.chat.health.success_rate",
         "services.chat.health.failure_percentage",
+        "services.chat.check",
         "services.chat.instances[]",
         "services.chat.instances[].labels",
     ] {
@@ -629,6 +643,80 @@ fn the_default_refresh_fits_into_the_window() {
 }
 
 #[test]
+fn a_check_is_of_one_kind_and_its_keys_fit_it() {
+    let refused = |check: &str, expected: &str| {
+        let text = format!(r#"{{"services": {{"s": {{"check": {check}}}}}}}"#);
+        assert_refused(&[(&text, expected)]);
+    };
+    let path = "services.s.check";
+    refused(
+        r#"{"http": "/", "tcp": true}"#,
+        &format!("{path}: found http and tcp, expected one of them"),
+    );
+    refused(
+        r#"{"interval": "1s"}"#,
+        &format!("{path}: neither http nor tcp is set, expected one of them beside other keys"),
+    );
+    refused(
+        r#"{"tcp": true, "host": "a", "status": ["200"]}"#,
+        &format!(
+            "{path}.host: a tcp check sends no request, expected no host; \
+             {path}.status: a tcp check has no status, expected no list of them"
+        ),
+    );
+    refused(
+        r#"{"tcp": true, "timeout": "2001ms"}"#,
+        &format!("{path}.timeout: 2s 1ms is longer than interval, expected at most 2s"),
+    );
+    assert_refused_at(
+        "services.s.check.status",
+        "at least one status",
+        &[("[]", "the list is empty"), ("{}", "the list is empty")],
+    );
+    assert_strings_refused_at(
+        "services.s.check.http",
+        "a path that begins with /, or empty for no request",
+        &["healthz", "http://a/", "/a b", "/a#b", "/a\n", "*"],
+    );
+    assert_strings_refused_at(
+        "services.s.check.host",
+        "a host name, with or without a port, or empty",
+        &["a/b", "a b", "u@a", "a\r\nX: y"],
+    );
+    assert_strings_refused_at(
+        "services.s.check.status[]",
+        "a status from 200 to 599, or 2xx, 3xx, 4xx or 5xx",
+        &["", "1xx", "6xx", "xx", "+2xx", "20x", "2XX", "199", "600", "0200", "+20", "2000"],
+    );
+}
+
+#[test]
+fn which_statuses_are_good_is_what_the_list_says() {
+    let good = |list: &str| {
+        let text =
+            format!(r#"{{"services": {{"s": {{"check": {{"http": "/", "status": {list}}}}}}}}}"#);
+        let check = Config::parse(&text).unwrap().services["s"].check.clone();
+        (100..700).filter(|status| check.is_good(*status)).collect::<Vec<u16>>()
+    };
+    assert_eq!(good(r#"["2xx", "3xx"]"#), (200..400).collect::<Vec<_>>());
+    assert_eq!(good(r#"["200", "503"]"#), [200, 503]);
+    assert_eq!(CheckConfig::default().status, [StatusRange::Class(2), StatusRange::Class(3)]);
+}
+
+#[test]
+fn a_check_is_off_by_default_and_its_timeout_no_longer_than_its_interval() {
+    let check = |text: &str| {
+        let text = format!(r#"{{"services": {{"s": {{"check": {text}}}}}}}"#);
+        Config::parse(&text).unwrap().services["s"].check.clone()
+    };
+    assert!(!check("{}").is_on());
+    assert!(check(r#"{"tcp": true}"#).is_on() && check(r#"{"http": "/"}"#).is_on());
+    let timeout = |text| check(text).timeout;
+    assert_eq!(timeout(r#"{"tcp": true, "interval": "200ms"}"#), Duration::from_millis(200));
+    assert_eq!(timeout(r#"{"tcp": true, "interval": "20s"}"#), Duration::from_secs(1));
+}
+
+#[test]
 fn what_becomes_of_unreachable_instances_is_out_or_keep() {
     assert_strings_refused_at(
         "services.s.status.unreachable",
@@ -804,7 +892,7 @@ fn the_reference_s_ranges_are_those_of_the_code() {
         assert!(!in_range(path, &above), "{path}: {above}");
         ranges += 1;
     }
-    assert_eq!(ranges, 37, "a range is not written as `low` to `high`");
+    assert_eq!(ranges, 42, "a range is not written as `low` to `high`");
 }
 
 /// The integer, or the duration in milliseconds, that is `steps` away.

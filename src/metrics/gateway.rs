@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::VERSION;
 use crate::board::Board;
+use crate::check::RESULTS;
 use crate::plugin::Status;
 use crate::ranking::Basis;
 use crate::watcher::WatchState;
@@ -38,6 +39,7 @@ pub fn gateway_page(
     page.rankings(worker, now_ms);
     page.health(worker);
     page.state(worker, status, fallback, now_ms);
+    page.checks(status);
     page.errors(worker.board(), status);
 
     let mut registry = Registry::with_prefix("ipconfig");
@@ -241,6 +243,38 @@ impl Page {
             "source_age",
             "Time since etcd was last known to be watched",
             age.map(|age| (vec![], age)),
+        );
+    }
+
+    /// Of the services whose instances this gateway checks.
+    fn checks(&mut self, status: Option<&Status>) {
+        let all = || status.into_iter().flat_map(|status| &status.checks);
+        let instances = all().flat_map(|(service, figures)| {
+            let counts = [("up", figures.up), ("down", figures.down), ("unknown", figures.unknown)];
+            counts.map(|(state, count)| {
+                (vec![("service", service.as_str()), ("state", state)], count as f64)
+            })
+        });
+        self.add(
+            MetricType::Gauge,
+            "checked_instances",
+            "Instances that are checked, by how they fare",
+            instances,
+        );
+        let results = all().flat_map(|(service, figures)| {
+            RESULTS.map(|result| {
+                let count = figures.results.get(result).copied().unwrap_or(0);
+                (vec![("service", service.as_str()), ("result", result)], count as f64)
+            })
+        });
+        self.add(MetricType::Counter, "checks", "Checks of instances that ended", results);
+        let seconds =
+            all().map(|(service, figures)| (vec![("service", service.as_str())], figures.seconds));
+        self.add(
+            MetricType::Counter,
+            "check_seconds",
+            "Time that checks of instances took, together",
+            seconds,
         );
     }
 

@@ -37,7 +37,8 @@ pub fn read(instances: &[u8], ranking: &[u8]) -> Result<Values, ValueError> {
 /// until then. `requests` is what this host has sent to the instance of a slot.
 ///
 /// What the values do not tell is what the ranking gave to an instance that was left
-/// out, or to any while the weights were the operator's: those begin anew.
+/// out, which begins at its prior, or to any while the weights were the operator's:
+/// those begin anew.
 pub fn ranking(
     (service, value): Values,
     is_ours: impl Fn(&InstanceValue) -> bool,
@@ -50,13 +51,15 @@ pub fn ranking(
         .instances
         .into_iter()
         .zip(value.records)
-        .filter(|(it, record)| is_told && record.factor > 0.0 && is_possible(it))
+        .filter(|(it, _)| is_told && is_possible(it))
         .collect();
     let priors: f64 = left.iter().map(|(it, _)| it.weight).sum();
     let count = left.len();
     let weight = |(it, record): &(InstanceValue, Record)| {
-        let weight = record.weight / f64::from(record.factor);
-        ranking::possible_weight(weight, it.weight, priors, count)
+        // What it is left out for may be over; its weight begins anew then.
+        let is_left_out = record.factor == 0.0;
+        let base = if is_left_out { it.weight } else { record.weight / f64::from(record.factor) };
+        ranking::possible_weight(base, it.weight, priors, count)
     };
     let weights: Vec<f64> = left.iter().map(weight).collect();
     let all: f64 = weights.iter().sum();
@@ -338,7 +341,7 @@ mod tests {
         });
         let governed = weights(&governed.unwrap());
         assert_eq!(governed["a"], plain["a"]);
-        assert!(!governed.contains_key("b"), "it was left out: what it would get is not told");
+        assert_eq!(governed["b"], 1.0, "it was left out: what it would get is not told");
     }
 
     #[test]
@@ -392,6 +395,20 @@ mod tests {
         );
     }
 
+    #[test]
+    fn one_that_was_left_out_begins_anew_and_one_that_weighed_less_goes_on_unchanged() {
+        let whole = left_of(|_, _| ()).unwrap();
+        let left = left_of(|_, ranking| {
+            for (record, factor) in ranking.records.iter_mut().zip([0.0, 0.5, 1.0, 1.0]) {
+                record.factor = factor;
+                record.weight *= f64::from(factor);
+            }
+        });
+        let (whole, left) = (weights(&whole), weights(&left.unwrap()));
+        assert_eq!(left["a"], 1.0, "its prior");
+        assert_eq!((left["b"], left["c"]), (whole["b"], whole["c"]));
+    }
+
     /// One that is likely, or any that is not negative.
     fn figure(most: f64) -> impl Strategy<Value = f64> {
         prop_oneof![3 => 1e-3..1e4, 1 => Just(0.0), 1 => Just(most), 1 => 0.0..most]
@@ -416,7 +433,7 @@ mod tests {
             let service = ServiceValue::decode(body).unwrap();
             let record = |(weight, service_ms, capacity_per_s, reported_s)| Record {
                 score: 0.0, weight, rank: 0, state: State::Reporting, concurrency: 1.0,
-                service_ms: service_ms as f32, capacity_per_s: capacity_per_s as f32, reported_s, factor: 1.0,
+                service_ms: service_ms as f32, capacity_per_s: capacity_per_s as f32, reported_s, factor: service_ms as f32,
             };
             let value = RankingValue {
                 instances_version: version, published_ms: now_ms, revision: 1,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::reach::{self, IN_BAND, Reach, Rule, Source};
 use super::{Absence, Known, Member, Reading, State, to_ms};
-use crate::config::{ServiceConfig, WindowConfig};
+use crate::config::{CheckConfig, ServiceConfig, WindowConfig};
 use crate::model::{Instance, InstanceReport, Report, Status, StatusProtocol, StatusUrl};
 use crate::reckon::{Figures, Reckoner};
 use crate::window::Window;
@@ -243,6 +243,25 @@ impl Service {
             Some(Known { instance: record.current()?, absence, samples, report_age_ms, load })
         };
         self.instances.values_mut().filter_map(known).collect()
+    }
+
+    /// How the gateway is to check the service's instances.
+    pub fn check(&self) -> &CheckConfig {
+        &self.config.check
+    }
+
+    /// The instances to check: all that may be offered now or some day, so that it is
+    /// known how they are when they are. Not those that count as not registered.
+    pub fn checked<'a>(
+        &'a self,
+        control: Option<&'a Control>,
+    ) -> impl Iterator<Item = &'a Instance> {
+        let is_disabled = move |id: &String| control.is_some_and(|it| it.disable.contains(id));
+        let counts = |record: &Record| record.is_granted(&self.claims) || record.claim().is_none();
+        self.instances
+            .iter()
+            .filter(move |(id, record)| counts(record) && !is_disabled(id))
+            .filter_map(|(_, record)| record.current())
     }
 
     /// What the service has to offer.

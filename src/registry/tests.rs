@@ -1084,3 +1084,40 @@ fn without_a_watch_nobody_leaves() {
     fixture.pass(60_000);
     assert_eq!(fixture.ids(), ["a", "b", "c"]);
 }
+
+#[test]
+fn whoever_may_be_offered_some_day_is_checked() {
+    let check = CheckConfig { tcp: true, ..CheckConfig::default() };
+    let chat = ServiceConfig { check, ..ServiceConfig::default() };
+    let services = [("chat".to_owned(), chat), ("mail".to_owned(), ServiceConfig::default())];
+    let mut fixture = Fixture::with(Config { services: services.into(), ..Config::default() });
+    let checked = |fixture: &Fixture| {
+        let (_, instances) = fixture.registry.checked("chat").unwrap();
+        instances.map(|instance| instance.id.clone()).collect::<Vec<_>>()
+    };
+    fixture.put_instance(&reporting("a", 1));
+    fixture.put_instance(&reporting("b", 2));
+    fixture.put_instance(&Instance { drain: true, ..instance("c", 3) });
+    fixture.put_instance(&instance("d", 4));
+    assert_eq!(fixture.registry.take_urgent(), ["chat"]);
+    fixture.tell("exporter-1", &[("a", Report::NotServing)]);
+    assert_eq!(fixture.ids(), ["b", "d"]);
+    assert_eq!(checked(&fixture), ["a", "b", "c", "d"], "out, or draining");
+
+    fixture.registry.take_urgent();
+    fixture.put(
+        &Key::Control { service: "chat".into() },
+        br#"{"disable": ["b"], "drain": ["d"]}"#.into(),
+    );
+    assert_eq!(checked(&fixture), ["a", "c", "d"], "not disabled ones");
+    assert_eq!(fixture.registry.take_urgent(), ["chat"]);
+    fixture.put_instance(&instance("e", 4));
+    assert_eq!(checked(&fixture), ["a", "c", "e"], "one of each address");
+    assert_eq!(fixture.registry.take_urgent(), ["chat"]);
+    fixture.delete_instance("e");
+    assert_eq!(checked(&fixture), ["a", "c", "d"]);
+    assert_eq!(fixture.registry.take_urgent(), ["chat"]);
+
+    assert!(fixture.registry.checked("mail").is_none(), "without a check");
+    assert!(fixture.registry.checked("gone").is_none());
+}

@@ -1,0 +1,323 @@
+# The gateway's own checks: instances that are killed, frozen or answer wrongly
+# leave, whatever they say of themselves, and come back when they pass again.
+
+use lib 't/lib';
+use IpconfigTest 'no_plan';
+
+our $CHECK = '"http": "/", "interval": "200ms", "timeout": "100ms"';
+
+add_block_preprocessor(sub {
+    my $block = shift;
+    $block->set_value(ipconfig => qq({ "services": { "chat": {
+        "balance": { "strategy": "round_robin", "tries": 0 },
+        "check": { $::CHECK } } } })) if !defined $block->ipconfig && !defined $block->ipconfig_file;
+    $block->set_value(etcd => <<'_EOC_') if !defined $block->etcd;
+put instances/chat/a {"addr":"$BACKEND_A"}
+put instances/chat/b {"addr":"$BACKEND_B"}
+put instances/chat/c {"addr":"$BACKEND_C"}
+_EOC_
+});
+
+package IpconfigTest::Script;
+
+sub await_states {
+    my $wanted = shift;
+    return await("the states are $wanted", sub { ranking_states('chat') eq $wanted }, 6);
+}
+
+sub backend_pid { IpconfigTest::Parts::backend_pid(shift) }
+
+# A figure of the metrics page.
+sub metric {
+    my $name = shift;
+    return get_anew('/ipconfig/metrics') =~ /^\Q$name\E (\S+)$/m ? $1 : 'none';
+}
+
+# Who answers while so much time goes by, with a request every 10 ms.
+sub served_for {
+    my $seconds = shift;
+    my (%count, $begin);
+    $begin = time;
+    while (time - $begin < $seconds) {
+        $count{ get_anew('/') }++;
+        sleep 0.01;
+    }
+    return names(\%count);
+}
+
+package main;
+
+run_tests();
+
+__DATA__
+
+=== TEST 1: an instance that is killed leaves after three checks, and is back after two
+--- script
+await('all are checked', sub {
+    metric('ipconfig_checked_instances{service="chat",state="up"}') eq '3.0' });
+kill_backend('c');
+my $took = await_states('a:unreported b:unreported c:failing');
+say $took > 0.3 && $took < 1.2 ? 'after three checks' : "after $took s";
+say served_for(0.5);
+start_backend('c');
+$took = await_states('a:unreported b:unreported c:unreported');
+say $took > 0.15 && $took < 1 ? 'after two checks' : "after $took s";
+say served_for(0.3);
+say logged(qr/\[warn\].*chat: c fails its checks at \S+: connection refused/), ' ',
+    logged(qr/chat: c passes its checks at \S+ again/);
+--- response_body
+after three checks
+a b
+after two checks
+a b c
+1 1
+
+
+
+=== TEST 2: an instance that is frozen leaves by its timeouts, and the others are served meanwhile
+--- script
+my $pid = backend_pid('b');
+kill STOP => $pid;
+my $left = eval { await_states('a:unreported b:failing c:unreported'); 1 };
+say $left ? 'left' : $@;
+say served_for(0.5);
+kill CONT => $pid;
+await_states('a:unreported b:unreported c:unreported');
+say served_for(0.3);
+say logged(qr/chat: b fails its checks at \S+: timeout/);
+--- response_body
+left
+a c
+a b c
+1
+
+
+
+=== TEST 3: a status that is not good is named, and one that the list has is good
+--- ipconfig
+{ "services": {
+    "chat": { "check": { "http": "/code?code=500", "interval": "200ms", "timeout": "100ms" } },
+    "mail": { "check": { "http": "/code?code=500", "interval": "200ms", "timeout": "100ms",
+                         "status": ["500"] } } } }
+--- etcd
+put instances/chat/a {"addr":"$BACKEND_A"}
+put instances/mail/a {"addr":"$BACKEND_A"}
+--- script
+await_states('a:failing');
+await('it is counted', sub {
+    metric('ipconfig_checked_instances{service="mail",state="up"}') eq '1.0' });
+say ranking_states('mail');
+say logged(qr/chat: a fails its checks at \S+: status 500/);
+say metric('ipconfig_checks_total{service="chat",result="status"}') > 0 ? 'counted' : 'not counted';
+say metric('ipconfig_checks_total{service="mail",result="passed"}') > 0 ? 'counted' : 'not counted';
+say metric('ipconfig_check_seconds_total{service="mail"}') > 0 ? 'timed' : 'not timed';
+--- response_body
+a:unreported
+1
+counted
+counted
+timed
+
+
+
+=== TEST 4: an instance that registers before it listens is out at its first check
+--- script
+put('instances/chat/d', '{"addr":"$DEAD_1"}');
+my $took = await_states('a:unreported b:unreported c:unreported d:failing');
+say $took < 0.5 ? 'at once' : "after $took s";
+say served_for(0.3);
+--- response_body
+at once
+a b c
+
+
+
+=== TEST 5: a port is enough for tcp, and another one can be checked
+--- ipconfig
+{ "services": {
+    "chat": { "check": { "tcp": true, "interval": "200ms", "timeout": "100ms" } },
+    "mail": { "check": { "tcp": true, "interval": "200ms", "timeout": "100ms",
+                         "port": $FREE_PORT_1 } } } }
+--- etcd
+put instances/chat/a {"addr":"$BACKEND_A"}
+put instances/chat/b {"addr":"$BACKEND_B"}
+put instances/chat/d {"addr":"$DEAD_1"}
+put instances/mail/a {"addr":"$BACKEND_A"}
+--- script
+await_states('a:unreported b:unreported d:failing');
+await('mail fails', sub { ranking_states('mail') eq 'a:failing' });
+say 'both';
+--- response_body
+both
+
+
+
+=== TEST 6: no good report brings back one whose checks fail, and no good check one that says that it is not serving
+--- etcd
+put instances/chat/a {"addr":"$BACKEND_A","status":"grpc://127.0.0.1:9"}
+put instances/chat/b {"addr":"$BACKEND_B","status":"grpc://127.0.0.1:9"}
+put instances/chat/c {"addr":"$BACKEND_C","status":"grpc://127.0.0.1:9"}
+--- script
+my $seq = 0;
+my $well = sub { ++$seq; return { boot_id => 1, seq => $seq, requests => 100 * $seq } };
+my $tell = sub { put_status('e', 'chat', a => $well->(), b => $_[0], c => $well->()) };
+$tell->($well->());
+await_states('a:reporting b:reporting c:reporting');
+kill_backend('c');
+await_states('a:reporting b:reporting c:failing');
+for (1 .. 5) { $tell->($well->()); sleep 0.1 }
+say ranking_states('chat'), ' ', served_for(0.3);
+
+$tell->(not_serving());
+ready('chat', 'a c');
+sleep 1;
+say ranking_states('chat');
+start_backend('c');
+await_states('a:reporting c:reporting');
+say served_for(0.3);
+
+# Both at once: each has to be taken back.
+kill_backend('b');
+sleep 1;
+$tell->($well->());
+await_states('a:reporting b:failing c:reporting');
+start_backend('b');
+await_states('a:reporting b:reporting c:reporting');
+say served_for(0.3);
+--- response_body
+a:reporting b:reporting c:failing a b
+a:reporting c:failing
+a c
+a b c
+
+
+
+=== TEST 7: a reload neither brings back who fails nor puts out who is well
+--- workers: 2
+--- script
+kill_backend('c');
+await_states('a:unreported b:unreported c:failing');
+my $end = meanwhile(sub { $_[0]{ get_anew('/') }++; sleep 0.005 });
+reload();
+sleep 0.5;
+reload();
+sleep 1.5;
+say names($end->());
+say ranking_states('chat');
+start_backend('c');
+await_states('a:unreported b:unreported c:unreported');
+say served_for(0.3);
+--- response_body
+a b
+a:unreported b:unreported c:failing
+a b c
+
+
+
+=== TEST 8: when most fail all are offered, and the state says who fails
+--- script
+kill_backend($_) for qw(b c);
+await_states('a:unreported b:failing c:failing');
+say join ' ', sort { $a <=> $b } uniq map { $_->{share} > 0 ? 1 : 0 } @{ service('chat')->{instances} };
+start_backend('c');
+await_states('a:unreported b:failing c:unreported');
+say served_for(0.3);
+--- response_body
+1
+a c
+--- error_log
+fails its checks
+
+
+
+=== TEST 9: whom the operator disabled is not checked, and whom he drained is
+--- script
+kill_backend($_) for qw(b c);
+put('control/chat', '{"disable":["b"],"drain":["c"]}');
+ready('chat', 'a');
+await('c fails', sub { logged(qr/chat: c fails its checks/) });
+sleep 1.2;    # the page's figures are of the last second
+say metric('ipconfig_checked_instances{service="chat",state="up"}'), ' ',
+    metric('ipconfig_checked_instances{service="chat",state="down"}');
+put('control/chat', '{}');
+await_states('a:unreported b:failing c:failing');
+say 'both, as soon as they are offered';
+--- response_body
+1.0 1.0
+both, as soon as they are offered
+
+
+
+=== TEST 10: without etcd the instances of the file are checked, over a reload too
+--- workers: 2
+--- no_wait
+--- ipconfig_file
+{ "etcd": { "endpoints": ["http://$DEAD_1"] },
+  "services": { "chat": {
+    "balance": { "strategy": "round_robin", "tries": 0 },
+    "check": { "http": "/", "interval": "200ms", "timeout": "100ms" },
+    "instances": [ { "id": "a", "addr": "$BACKEND_A" }, { "id": "b", "addr": "$BACKEND_B" },
+                   { "id": "c", "addr": "$BACKEND_C" } ] } } }
+--- script
+await_states('a:unreported b:unreported c:unreported');
+sleep 0.5;
+kill_backend('c');
+await_states('a:unreported b:unreported c:failing');
+say served_for(0.3);
+my $end = meanwhile(sub { $_[0]{ get_anew('/') }++; sleep 0.005 });
+reload();
+sleep 1;
+say names($end->());
+start_backend('c');
+await_states('a:unreported b:unreported c:unreported');
+say served_for(0.3);
+kill_backend('b');
+await_states('a:unreported b:failing c:unreported');
+say 'again';
+--- response_body
+a b
+a b
+a b c
+again
+
+
+
+=== TEST 11: while etcd is lost checks go on
+--- script
+kill_etcd();
+kill_backend('c');
+await_states('a:unreported b:unreported c:failing');
+start_backend('c');
+await_states('a:unreported b:unreported c:unreported');
+say served_for(0.3);
+--- response_body
+a b c
+--- error_log
+passes its checks
+
+
+
+=== TEST 12: a reload without checks brings back who failed
+--- workers: 2
+--- script
+kill_backend('c');
+await_states('a:unreported b:unreported c:failing');
+write_ipconfig(ipconfig() =~ s/"check": \{.*?\} /"check": {} /sr);
+reload();
+await_states('a:unreported b:unreported c:unreported');
+say metric('ipconfig_checked_instances{service="chat",state="up"}');
+--- response_body
+none
+
+
+
+=== TEST 13: a check that is of two kinds is refused
+--- ipconfig
+{ "services": { "chat": { "check": { "http": "/", "tcp": true } } } }
+--- etcd
+--- config
+    location = /x { return 200; }
+--- suppress_stderr
+--- must_die
+--- error_log
+services.chat.check: found http and tcp, expected one of them
