@@ -5,7 +5,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Subcommand;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Subcommand};
 use ipconfig::config::Strategy;
 use ipconfig::ctl::control::{Change, Edit, Lasts};
 use ipconfig::ctl::gateway::GatewayUrl;
@@ -16,7 +17,7 @@ use serde::de::IntoDeserializer;
 use serde::de::value::Error as ValueError;
 
 use crate::answer;
-use crate::args::{host, name, weight};
+use crate::args::{Args, host, name, weight};
 
 /// The longest time that a control is written for: longer is for ever.
 const LONGEST: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
@@ -156,7 +157,7 @@ impl ControlCommand {
         let (service, change, how) = match self {
             Self::Weights { service, auto: true, how, .. } => (service, Change::Auto, how),
             Self::Weights { service, weights, add, how, .. } => {
-                let weights = BTreeMap::from_iter(weights);
+                let weights = each_once(weights);
                 let change = if add { Change::SomeWeights } else { Change::Weights };
                 (service, change(weights), how)
             }
@@ -238,6 +239,18 @@ fn id_and_weight(text: &str) -> Result<(String, f64), String> {
     // An id may hold anything but this.
     let (id, number) = text.split_once('=').ok_or("expected ID=WEIGHT")?;
     Ok((name(id)?, weight(number)?))
+}
+
+/// Of two weights of an instance neither is more right than the other.
+fn each_once(weights: Vec<(String, f64)>) -> BTreeMap<String, f64> {
+    let mut once = BTreeMap::new();
+    for (id, weight) in weights {
+        if once.insert(id.clone(), weight).is_some() {
+            let why = format!("two weights for {id}\n");
+            Args::command().error(ErrorKind::ArgumentConflict, why).exit()
+        }
+    }
+    once
 }
 
 fn strategy(text: &str) -> Result<Strategy, String> {
