@@ -387,6 +387,47 @@ async fn wrong_arguments_exit_with_2() {
     }
 }
 
+/// What stands between a line of three backticks with this word and the next such line.
+fn blocks<'a>(page: &'a str, word: &str) -> Vec<&'a str> {
+    let start = format!("\n```{word}\n");
+    let block = |rest: &'a str| rest.split("\n```").next().unwrap_or_default();
+    page.split(start.as_str()).skip(1).map(block).collect()
+}
+
+#[tokio::test]
+async fn the_commands_of_the_page_run_and_its_value_is_one() {
+    let page = include_str!("../doc/control.md");
+    let system = System::start().await;
+    for number in 1..=4 {
+        let key = format!("/ipconfig/v1/instances/chat/chat-{number}");
+        system.put(&key, &json!({"addr": format!("10.0.1.{number}:80")})).await;
+    }
+    let ctl =
+        format!("{} --endpoints {}", env!("CARGO_BIN_EXE_ipconfigctl"), system.etcd.endpoint());
+    let mut shown = String::new();
+    for line in blocks(page, "sh").into_iter().flat_map(str::lines) {
+        assert!(line.starts_with("ipconfigctl "), "{line}");
+        let line = line.replacen("ipconfigctl", &ctl, 1);
+        let line = line.replace(" --gateway http://127.0.0.1:8080", "");
+        let output = Command::new("sh").args(["-c", &line]).env_remove("IPCONFIG_CONFIG").output();
+        let output = output.expect("a shell");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{line}: {error}");
+        if line.ends_with(" control chat") {
+            shown = String::from_utf8(output.stdout).expect("text");
+        }
+    }
+    let differ = |line: &&str| line.starts_with("by ") || line.starts_with("expires ");
+    let lines = |text: &'static str| text.lines().filter(|it| !differ(it)).collect::<Vec<_>>();
+    let told = blocks(page, "").into_iter().find(|block| block.starts_with("service "));
+    let shown: &'static str = shown.leak();
+    assert_eq!(lines(told.expect("what control shows")), lines(shown));
+
+    let value = blocks(page, "json")[0];
+    let read = decode_control(value.as_bytes()).expect("gateways take it");
+    assert!(!read.weights.is_empty() && read.strategy.is_some() && !read.disable.is_empty());
+}
+
 // ------------------------------------------------------------------- a real gateway
 
 /// A service that says its name, and nothing else, for ever.
