@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use gateway::{Gateway, client, get};
 use ipconfig::config::EtcdConfig;
@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use support::{Etcd, wait_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
 const CONTROL: &str = "/ipconfig/v1/control/chat";
 
