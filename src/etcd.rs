@@ -417,6 +417,14 @@ impl Connection {
         Ok(self.call(format!("replace {key}"), write).await?.succeeded())
     }
 
+    /// Deletes a key if it was last written at `mod_revision`; says whether it was so.
+    pub async fn remove(&self, key: &str, mod_revision: i64) -> Result<bool, EtcdError> {
+        let unchanged = Compare::mod_revision(key, CompareOp::Equal, mod_revision);
+        let mut kv = self.kv.clone();
+        let delete = kv.txn(Txn::new().when([unchanged]).and_then([TxnOp::delete(key, None)]));
+        Ok(self.call(format!("delete {key}"), delete).await?.succeeded())
+    }
+
     /// Deletes a key; says whether there was one.
     pub async fn delete(&self, key: &str) -> Result<bool, EtcdError> {
         let mut kv = self.kv.clone();

@@ -202,32 +202,6 @@ async fn what_a_running_command_keeps_comes_back_after_a_deregistration_which_sa
 }
 
 #[tokio::test]
-async fn drain_keeps_the_lease_and_what_it_does_not_know() {
-    let etcd = Etcd::start().await;
-    let client = connect(&etcd).await;
-    let lease = client.grant_lease(Duration::from_secs(60)).await.unwrap();
-    let before = json!({"addr": "10.0.0.5:8080", "of_tomorrow": [1, {"b": null}], "weight": 3});
-    client.put(KEY, before.to_string(), Some(lease)).await.unwrap();
-
-    assert_eq!(answer(&etcd, &["drain", "chat", "chat-1"]), "chat/chat-1 drains\n");
-    assert_eq!(answer(&etcd, &["drain", "chat", "chat-1"]), "chat/chat-1 drains already\n");
-    let mut expected = before.clone();
-    expected["drain"] = true.into();
-    assert_eq!(record(&client).await, Some(expected.clone()));
-    assert_eq!(client.get(KEY).await.unwrap().unwrap().lease, Some(lease));
-
-    let undone = answer_json(&etcd, &["drain", "--undo", "chat", "chat-1"]);
-    assert_eq!((&undone["now"], &undone["changed"]), (&json!("undrained"), &json!(true)));
-    expected["drain"] = false.into();
-    assert_eq!(record(&client).await, Some(expected));
-    assert_eq!(client.get(KEY).await.unwrap().unwrap().lease, Some(lease));
-
-    assert_eq!(failure(&etcd, &["drain", "chat", "chat-2"]).0, NOT_FOUND);
-    client.put(KEY, "no JSON", Some(lease)).await.unwrap();
-    assert_eq!(failure(&etcd, &["drain", "chat", "chat-1"]).0, 1);
-}
-
-#[tokio::test]
 async fn lists_name_what_is_there_and_what_is_bad() {
     let etcd = Etcd::start().await;
     let client = connect(&etcd).await;
@@ -248,15 +222,15 @@ async fn lists_name_what_is_there_and_what_is_bad() {
     let (services, chat) = (answer(&etcd, &["ls"]), answer(&etcd, &["ls", "chat"]));
     let bad_key = "bad: /ipconfig/v1/instances/chat/x/y: ";
     let expected = "\
-SERVICE  INSTANCES  DRAINING  BAD
-chat     2          1         1
-chatter  1          0         0
+SERVICE  INSTANCES  DRAINING  BAD  CONTROL
+chat     2          1         1    -
+chatter  1          0         0    -
 ";
     assert_eq!(services.split(bad_key).next(), Some(expected));
     let expected = "\
-ID      ADDR           WEIGHT  ZONE  STATUS  DRAIN  LEASE  REPORT
-chat-1  10.0.0.5:8080  1       a     -       no     yes    -
-chat-2  10.0.0.6:8080  2       -     -       yes    no     -
+ID      ADDR           WEIGHT  ZONE  STATUS  DRAIN  LEASE  CONTROL  REPORT
+chat-1  10.0.0.5:8080  1       a     -       no     yes    -        -
+chat-2  10.0.0.6:8080  2       -     -       yes    no     -        -
 bad: /ipconfig/v1/instances/chat/chat-3: failed to read addr: ";
     assert!(chat.starts_with(expected) && chat.contains(bad_key), "{chat}");
 

@@ -111,6 +111,7 @@ fn every_link_into_the_repository_leads_somewhere() {
         "README.md",
         "doc/adaptive.md",
         "doc/configuration.md",
+        "doc/control.md",
         "doc/operating.md",
         "doc/registering.md",
         "doc/simulate.md",

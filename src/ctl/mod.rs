@@ -8,8 +8,9 @@
 //!
 //! [`run()`] starts a command, registers it and takes it out before it ends;
 //! [`Keeper`] holds a registration as long as its process lives; [`hand`] has
-//! the single steps; [`view`] reads what is there, and [`print`](mod@print) lays
-//! it out for people. [`simulate`](mod@simulate) needs no etcd: it tries strategies
+//! the single steps, those on a service's [`control`] among them, of which [`shares`]
+//! tells what they come to; [`view`] reads what is there, and [`print`](mod@print)
+//! lays it out for people. [`simulate`](mod@simulate) needs no etcd: it tries strategies
 //! out.
 
 use std::io;
@@ -25,17 +26,27 @@ use crate::model::{Instance, Outside};
 use crate::sim::plot::PlotError;
 use crate::wire::{self, RecordError};
 
+pub mod control;
+pub mod gateway;
 pub mod hand;
 mod keeper;
 pub mod print;
 mod run;
 mod settings;
+pub mod shares;
 pub mod simulate;
 pub mod view;
 
+pub use gateway::GatewayError;
 pub use keeper::Keeper;
 pub use run::{Run, Wish, run};
 pub use settings::{Overrides, Settings};
+
+/// Times that a record is read and written again when others write it meanwhile.
+const RACES: usize = 10;
+
+/// The most names that an error gives.
+const NAMES: usize = 20;
 
 /// Why a command did not do what it was told.
 #[derive(Debug, Error)]
@@ -66,6 +77,60 @@ pub enum CtlError {
         /// The id that was asked for.
         id: String,
     },
+    /// Nothing is known of the service, and of others.
+    #[error("there is no service {service}; there is {} (--force is for one yet to come)", listed(.known))]
+    NotAmong {
+        /// The name that was asked for.
+        service: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// The service has no instances of these ids.
+    #[error(
+        "service {service} has no instance {}; it has {} (--force is for those yet to come)",
+        listed(.missing), listed(.known)
+    )]
+    NoneOf {
+        /// The service's name.
+        service: String,
+        /// The ids that were asked for.
+        missing: Vec<String>,
+        /// Those that it has.
+        known: Vec<String>,
+    },
+    /// What stands under `control/<service>` cannot be read.
+    #[error(
+        "the control of {service} is bad: {source} (--overwrite takes its place, \
+         `control {service} --clear` removes it)"
+    )]
+    BadControl {
+        /// The service's name.
+        service: String,
+        /// What is wrong with it.
+        source: RecordError,
+    },
+    /// Gateways would refuse what is to be written.
+    #[error("the control of {service} is not written: {source}")]
+    Refused {
+        /// The service's name.
+        service: String,
+        /// What is wrong with it.
+        source: RecordError,
+    },
+    /// Some weights are to change where all are the ranking's.
+    #[error("the weights of {0} are not manual: name them all, without --add")]
+    NotManual(String),
+    /// A file with a control cannot be read.
+    #[error("failed to read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A gateway did not tell its ranking.
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
     /// What is registered cannot be read.
     #[error("the registration of {service}/{id} is bad: {source}")]
     Bad {
@@ -109,6 +174,15 @@ pub enum CtlError {
     /// The system does not tell how the command ended.
     #[error("failed to wait for the command: {0}")]
     Wait(#[source] io::Error),
+}
+
+/// Names in a row; of very many, the first.
+fn listed(names: &[String]) -> String {
+    match names.len() {
+        0 => "none".to_owned(),
+        count if count <= NAMES => names.join(", "),
+        count => format!("{} and {} more", names[..NAMES].join(", "), count - NAMES),
+    }
 }
 
 /// Connects to the first endpoint that can be used.

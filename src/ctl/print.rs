@@ -7,9 +7,13 @@ use std::time::Duration;
 use super::hand::{Now, Outcome};
 use super::simulate::{PolicyLine, Simulated};
 use super::view::{
-    BadRecord, ExporterLine, Exporters, Figures, InstanceLine, Instances, ReportLine, ReportState,
-    Services,
+    BadRecord, ControlLine, ExporterLine, Exporters, Figures, HandLine, InstanceLine, Instances,
+    ReportLine, ReportState, Services,
 };
+
+mod control;
+
+pub use control::{standing, steered};
 
 /// Between columns.
 const GAP: usize = 2;
@@ -24,25 +28,24 @@ pub fn outcome(outcome: &Outcome) -> String {
     let now = match now {
         Now::Registered => "is registered",
         Now::Deregistered => "is deregistered",
-        Now::Draining => "drains",
-        Now::Undrained => "gets requests",
     };
     format!("{service}/{id} {now}{already}\n")
 }
 
 /// A line a service.
 pub fn services(view: &Services) -> String {
-    let mut rows = vec![cells(["SERVICE", "INSTANCES", "DRAINING", "BAD"])];
+    let mut rows = vec![cells(["SERVICE", "INSTANCES", "DRAINING", "BAD", "CONTROL"])];
     rows.extend(view.services.iter().map(|line| {
         let counts = [line.instances, line.draining, line.bad].map(|count| count.to_string());
-        [vec![line.service.clone()], counts.to_vec()].concat()
+        let control = line.control.as_ref().map_or(NONE.to_owned(), control_line);
+        [vec![line.service.clone()], counts.to_vec(), vec![control]].concat()
     }));
     table(rows) + &bad_records(&view.bad)
 }
 
 /// A line an instance.
 pub fn instances(view: &Instances) -> String {
-    let head = ["ID", "ADDR", "WEIGHT", "ZONE", "STATUS", "DRAIN", "LEASE", "REPORT"];
+    let head = ["ID", "ADDR", "WEIGHT", "ZONE", "STATUS", "DRAIN", "LEASE", "CONTROL", "REPORT"];
     let mut rows = vec![cells(head)];
     rows.extend(view.instances.iter().map(|line| {
         vec![
@@ -53,6 +56,7 @@ pub fn instances(view: &Instances) -> String {
             line.status.clone().unwrap_or_else(|| NONE.to_owned()),
             yes_or_no(line.drain),
             yes_or_no(line.leased),
+            line.control.as_ref().map_or(NONE.to_owned(), hand_line),
             report(line.report.as_ref()),
         ]
     }));
@@ -73,12 +77,42 @@ pub fn instance(line: &InstanceLine) -> String {
         vec!["status".to_owned(), or_none(line.status.as_deref().unwrap_or_default())],
         vec!["drain".to_owned(), yes_or_no(line.drain)],
         vec!["lease".to_owned(), yes_or_no(line.leased)],
+        vec!["control".to_owned(), line.control.as_ref().map_or(NONE.to_owned(), hand_line)],
+        vec!["why".to_owned(), or_none(line.control.as_ref().map_or("", |it| it.why.as_str()))],
         vec!["report".to_owned(), report(line.report.as_ref())],
     ];
     if let Some(figures) = line.report.as_ref().and_then(|report| report.figures.as_ref()) {
         rows.extend(figure_rows(figures));
     }
     table(rows)
+}
+
+/// What is in force for a service, and by whom.
+fn control_line(line: &ControlLine) -> String {
+    let counted = |count: usize, what: &str| (count > 0).then(|| format!("{count} {what}"));
+    let parts = [
+        line.manual.then(|| "manual weights".to_owned()),
+        line.strategy.map(str::to_owned),
+        counted(line.drained, "drained"),
+        counted(line.disabled, "disabled"),
+    ];
+    signed(parts, &line.by)
+}
+
+/// What is in force for an instance, and by whom.
+fn hand_line(line: &HandLine) -> String {
+    let parts = [
+        line.disabled.then(|| "disabled".to_owned()),
+        line.drained.then(|| "drained".to_owned()),
+        line.weight.map(|weight| format!("weight {weight}")),
+    ];
+    signed(parts, &line.by)
+}
+
+fn signed<const N: usize>(parts: [Option<String>; N], by: &str) -> String {
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
+    let by = if by.is_empty() { String::new() } else { format!(" ({by})") };
+    format!("{}{by}", or_none(&parts.join(", ")))
 }
 
 /// A line an exporter.

@@ -1,13 +1,14 @@
 //! Where etcd is and which addresses are allowed: the configuration file, and
 //! what was said in place of its keys.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::json;
 
 use super::CtlError;
 use crate::config::{Config, EtcdConfig};
-use crate::model::Allow;
+use crate::model::{Allow, Instance};
 
 /// What commands need of the configuration.
 #[derive(Debug, Clone)]
@@ -16,6 +17,8 @@ pub struct Settings {
     pub etcd: EtcdConfig,
     /// Where instances may be.
     pub allow: Allow,
+    /// The services that the file names, each with the instances that it has there.
+    pub services: BTreeMap<String, Vec<Instance>>,
 }
 
 /// Values in place of the file's `etcd` keys; empty or `None`: as in the file.
@@ -45,9 +48,12 @@ impl Settings {
     /// [`CtlError::Load`] if the file is not taken, [`CtlError::Overrides`] if
     /// what stands in its place is not.
     pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Self, CtlError> {
-        let (file, allow) = match file.map(Config::load).transpose()? {
-            Some(config) => (config.etcd, config.allow),
-            None => (EtcdConfig::default(), Allow::default()),
+        let (file, allow, services) = match file.map(Config::load).transpose()? {
+            Some(config) => {
+                let services = config.services.into_iter().map(|(name, it)| (name, it.instances));
+                (config.etcd, config.allow, services.collect())
+            }
+            None => Default::default(),
         };
         let or =
             |value: &Option<String>, of_file: &String| value.as_ref().unwrap_or(of_file).clone();
@@ -70,7 +76,7 @@ impl Settings {
             },
         });
         let checked = Config::parse(&merged.to_string()).map_err(CtlError::Overrides)?;
-        Ok(Self { etcd: checked.etcd, allow })
+        Ok(Self { etcd: checked.etcd, allow, services })
     }
 }
 
@@ -82,16 +88,17 @@ mod tests {
     fn what_is_said_stands_in_place_of_the_files_keys_and_the_others_stay() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ipconfig.json");
-        let text = r#"{"services": {}, "allow": ["10.0.0.0/8"], "etcd": {"prefix": "/other",
+        let text = r#"{"services": {"chat": {}}, "allow": ["10.0.0.0/8"], "etcd": {"prefix": "/other",
             "endpoints": ["http://10.0.0.1:2379"], "tls": {"ca": "/etc/ca.pem"}}}"#;
         std::fs::write(&file, text).unwrap();
         let endpoints = vec!["http://10.0.0.2:2379".to_owned(), "http://10.0.0.3:2379".to_owned()];
         let overrides = Overrides { endpoints: endpoints.clone(), ..Default::default() };
 
-        let Settings { etcd, allow } = Settings::load(Some(&file), &overrides).unwrap();
+        let Settings { etcd, allow, services } = Settings::load(Some(&file), &overrides).unwrap();
         assert_eq!(etcd.endpoints, endpoints);
         assert_eq!((etcd.prefix.as_str(), etcd.tls.ca.as_str()), ("/other", "/etc/ca.pem"));
         assert_eq!(allow.to_string(), "10.0.0.0/8");
+        assert_eq!(services, BTreeMap::from([("chat".to_owned(), vec![])]));
     }
 
     #[test]

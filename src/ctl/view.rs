@@ -4,12 +4,14 @@
 //! A record that cannot be read is listed as bad beside the others.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
 use serde::Serialize;
 
 use super::CtlError;
 use crate::etcd::{Connection, Entry};
 use crate::model::{Instance, InstanceReport, Report, Status};
+use crate::wire::control::{Control, ControlMode, decode_control};
 use crate::wire::{self, Key};
 
 /// How many earlier values of a batch are looked at. An exporter leaves an
@@ -32,10 +34,45 @@ pub struct ServiceLine {
     pub service: String,
     /// Registered instances that can be read.
     pub instances: usize,
-    /// Those of them that drain.
+    /// Those of them that drain, by their registration or by the operator's hand.
     pub draining: usize,
     /// Registrations that cannot be read.
     pub bad: usize,
+    /// What the operator's hand does, if it is on the service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<ControlLine>,
+}
+
+/// An operator's hand on a service that is in force.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ControlLine {
+    /// Whether the weights are the operator's.
+    pub manual: bool,
+    /// In place of the configured strategy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<&'static str>,
+    /// How many instances it drains.
+    pub drained: usize,
+    /// How many instances it disables.
+    pub disabled: usize,
+    /// Who wrote it; may be empty.
+    pub by: String,
+}
+
+/// What an operator's hand does to one instance.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HandLine {
+    /// It gets no new requests.
+    pub drained: bool,
+    /// It counts as if it were not registered.
+    pub disabled: bool,
+    /// Its weight, in manual mode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
+    /// Who wrote it; may be empty.
+    pub by: String,
+    /// Why; may be empty.
+    pub why: String,
 }
 
 /// The instances of one service.
@@ -70,6 +107,9 @@ pub struct InstanceLine {
     pub drain: bool,
     /// Whether it goes when its writer goes.
     pub leased: bool,
+    /// What the operator's hand does to it, if anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<HandLine>,
     /// What an exporter last said of it; `None`: nothing that etcd remembers.
     pub report: Option<ReportLine>,
 }
@@ -155,6 +195,7 @@ pub struct ExporterLine {
 pub async fn services(etcd: &Connection, prefix: &str) -> Result<Services, CtlError> {
     let mut services: BTreeMap<String, ServiceLine> = BTreeMap::new();
     let mut bad = Vec::new();
+    let controls = controls(etcd, prefix, &mut bad).await?;
     for entry in etcd.list(&format!("{prefix}/instances/")).await? {
         let (service, id) = match wire::parse_key(prefix, entry.key.as_bytes()) {
             Ok(Key::Instance { service, id }) => (service, id),
@@ -164,16 +205,19 @@ pub async fn services(etcd: &Connection, prefix: &str) -> Result<Services, CtlEr
                 continue;
             }
         };
-        let line = services.entry(service.clone()).or_insert(ServiceLine {
+        let control = controls.get(&service);
+        let line = services.entry(service.clone()).or_insert_with(|| ServiceLine {
             service,
             instances: 0,
             draining: 0,
             bad: 0,
+            control: control.map(ControlLine::from),
         });
         match wire::decode_instance(&id, &entry.value) {
             Ok(instance) => {
                 line.instances += 1;
-                line.draining += usize::from(instance.drain);
+                let is_drained = control.is_some_and(|it| it.drain.contains(&instance.id));
+                line.draining += usize::from(instance.drain || is_drained);
             }
             Err(_) => line.bad += 1,
         }
@@ -209,8 +253,10 @@ pub async fn instances(
     }
     let wanted = found.iter().filter(|it| it.status.is_some()).map(|it| it.id.clone()).collect();
     let mut reports = reports(etcd, prefix, service, wanted).await?;
+    let control = control(etcd, prefix, service, &mut bad).await?;
     for line in &mut found {
         line.report = reports.remove(&line.id);
+        line.control = control.as_ref().and_then(|control| HandLine::new(control, &line.id));
     }
     Ok(Instances { service: service.to_owned(), instances: found, bad })
 }
@@ -233,6 +279,8 @@ pub async fn instance(
     let mut line = InstanceLine::new(service, instance, entry.lease.is_some());
     let wanted = BTreeSet::from([id.to_owned()]);
     line.report = reports(etcd, prefix, service, wanted).await?.remove(id);
+    let control = control(etcd, prefix, service, &mut Vec::new()).await?;
+    line.control = control.and_then(|control| HandLine::new(&control, id));
     Ok(line)
 }
 
@@ -249,6 +297,42 @@ pub async fn exporters(etcd: &Connection, prefix: &str) -> Result<Exporters, Ctl
     };
     let entries = etcd.list(&format!("{prefix}/exporters/")).await?;
     Ok(Exporters { exporters: entries.into_iter().filter_map(line).collect() })
+}
+
+/// A service's control, if it is in force; a bad one is put beside the other bad records.
+async fn control(
+    etcd: &Connection,
+    prefix: &str,
+    service: &str,
+    bad: &mut Vec<BadRecord>,
+) -> Result<Option<Control>, CtlError> {
+    let key = Key::Control { service: service.to_owned() }.to_path(prefix);
+    Ok(etcd.get(&key).await?.and_then(|entry| in_force(entry, bad)))
+}
+
+/// The controls in force, by their services.
+async fn controls(
+    etcd: &Connection,
+    prefix: &str,
+    bad: &mut Vec<BadRecord>,
+) -> Result<BTreeMap<String, Control>, CtlError> {
+    let mut found = BTreeMap::new();
+    for entry in etcd.list(&format!("{prefix}/control/")).await? {
+        if let Ok(Key::Control { service }) = wire::parse_key(prefix, entry.key.as_bytes()) {
+            found.extend(in_force(entry, bad).map(|control| (service, control)));
+        }
+    }
+    Ok(found)
+}
+
+fn in_force(Entry { key, value, .. }: Entry, bad: &mut Vec<BadRecord>) -> Option<Control> {
+    match decode_control(&value) {
+        Ok(control) => (!control.has_lapsed(SystemTime::now())).then_some(control),
+        Err(error) => {
+            bad.push(BadRecord::new(key, &error));
+            None
+        }
+    }
 }
 
 /// The last report of each of the `wanted` instances of which there is one.
@@ -295,6 +379,32 @@ async fn reports(
     Ok(found)
 }
 
+impl From<&Control> for ControlLine {
+    fn from(control: &Control) -> Self {
+        Self {
+            manual: control.mode == ControlMode::Manual,
+            strategy: control.strategy.map(|strategy| strategy.as_str()),
+            drained: control.drain.len(),
+            disabled: control.disable.len(),
+            by: control.by.clone(),
+        }
+    }
+}
+
+impl HandLine {
+    /// `None` if a control does nothing to an instance.
+    fn new(control: &Control, id: &str) -> Option<Self> {
+        let line = Self {
+            drained: control.drain.contains(id),
+            disabled: control.disable.contains(id),
+            weight: control.manual_weight(id),
+            by: control.by.clone(),
+            why: control.why.clone(),
+        };
+        (line.drained || line.disabled || line.weight.is_some()).then_some(line)
+    }
+}
+
 impl InstanceLine {
     fn new(service: &str, instance: Instance, leased: bool) -> Self {
         Self {
@@ -307,6 +417,7 @@ impl InstanceLine {
             status: instance.status.map(|url| url.to_string()),
             drain: instance.drain,
             leased,
+            control: None,
             report: None,
         }
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 
 use super::{RecordError, refuse_larger_than};
 use crate::config::values::{Choice, Object, choice, name, number, string_that_is, unique_keys};
@@ -111,6 +112,29 @@ pub fn decode_control(value: &[u8]) -> Result<Control, RecordError> {
     }
 }
 
+/// Writes what `control` says onto `value`: an earlier value, or an empty one. What is
+/// as it would be without is left out; keys that are not written here stay as they are,
+/// so that a change of one thing loses no other.
+pub fn encode_control(control: &Control, mut value: Map<String, Value>) -> Map<String, Value> {
+    let mut put = |key: &str, json: Option<Value>| match json {
+        Some(json) => _ = value.insert(key.to_owned(), json),
+        None => _ = value.remove(key),
+    };
+    let text = |text: &str| (!text.is_empty()).then(|| text.into());
+    let ids = |ids: &BTreeSet<String>| (!ids.is_empty()).then(|| ids.iter().cloned().collect());
+    let weights = control.weights.iter().map(|(id, &weight)| (id.clone(), weight.into()));
+    put("mode", (control.mode == ControlMode::Manual).then(|| "manual".into()));
+    put("weights", (!control.weights.is_empty()).then(|| weights.collect::<Map<_, _>>().into()));
+    put("strategy", control.strategy.map(|strategy| strategy.as_str().into()));
+    put("drain", ids(&control.drain));
+    put("disable", ids(&control.disable));
+    let expires = control.expires.map(|time| humantime::format_rfc3339(time).to_string());
+    put("expires", expires.map(Value::from));
+    put("by", text(&control.by));
+    put("why", text(&control.why));
+    value
+}
+
 /// An instance's id, as a key or as an entry of a list.
 #[derive(Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(transparent)]
@@ -150,7 +174,72 @@ fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SystemTime>, D::Err
 mod tests {
     use std::time::Duration;
 
+    use proptest::collection::{btree_map, btree_set};
+    use proptest::option;
+    use proptest::prelude::{any, prop_assert_eq, proptest};
+    use proptest::sample::select;
+    use proptest::strategy::Strategy as Generator;
+
     use super::*;
+
+    /// The last second that RFC 3339 can say: the end of the year 9999.
+    const LAST_S: u64 = 253_402_300_799;
+
+    /// Any that can be read.
+    fn any_control() -> impl Generator<Value = Control> {
+        let id = "[A-Za-z0-9._:-]{1,12}";
+        let time = (0..=LAST_S, 0..1_000_000_000_u32);
+        let time = time.prop_map(|(s, ns)| SystemTime::UNIX_EPOCH + Duration::new(s, ns));
+        let strategies: Vec<_> = Strategy::ALL.iter().map(|(_, it)| *it).collect();
+        // Of so few digits that reading them loses none.
+        let weight = (1..=1_000_000_u32).prop_map(|it| f64::from(it) / 1e3);
+        (
+            option::of(btree_map(id, weight, 1..5)),
+            option::of(select(strategies)),
+            btree_set(id, 0..4),
+            btree_set(id, 0..4),
+            option::of(time),
+            any::<String>(),
+            any::<String>(),
+        )
+            .prop_map(|(weights, strategy, drain, disable, expires, by, why)| Control {
+                mode: if weights.is_some() { ControlMode::Manual } else { ControlMode::Auto },
+                weights: weights.unwrap_or_default(),
+                strategy,
+                drain,
+                disable,
+                expires,
+                by,
+                why,
+            })
+    }
+
+    fn written(control: &Control, onto: Map<String, Value>) -> Vec<u8> {
+        serde_json::to_vec(&encode_control(control, onto)).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_as_it_was(control in any_control()) {
+            prop_assert_eq!(decode_control(&written(&control, Map::new())).unwrap(), control);
+        }
+
+        #[test]
+        fn nothing_is_left_of_the_value_that_is_written_over(
+            (earlier, control) in (any_control(), any_control()),
+        ) {
+            let onto = encode_control(&earlier, Map::new());
+            prop_assert_eq!(decode_control(&written(&control, onto)).unwrap(), control);
+        }
+    }
+
+    #[test]
+    fn keys_of_tomorrow_stay_and_what_says_nothing_is_left_out() {
+        let onto = serde_json::json!({"of_tomorrow": [1], "mode": "auto", "drain": []});
+        let onto = onto.as_object().unwrap().clone();
+        let value = encode_control(&Control::default(), onto);
+        assert_eq!(Value::from(value), serde_json::json!({"of_tomorrow": [1]}));
+    }
 
     fn decode(text: &str) -> Result<Control, String> {
         decode_control(text.as_bytes()).map_err(|error| error.to_string())
