@@ -327,7 +327,8 @@ impl Record {
                 has_news = self.window.record(status, now_ms);
                 // Of the other protocols the exporter makes one up, and another one
                 // after its own start.
-                let is_own = self.status_url().is_some_and(|it| it.protocol == StatusProtocol::Grpc);
+                let is_own =
+                    self.status_url().is_some_and(|it| it.protocol == StatusProtocol::Grpc);
                 self.boot_id = is_own.then_some(status.boot_id);
                 let sampled_ms = now_ms.saturating_sub(to_ms(status.age));
                 self.reach.good(rule, source, sampled_ms, now_ms);
