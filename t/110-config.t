@@ -102,7 +102,7 @@ qr{$::FILE\Qservices.chat.balance.tries: invalid type: string "2", expected an i
 { "services": { "chat": { "ballance": {} } } }
 --- must_die
 --- error_log eval
-qr{$::FILE\Qservices.chat.ballance: unknown field `ballance`, expected one of `balance`, `score`, `status`, `instances` at line 1 column \E\d}
+qr{$::FILE\Qservices.chat.ballance: unknown field `ballance`, expected one of `balance`, `score`, `status`, `slow_start`, `zone`, `subset`, `instances` at line 1 column \E\d}
 
 
 
@@ -256,7 +256,7 @@ qr{$::TABLE\Qservices.chat.balance.tries: invalid value: integer `17`, expected 
     }
 --- must_die
 --- error_log eval
-qr{$::TABLE\Qwindows: unknown field `windows`, expected one of `etcd`, `window`, `snapshot`, `allow`, `discover`, `fallback`, `services`, `exporter` at line 1 column \E\d}
+qr{$::TABLE\Qwindows: unknown field `windows`, expected one of `etcd`, `window`, `snapshot`, `allow`, `discover`, `fallback`, `gateway`, `services`, `exporter` at line 1 column \E\d}
 
 
 
