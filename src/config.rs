@@ -34,8 +34,8 @@ pub use self::health::{FailurePercentageConfig, HealthConfig, Statuses, SuccessR
 pub use self::slow_start::SlowStartConfig;
 use self::values::{
     Choice, Object, addr, allow, choice, discover, duration_ms, endpoints, etcd_prefix,
-    hash_balance_factor, instances, integer, name, number, object, services, snapshot_path,
-    status_url, unique_keys,
+    hash_balance_factor, instances, integer, name, number, object, prefixes, services,
+    snapshot_path, status_url, unique_keys,
 };
 pub use self::zone::{SubsetConfig, ZoneConfig};
 use crate::model::{Allow, Instance, MAX_WEIGHT, StatusUrl};
@@ -87,6 +87,11 @@ pub struct EtcdConfig {
     /// it. Default: `/ipconfig/v1`.
     #[serde(deserialize_with = "etcd_prefix")]
     pub prefix: String,
+    /// Other clusters, whose instances are served with this one's: by name, without
+    /// a colon, what their keys begin with, in the same etcd. None is below another.
+    /// Default: none.
+    #[serde(deserialize_with = "prefixes")]
+    pub prefixes: BTreeMap<String, String>,
     /// The user to authenticate as; empty, the default, for none.
     pub username: String,
     /// A file that holds the user's password; empty exactly if `username` is.
@@ -101,6 +106,7 @@ impl Default for EtcdConfig {
         Self {
             endpoints: vec!["http://127.0.0.1:2379".into()],
             prefix: "/ipconfig/v1".into(),
+            prefixes: BTreeMap::new(),
             username: String::new(),
             password_file: String::new(),
             tls: TlsConfig::default(),
@@ -581,6 +587,25 @@ impl Config {
     /// The rules that hold between keys.
     fn conflicts(&self) -> Vec<Conflict> {
         let mut found = Vec::new();
+
+        let EtcdConfig { prefix, prefixes, .. } = &self.etcd;
+        let all = || {
+            std::iter::once(("etcd.prefix".to_owned(), prefix)).chain(
+                prefixes.iter().map(|(name, prefix)| (format!("etcd.prefixes.{name}"), prefix)),
+            )
+        };
+        for (path, prefix) in all().skip(1) {
+            let is_other = |other: &&(String, &String)| other.0 != path;
+            let overlaps = |other: &&(String, &String)| {
+                let (one, other) = (format!("{prefix}/"), format!("{}/", other.1));
+                one.starts_with(&other) || other.starts_with(&one)
+            };
+            let all: Vec<_> = all().collect();
+            if let Some((other, _)) = all.iter().filter(is_other).find(overlaps) {
+                let why = format!("{prefix:?} and {other} overlap, expected one beside the other");
+                found.push(Conflict { path, why });
+            }
+        }
 
         let EtcdConfig { username, password_file, tls, .. } = &self.etcd;
         found.extend(missing_half(

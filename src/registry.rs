@@ -21,9 +21,11 @@ use crate::window::Load;
 use crate::wire::control::Control;
 use crate::wire::{self, Key};
 
+mod prefixes;
 mod reach;
 mod service;
 
+use prefixes::Prefixes;
 use service::{Change, Layer, News, Service};
 
 /// What a member's place in the ranking rests on.
@@ -129,7 +131,7 @@ pub struct Reading<'a> {
 /// What exists, by the events so far.
 #[derive(Debug)]
 pub struct Registry {
-    prefix: String,
+    prefixes: Prefixes,
     discover: Discover,
     window: WindowConfig,
     allow: Allow,
@@ -196,7 +198,7 @@ impl Registry {
     pub fn new(config: &Config, now: Instant) -> Self {
         let interval_ms = to_ms(config.exporter.interval);
         let mut registry = Self {
-            prefix: config.etcd.prefix.clone(),
+            prefixes: Prefixes::new(&config.etcd),
             discover: config.discover.clone(),
             window: config.window.clone(),
             allow: config.allow.clone(),
@@ -359,7 +361,8 @@ impl Registry {
             }
             self.revision = self.revision.max(mod_revision);
         }
-        match wire::parse_key(&self.prefix, key) {
+        let Some(parsed) = self.prefixes.parse(key) else { return };
+        match parsed {
             Ok(Key::Instance { service, id }) => {
                 if self.note_key(key, &service, mod_revision) {
                     self.put_instance(key, &service, &id, value, mod_revision);
@@ -407,7 +410,7 @@ impl Registry {
     ) {
         // Whatever is refused, the last good registration stays, as long as the
         // key does.
-        let instance = match wire::decode_instance(id, value) {
+        let mut instance = match wire::decode_instance(id, value) {
             Ok(instance) => instance,
             Err(error) => return self.rejects.reject(&printable(key), error.reason(), error),
         };
@@ -415,6 +418,7 @@ impl Registry {
             return self.rejects.reject(&printable(key), NOT_ALLOWED, outside);
         }
         self.rejects.forget_except(&printable(key), &[]);
+        self.prefixes.label(&mut instance);
         self.register(service, instance, Layer::Etcd(mod_revision));
     }
 
@@ -452,7 +456,7 @@ impl Registry {
         }
         self.note_change(service);
         if let Some(id) = change.eclipsed {
-            let key = Key::Instance { service: service.to_owned(), id }.to_path(&self.prefix);
+            let key = self.prefixes.path(service, &id);
             let error = "a newer registration has the same address and is offered in its place";
             self.rejects.reject(&key, "duplicate_addr", error);
         }
@@ -466,10 +470,14 @@ impl Registry {
         value: &[u8],
         now_ms: u64,
     ) {
-        let batch = match wire::decode_batch(value) {
+        let mut batch = match wire::decode_batch(value) {
             Ok(batch) => batch,
             Err(error) => return self.rejects.reject(&printable(key), error.reason(), error),
         };
+        let cluster = self.prefixes.of_exporter(exporter);
+        if !cluster.is_empty() {
+            batch.reports.iter_mut().for_each(|entry| entry.id.insert_str(0, cluster));
+        }
         let mut news = News::None;
         let mut strangers: Vec<&InstanceReport> = Vec::new();
         let mut service = self.services.get_mut(service_name);
@@ -552,8 +560,8 @@ impl Registry {
     fn remove_key(&mut self, key: &[u8]) {
         self.keys.remove(key);
         self.rejects.forget_except(&printable(key), &[]);
-        match wire::parse_key(&self.prefix, key) {
-            Ok(Key::Instance { service: name, id }) => {
+        match self.prefixes.parse(key) {
+            Some(Ok(Key::Instance { service: name, id })) => {
                 let Some(service) = self.services.get_mut(&name) else { return };
                 let change = service.deregister(&id);
                 if service.is_gone() {
@@ -561,7 +569,7 @@ impl Registry {
                 }
                 self.after_change(&name, change);
             }
-            Ok(Key::Control { service }) if self.controls.remove(&service).is_some() => {
+            Some(Ok(Key::Control { service })) if self.controls.remove(&service).is_some() => {
                 self.note_change(&service);
             }
             _ => {}

@@ -74,7 +74,7 @@ say 'age: ', $view->{age_ms} < 2000 ? 'young' : $view->{age_ms};
 <<"_EOC_";
 {"addr":"127.0.0.1:@{[ $ENV{TEST_NGINX_SERVER_PORT} + 3 ]}","id":"z","in_flight":0,"rank":1,"score":0,"share":0.75,"state":"unreported","weight":3,"zone":"east"}
 {"addr":"127.0.0.1:@{[ $ENV{TEST_NGINX_SERVER_PORT} + 4 ]}","id":"y","in_flight":0,"rank":2,"score":0,"share":0.25,"state":"unknown","weight":1,"zone":""}
-{"age_ms":N,"basis":"priors","count":2,"instances":[],"mode":"live","revision":N,"service":"chat","strategy":"adaptive","version":N}
+{"age_ms":N,"basis":"priors","count":2,"instances":[],"mode":"live","revision":N,"service":"chat","strategy":"adaptive","version":N,"zones":[{"share":0.25,"zone":""},{"share":0.75,"zone":"east"}]}
 revision: that of etcd
 version: 1 or more
 age: young

@@ -78,8 +78,12 @@ impl Seen {
 
 impl Follower {
     fn start(endpoints: &[String]) -> Self {
+        Self::of(&config(endpoints))
+    }
+
+    fn of(config: &EtcdConfig) -> Self {
         let (sender, mut receiver) = mpsc::channel(64);
-        let source = EtcdSource::new(&config(endpoints));
+        let source = EtcdSource::new(config);
         let rng = SmallRng::seed_from_u64(1);
         let seen = Arc::new(Mutex::new(Seen::default()));
         let applied = Arc::clone(&seen);
@@ -235,6 +239,71 @@ async fn compaction_while_disconnected_ends_in_a_list_of_exactly_what_there_is()
     writer.put("/t/after", "1", None).await.unwrap();
     follower.wait_for_key("/t/after", "1").await;
     assert_eq!(follower.lists(), 2, "and watched again after that");
+}
+
+/// Follows `/t` and two other clusters around it, one of them with more keys than a
+/// page has.
+async fn of_clusters(etcd: &Etcd, link: &Link) -> (Connection, Follower) {
+    let writer = connect(etcd).await;
+    for key in ["/s/a", "/t/a", "/tt/outside", "/w/a", "/x/outside", "/a/outside"] {
+        writer.put(key, "1", None).await.unwrap();
+    }
+    for n in 0..1500 {
+        writer.put(&format!("/s/many/{n:04}"), "1", None).await.unwrap();
+    }
+    let prefixes = [("south", "/s"), ("none", "/n"), ("west", "/w")];
+    let prefixes = prefixes.map(|(name, prefix)| (name.to_owned(), prefix.to_owned())).into();
+    let config = EtcdConfig { prefixes, ..config(&[link.endpoint()]) };
+    let follower = Follower::of(&config);
+    follower.wait_for_key("/w/a", "1").await;
+    follower.wait_for("it watches", |seen| seen.state() == Some(WatchState::Watching)).await;
+    (writer, follower)
+}
+
+#[tokio::test]
+async fn several_prefixes_are_listed_as_one_and_watched_as_one() {
+    let etcd = Etcd::start().await;
+    let link = Link::to(etcd.address()).await;
+    let (writer, follower) = of_clusters(&etcd, &link).await;
+    let listed = follower.keys();
+    assert_eq!(listed.len(), 1503, "and nothing from outside");
+    assert!(["/s/a", "/t/a", "/w/a", "/s/many/1499"].iter().all(|key| listed.contains_key(*key)));
+    assert_eq!(follower.lists(), 1);
+
+    for key in ["/w/b", "/s/b", "/t/b"] {
+        writer.put(key, "1", None).await.unwrap();
+    }
+    writer.delete("/s/a").await.unwrap();
+    follower.wait_for("the delete is seen", |seen| !seen.keys.contains_key("/s/a")).await;
+    assert_eq!(follower.changes(), ["+/w/b", "+/s/b", "+/t/b", "-/s/a"]);
+}
+
+#[tokio::test]
+async fn several_prefixes_are_resumed_and_after_compaction_listed_alike() {
+    let etcd = Etcd::start().await;
+    let link = Link::to(etcd.address()).await;
+    let (writer, follower) = of_clusters(&etcd, &link).await;
+    link.cut();
+    follower.wait_for("the cut is noticed", |seen| seen.state() == Some(WatchState::Backoff)).await;
+    writer.delete("/s/a").await.unwrap();
+    writer.put("/w/b", "1", None).await.unwrap();
+    link.mend();
+    follower.wait_for_key("/w/b", "1").await;
+    assert!(!follower.keys().contains_key("/s/a"));
+    assert_eq!(follower.lists(), 1);
+
+    link.cut();
+    follower.wait_for("the cut is noticed", |seen| seen.state() == Some(WatchState::Backoff)).await;
+    writer.delete("/t/a").await.unwrap();
+    writer.delete("/w/a").await.unwrap();
+    let revision = writer.put("/s/b", "1", None).await.unwrap();
+    etcd.ctl(&["compact", &revision.to_string()]);
+    link.mend();
+    follower.wait_for("it is listed", |seen| !seen.keys.contains_key("/w/a")).await;
+    let gone = ["/t/a", "/w/a", "/s/a"];
+    assert!(gone.iter().all(|key| !follower.keys().contains_key(*key)));
+    assert!(["/s/b", "/w/b"].iter().all(|key| follower.keys().contains_key(*key)));
+    assert_eq!((follower.lists(), follower.keys().len()), (2, 1502));
 }
 
 #[tokio::test]

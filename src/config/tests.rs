@@ -82,6 +82,7 @@ fn the_reference_s_sample_means_what_it_says() {
 fn every_key_is_read_into_its_field() {
     let text = r#"{
         "etcd": {"endpoints": ["https://a.example:2379", "http://[::1]:2379"], "prefix": "/p",
+                 "prefixes": {"west": "/west"},
                  "username": "u", "password_file": "/pw",
                  "tls": {"ca": "/ca", "cert": "/cert", "key": "/key"}},
         "window": {"buckets": 60, "bucket": "250ms", "decay": "exponential"},
@@ -162,6 +163,7 @@ fn every_key_is_read_into_its_field() {
         etcd: EtcdConfig {
             endpoints: vec!["https://a.example:2379".into(), "http://[::1]:2379".into()],
             prefix: "/p".into(),
+            prefixes: BTreeMap::from([("west".into(), "/west".into())]),
             username: "u".into(),
             password_file: "/pw".into(),
             tls: TlsConfig { ca: "/ca".into(), cert: "/cert".into(), key: "/key".into() },

@@ -265,6 +265,33 @@ pub fn etcd_prefix<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Erro
     })
 }
 
+/// Reads `etcd.prefixes`.
+pub fn prefixes<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(transparent)]
+    struct Cluster(#[serde(deserialize_with = "cluster")] String);
+
+    impl From<Cluster> for String {
+        fn from(Cluster(name): Cluster) -> Self {
+            name
+        }
+    }
+
+    #[derive(Deserialize)]
+    #[serde(transparent)]
+    struct Prefix(#[serde(deserialize_with = "etcd_prefix")] String);
+
+    let prefixes = unique_keys::<D, Cluster, Prefix>(from)?;
+    Ok(prefixes.into_iter().map(|(name, Prefix(prefix))| (name, prefix)).collect())
+}
+
+fn cluster<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    string_that_is("a cluster's name: 1 to 32 characters out of A-Z a-z 0-9 . _ -", from, |text| {
+        let is_cluster = is_name(text) && text.len() <= 32 && !text.contains(':');
+        is_cluster.then(|| text.to_owned())
+    })
+}
+
 /// Reads the path of the snapshot.
 pub fn snapshot_path<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     string_that_is("an absolute path, or empty for no snapshot", from, |text| {

@@ -1,5 +1,7 @@
 //! What the watcher follows: a range of etcd's keys.
 
+use std::ops::Range;
+
 use etcd_client::{GetOptions, WatchOptions, WatchStream};
 use tonic::Code;
 
@@ -14,41 +16,48 @@ use crate::watcher::{Change, Message, Page, PageRequest, Record, Source, Watch};
 pub struct EtcdSource {
     connector: Connector,
     connection: Option<Connection>,
-    /// First of the range: the prefix and a slash.
-    first: Vec<u8>,
-    /// End of the range, which does not belong to it.
-    end: Vec<u8>,
+    /// At least one, in the order of their keys; none overlaps another.
+    ranges: Vec<Range<Vec<u8>>>,
     page_keys: i64,
 }
 
 impl EtcdSource {
-    /// All keys under `config.prefix`. Reaches nothing yet.
+    /// All keys under `config.prefix` and `config.prefixes`. Reaches nothing yet.
+    ///
+    /// One watch from the first to the last, so that one cursor tells what was
+    /// delivered of all: changes of what is between them come along. They are
+    /// listed one after another, at one revision.
     pub fn new(config: &EtcdConfig) -> Self {
         // '0' is the character after '/', so that the range is all that begins
         // with the prefix and a slash.
-        Self::range(config, "/", "0")
+        let below = |prefix: &String| range(prefix, "/", "0");
+        let mut ranges: Vec<_> = config.prefixes.values().map(below).collect();
+        ranges.push(below(&config.prefix));
+        ranges.sort_unstable_by(|one, other| one.start.cmp(&other.start));
+        Self::over(config, ranges)
     }
 
     /// The exporters and the instances under `config.prefix`, and nothing of what
     /// exporters write each second: `exporters/` and `instances/` are neighbours
     /// among the kinds of keys, which a test holds fast.
     pub fn of_exporters_and_instances(config: &EtcdConfig) -> Self {
-        Self::range(config, "/exporters/", "/instances0")
+        Self::over(config, vec![range(&config.prefix, "/exporters/", "/instances0")])
     }
 
-    fn range(config: &EtcdConfig, first: &str, end: &str) -> Self {
-        let bound = |rest: &str| format!("{}{rest}", config.prefix).into_bytes();
-        Self {
-            connector: Connector::new(config),
-            connection: None,
-            first: bound(first),
-            end: bound(end),
-            page_keys: PAGE_KEYS,
-        }
+    fn over(config: &EtcdConfig, ranges: Vec<Range<Vec<u8>>>) -> Self {
+        let connector = Connector::new(config);
+        Self { connector, connection: None, ranges, page_keys: PAGE_KEYS }
+    }
+
+    /// From the first of all ranges to the end of the last.
+    fn all(&self) -> Range<Vec<u8>> {
+        let first = self.ranges.first().map(|range| range.start.clone());
+        let last = self.ranges.last().map(|range| range.end.clone());
+        first.unwrap_or_default()..last.unwrap_or_default()
     }
 
     fn action(&self, verb: &str) -> String {
-        format!("{verb} {}", String::from_utf8_lossy(&self.first))
+        format!("{verb} {}", String::from_utf8_lossy(&self.all().start))
     }
 
     fn connection(&self, verb: &str) -> Result<Connection, EtcdError> {
@@ -69,19 +78,38 @@ impl Source for EtcdSource {
 
     async fn list(&mut self, page: PageRequest) -> Result<Page, EtcdError> {
         let connection = self.connection("list")?;
-        let (action, from) = (self.action("list"), first_after(&self.first, page.after));
-        let options = GetOptions::new().with_range(self.end.clone());
-        let options = options.with_revision(page.revision.unwrap_or(0));
-        let mut answer = connection.page(&action, from, options, &mut self.page_keys).await?;
-        let Some(header) = answer.take_header() else {
-            return Err(EtcdError::new(action, &connection.endpoint, Cause::NoHeader));
-        };
-        Ok(Page {
-            cluster_id: header.cluster_id(),
-            revision: header.revision(),
-            more: answer.more(),
-            records: answer.take_kvs().into_iter().map(record).collect(),
-        })
+        let action = self.action("list");
+        // A range that the list is past, or in, is one that begins before its last key.
+        let is_next =
+            |range: &&Range<Vec<u8>>| page.after.as_ref().is_none_or(|it| *it < range.end);
+        let mut ranges = self.ranges.iter().filter(is_next).peekable();
+        let mut revision = page.revision;
+        loop {
+            let Some(range) = ranges.next() else {
+                // Nothing is after the last key of the last range.
+                return Err(EtcdError::new(action, &connection.endpoint, Cause::NoHeader));
+            };
+            let after = page.after.clone().filter(|it| *it >= range.start);
+            let from = first_after(&range.start, after);
+            let options = GetOptions::new().with_range(range.end.clone());
+            let options = options.with_revision(revision.unwrap_or(0));
+            let mut answer = connection.page(&action, from, options, &mut self.page_keys).await?;
+            let Some(header) = answer.take_header() else {
+                return Err(EtcdError::new(action, &connection.endpoint, Cause::NoHeader));
+            };
+            let is_last = ranges.peek().is_none();
+            let records: Vec<Record> = answer.take_kvs().into_iter().map(record).collect();
+            if records.is_empty() && !is_last {
+                revision = revision.or(Some(header.revision()));
+                continue;
+            }
+            return Ok(Page {
+                cluster_id: header.cluster_id(),
+                revision: revision.unwrap_or(header.revision()),
+                more: answer.more() || !is_last,
+                records,
+            });
+        }
     }
 
     /// One stream for the whole range. Without fragments: the client does not
@@ -89,9 +117,9 @@ impl Source for EtcdSource {
     /// would step over the rest of a revision.
     async fn watch(&mut self, from_revision: i64) -> Result<EtcdWatch, EtcdError> {
         let Connection { mut watch, endpoint, .. } = self.connection("watch")?;
-        let options =
-            WatchOptions::new().with_range(self.end.clone()).with_start_revision(from_revision);
-        let opened = watch.watch(self.first.clone(), Some(options));
+        let all = self.all();
+        let options = WatchOptions::new().with_range(all.end).with_start_revision(from_revision);
+        let opened = watch.watch(all.start, Some(options));
         let action = self.action("watch");
         let stream = call(action.clone(), &endpoint, REQUEST_TIMEOUT, opened).await?;
         Ok(EtcdWatch { stream, action, endpoint })
@@ -106,6 +134,11 @@ impl Source for EtcdSource {
     fn history_is_lost(error: &EtcdError) -> bool {
         error.code() == Some(Code::OutOfRange)
     }
+}
+
+/// The keys of a prefix from one rest to another.
+fn range(prefix: &str, first: &str, end: &str) -> Range<Vec<u8>> {
+    format!("{prefix}{first}").into_bytes()..format!("{prefix}{end}").into_bytes()
 }
 
 fn record(kv: etcd_client::KeyValue) -> Record {
@@ -182,11 +215,7 @@ mod tests {
             (Key::Policy { service }, false),
         ] {
             let path = key.to_path(&config.prefix).into_bytes();
-            assert_eq!(
-                (source.first.clone()..source.end.clone()).contains(&path),
-                is_in,
-                "{key:?}"
-            );
+            assert_eq!(source.all().contains(&path), is_in, "{key:?}");
         }
     }
 }

@@ -429,6 +429,9 @@ mod tests {
         for gateways in [1, 4, 16] {
             for elsewhere in [0.0, 100.0] {
                 let past = fed_back(gateways, 500.0, [elsewhere, 100.0, 100.0], 400.0);
+                // Soon, and without a swing: reports that are told late move nothing twice.
+                let late: Vec<f64> = past[30..].iter().map(|(it, _)| *it).collect();
+                assert!(late.iter().all(|it| (0.74..0.86).contains(it)), "{gateways}: {late:?}");
                 let (utilization, shares) = past.last().unwrap();
                 assert!((0.76..0.84).contains(utilization), "{gateways}: {utilization}");
                 let spread =
