@@ -10,6 +10,7 @@
 //! slots     instance -> counters, in-flight and live averages (of the whole host)
 //! rows      worker   -> owner's pid, its part of each slot's in-flight
 //! reports   instance -> the load report that its last responses brought
+//! rules     service  -> requests by routing rule
 //! ```
 //!
 //! Each worker adds its in-flight to the slot, to the service and to a row of its
@@ -23,6 +24,7 @@ mod average;
 mod clock;
 mod report;
 mod rows;
+mod rules;
 mod slots;
 
 use std::io;
@@ -36,6 +38,7 @@ pub use clock::{coarse_ms, monotonic_ms};
 pub use report::LOOK_EVERY_MS;
 use rows::Row;
 pub use rows::RowId;
+pub use rules::RuleId;
 use slots::Slot;
 pub use slots::{NO_SLOT, Open, Outcome, Seen, identity};
 
@@ -127,6 +130,7 @@ struct Layout {
     slots: [Slot; MAX_SLOTS],
     rows: [Row; MAX_ROWS],
     reports: report::Reports,
+    rules: [rules::Counts; MAX_SERVICES],
 }
 
 /// The mapped board. Cheap to copy; there is one a process.

@@ -10,6 +10,7 @@
 //! `doc/configuration.md` is the reference for users; a test compares its keys,
 //! defaults and ranges with this file.
 
+pub(crate) mod rules;
 pub(crate) mod values;
 
 use std::collections::hash_map::Entry;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+pub use self::rules::{MAX_RULES, Rule, Wanted};
 use self::values::{
     Choice, Object, addr, allow, choice, discover, duration_ms, endpoints, etcd_prefix,
     hash_balance_factor, instances, integer, name, number, object, services, snapshot_path,
@@ -218,6 +220,10 @@ pub struct ServiceConfig {
     /// What becomes of instances that do not say how they are.
     #[serde(deserialize_with = "object")]
     pub status: StatusConfig,
+    /// Which requests go to which instances, the first rule that takes one first; at
+    /// most 16. Default: none.
+    #[serde(deserialize_with = "rules::rules")]
+    pub rules: Vec<Rule>,
     /// The instances known without etcd: no two of one id, no two of one
     /// address. Default: none.
     #[serde(deserialize_with = "instances")]

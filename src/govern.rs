@@ -10,6 +10,10 @@
 //! Who is not offered at all (drained, disabled, out) is not in the ranking: the
 //! registry sees to that.
 
+use std::collections::BTreeMap;
+
+use crate::config::Rule;
+use crate::config::rules::groups_of;
 use crate::ranking::{Entry, Ranking, State};
 use crate::wire::control::Control;
 
@@ -44,6 +48,8 @@ pub struct Governed<'a> {
     pub is_manual: bool,
     /// Whether too few are healthy to leave the others out.
     pub is_panic: bool,
+    /// Which requests go to which instances.
+    pub rules: &'a [Rule],
     /// One for each of the ranking's entries, in rank order.
     pub shares: Vec<Share<'a>>,
 }
@@ -63,12 +69,31 @@ pub struct Share<'a> {
     pub prior: f64,
     /// What the weight is multiplied by; finite, not negative.
     pub factor: f64,
+    /// The rules that select it: bit 0 for the first.
+    pub groups: u16,
 }
 
 impl Share<'_> {
     /// Its share of the traffic is this over the sum of all.
     pub fn weight(&self) -> f64 {
         self.base * self.factor
+    }
+}
+
+impl<'a> Governed<'a> {
+    /// Puts rules in force, by the labels of each instance, which `labels` knows by id.
+    pub fn route<'l>(
+        mut self,
+        rules: &'a [Rule],
+        labels: impl Fn(&str) -> Option<&'l BTreeMap<String, String>>,
+    ) -> Self {
+        self.rules = rules;
+        if !rules.is_empty() {
+            for share in &mut self.shares {
+                share.groups = labels(&share.entry.id).map_or(0, |it| groups_of(rules, it));
+            }
+        }
+        self
     }
 }
 
@@ -100,10 +125,10 @@ pub fn govern<'a>(
             Health::Ejected => State::Ejected,
             Health::Failing => State::Failing,
         };
-        Share { entry, state, base, prior, factor: health }
+        Share { entry, state, base, prior, factor: health, groups: 0 }
     };
     let shares = entries.iter().zip(facts).map(share).collect();
-    Governed { ranking, control, is_manual: manual.is_some(), is_panic, shares }
+    Governed { ranking, control, is_manual: manual.is_some(), is_panic, rules: &[], shares }
 }
 
 #[cfg(test)]

@@ -301,7 +301,8 @@ impl<S: Store> Conductor<S> {
         let Some(ranking) = self.rank(service) else { return };
         let (revision, now_ms) = (self.registry.revision(), board::monotonic_ms());
         let facts = vec![Facts::default(); ranking.entries.len()];
-        let governed = govern::govern(&ranking, self.registry.control(service), &facts, 50);
+        let governed = govern::govern(&ranking, self.registry.control(service), &facts, 50)
+            .route(self.registry.rules(service), |id| self.registry.labels(service, id));
         match self.publisher.publish(service, &governed, revision, now_ms) {
             Ok(()) => {
                 self.failing.remove(service);

@@ -318,7 +318,12 @@ fn values_of(
         why: control.why.clone(),
     });
     let strategy = governed.control.and_then(|control| control.strategy);
-    (ServiceValue { strategy, control, instances }, records)
+    let rules = governed.rules.to_vec();
+    let groups = match rules.is_empty() {
+        true => Vec::new(),
+        false => by_id(governed).iter().map(|(share, _)| share.groups).collect(),
+    };
+    (ServiceValue { strategy, control, rules, groups, instances }, records)
 }
 
 /// The shares in the order in which they are published, by id, each with its record.

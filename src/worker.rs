@@ -1,6 +1,7 @@
 //! One worker's side: its views of the rankings, its pickers, and the requests
 //! that it has under way. All on nginx's event loop, so nothing here blocks.
 
+mod routes;
 mod tries;
 
 use std::borrow::Cow;
@@ -13,12 +14,13 @@ pub use tries::{Tries, outcome_of};
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use routes::{Plan, Routes, Rules};
 use serde::Serialize;
 
 use crate::board::{self, Board, Open, Outcome, RowId, ServiceId};
-use crate::config::{BalanceConfig, Config, Discover, Strategy};
+use crate::config::{BalanceConfig, Config, Discover, Rule, Strategy};
 use crate::picker::{self, Live, Memory, Moment, Picker, Ranked};
-use crate::ranking::Basis;
+use crate::ranking::{Basis, State};
 use crate::value::{
     self, ControlValue, InstanceValue, RankingValue, Record, ServiceValue, ValueError,
 };
@@ -37,6 +39,8 @@ pub struct Worker {
     /// the plugin's thread silent before Lua falls back.
     patience_ms: u32,
     flights: Flights,
+    /// What was chosen last.
+    last: Last,
     /// The slot and the address of the instance whose response is to be looked at
     /// for a load report.
     looks_at: Option<(u32, SocketAddr)>,
@@ -66,6 +70,10 @@ struct View {
     peers: Peers,
     ranking: RankingValue,
     picker: Box<dyn Picker>,
+    /// Where there are rules.
+    routes: Option<Box<Routes>>,
+    /// Whether any instance has a weight.
+    is_weighted: bool,
 }
 
 /// The instances of one version, kept from ranking to ranking.
@@ -74,6 +82,7 @@ struct Peers {
     /// The operator's, in place of the configured one.
     strategy: Option<Strategy>,
     control: Option<ControlValue>,
+    plan: Plan,
     instances: Vec<InstanceValue>,
     targets: Vec<Target>,
     /// Close together: a pick looks at two that are far apart otherwise.
@@ -89,6 +98,9 @@ struct Flight {
     open: Open,
     /// Where it went.
     addr: Option<SocketAddr>,
+    /// The rules that took it, those of this version of the instances.
+    rules: Rules,
+    rules_version: u64,
     tries: usize,
     /// Identities of the instances that it went to, by try.
     tried: [u64; MAX_TRIES],
@@ -125,6 +137,53 @@ pub struct Request<'a> {
     pub tried: Option<&'a [u8]>,
     /// A hash of what it is to be kept together by; `None` if it is not.
     pub key: Option<u64>,
+    /// The rules whose conditions hold for it: bit 0 for the first.
+    pub rules: u16,
+}
+
+/// Why a request went where it did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Explanation<'a> {
+    /// Its instance's id; empty where there was none.
+    pub instance: &'a str,
+    /// The tries that it has had, this one included.
+    pub tries: u32,
+    /// One of [`MODES`].
+    pub mode: &'static str,
+    /// The rule that it went by, from 0.
+    pub rule: Option<u32>,
+    /// What decided.
+    pub reason: Reason,
+}
+
+/// What decided on an instance, beside that another one failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The strategy, among all or those that no rule selects.
+    Strategy,
+    /// The strategy, among those of a rule.
+    Rule,
+    /// Too few are healthy for this one to be left out.
+    Panic,
+    /// Nothing else was left: it is to get no requests.
+    LastResort,
+    /// There was none to send it to.
+    Nothing,
+}
+
+/// What was chosen last.
+#[derive(Debug, Clone, Copy)]
+struct Last {
+    service: u32,
+    index: usize,
+    tries: usize,
+    rule: Option<usize>,
+}
+
+impl Default for Last {
+    fn default() -> Self {
+        Last { service: u32::MAX, index: 0, tries: 0, rule: None }
+    }
 }
 
 /// What a worker is to load before it can pick by the newest ranking.
@@ -202,6 +261,7 @@ impl Worker {
             discover: config.discover.clone(),
             patience_ms: config.fallback.after_ms(),
             flights,
+            last: Last::default(),
             looks_at: None,
             rng: SmallRng::seed_from_u64(seed),
         };
@@ -280,7 +340,7 @@ impl Worker {
     ) -> Result<(), ValueError> {
         let Some(service) = self.services.get_mut(service as usize) else { return Ok(()) };
         let announced = self.board.version(service.id);
-        match service.view(instances, ranking, &mut self.rng) {
+        match service.view(self.board, instances, ranking, &mut self.rng) {
             Ok(Read::View(view)) => {
                 // What is read may be newer than what was announced before.
                 service.attempted = announced.max(view.version);
@@ -339,6 +399,9 @@ impl Worker {
         let last = std::mem::take(&mut flight.open);
         let outcome = if request.has_answered { Outcome::Answered } else { Outcome::Failed };
         self.board.end_request(self.row, last, outcome, now_ms);
+        if !request.is_retry || flight.rules_version != view.peers.version {
+            (flight.rules, flight.rules_version) = (request.rules, view.peers.version);
+        }
         let now = Try {
             board: self.board,
             service: known.id,
@@ -348,9 +411,23 @@ impl Worker {
             now_ms,
         };
         let room = flight.tries < MAX_TRIES;
-        let Some(index) = room.then(|| view.picker.pick(&now, &mut self.rng)).flatten() else {
+        let (rng, rules) = (&mut self.rng, flight.rules);
+        let routed = view.routes.as_mut().filter(|_| room);
+        let routed = routed.and_then(|routes| routes.pick(rules, &now, rng));
+        let picked = routed.or_else(|| {
+            let any = if room { view.picker.pick(&now, rng) } else { None };
+            any.map(|index| (index, None))
+        });
+        self.last = Last { service, index: usize::MAX, tries: flight.tries, rule: None };
+        let Some((index, rule)) = picked else {
             return Choice::Nothing;
         };
+        if let (Some(rule), false) = (rule, request.is_retry)
+            && let Some(counter) = view.peers.plan.counters[rule]
+        {
+            self.board.count_rule(known.id, counter);
+        }
+        self.last = Last { service, index, tries: flight.tries + 1, rule };
 
         let (slot, identity) = (view.peers.slots[index], view.peers.identities[index]);
         let target = &view.peers.targets[index];
@@ -428,6 +505,38 @@ impl Worker {
         Ok(())
     }
 
+    /// The rules of a service, as JSON; `None` where it has none.
+    pub fn rules(&self, service: u32) -> Option<String> {
+        let view = self.services.get(service as usize)?.view.as_ref()?;
+        let rules = &view.peers.plan.rules;
+        if rules.is_empty() { None } else { serde_json::to_string(rules).ok() }
+    }
+
+    /// Why the last request went where it did; `None` before the first one.
+    pub fn explain(&self, now_ms: u64) -> Option<Explanation<'_>> {
+        let Last { service, index, tries, rule } = self.last;
+        let view = self.services.get(service as usize)?.view.as_ref()?;
+        let mode = self.mode_of(view, now_ms);
+        let tries = tries as u32;
+        let Some(record) = view.ranking.records.get(index) else {
+            let reason = Reason::Nothing;
+            return Some(Explanation { instance: "", tries, mode, rule: None, reason });
+        };
+        let reason = match record.state {
+            State::Ejected | State::Failing if record.factor > 0.0 => Reason::Panic,
+            _ if rule.is_some() => Reason::Rule,
+            _ if record.weight == 0.0 && view.is_weighted => Reason::LastResort,
+            _ => Reason::Strategy,
+        };
+        Some(Explanation {
+            instance: &view.peers.instances.get(index)?.id,
+            tries,
+            mode,
+            rule: rule.map(|rule| rule as u32),
+            reason,
+        })
+    }
+
     /// The best `n` of a service as the HTTP API shows them, as JSON. `None`
     /// while this worker has no ranking of it.
     pub fn best(&self, service: u32, n: usize, now_ms: u64) -> Option<String> {
@@ -456,12 +565,10 @@ impl Worker {
         });
         let view = ServiceView {
             service: &service.name,
-            mode: match self.mode(now_ms) {
-                "live" if view.peers.is_manual() => "manual",
-                mode => mode,
-            },
+            mode: self.mode_of(view, now_ms),
             strategy: view.peers.strategy.unwrap_or(service.balance.strategy).as_str(),
             control: view.peers.control.as_ref(),
+            rules: self.rule_counts(service, view),
             basis: view.ranking.basis.as_str(),
             version: view.version,
             revision: source.revision,
@@ -470,6 +577,35 @@ impl Worker {
             instances: instances.collect(),
         };
         serde_json::to_string(&view).ok()
+    }
+
+    fn mode_of(&self, view: &View, now_ms: u64) -> &'static str {
+        match self.mode(now_ms) {
+            "live" if view.peers.is_manual() => "manual",
+            mode => mode,
+        }
+    }
+
+    fn rule_counts<'a>(&self, service: &Service, view: &'a View) -> Vec<RuleView<'a>> {
+        let plan = &view.peers.plan;
+        let of = |(index, rule)| RuleView {
+            rule,
+            selected: plan.selected(index),
+            requests: plan.counters[index].map_or(0, |id| self.board.rule_requests(service.id, id)),
+        };
+        plan.rules.iter().enumerate().map(of).collect()
+    }
+
+    /// Service, rule and requests of each rule in force that is counted.
+    pub fn rule_requests(&self) -> impl Iterator<Item = (&str, &str, u64)> {
+        let with_view = self.services.iter().filter_map(|it| Some((it, it.view.as_ref()?)));
+        with_view.flat_map(|(service, view)| {
+            let plan = &view.peers.plan;
+            plan.rules.iter().zip(&plan.counters).filter_map(|(rule, counter)| {
+                let requests = self.board.rule_requests(service.id, (*counter)?);
+                Some((service.name.as_str(), rule.name.as_str(), requests))
+            })
+        })
     }
 
     /// How fresh the rankings are, see [`SourceState::mode`](board::SourceState::mode).
@@ -538,6 +674,7 @@ impl Service {
     /// not decoded again.
     fn view(
         &mut self,
+        board: Board,
         instances: Option<&[u8]>,
         ranking: &[u8],
         rng: &mut SmallRng,
@@ -551,7 +688,7 @@ impl Service {
             None => return Ok(Read::Lacking),
             Some(instances) => match value::open(instances)? {
                 (found, body) if found == wanted => {
-                    Some(Peers::new(&self.name, found, ServiceValue::decode(body)?))
+                    Some(Peers::new(self, board, found, ServiceValue::decode(body)?))
                 }
                 (found, _) if found > wanted => return Ok(Read::Overtaken { version }),
                 (found, _) => return Err(ValueError::Mismatch { wanted, found }),
@@ -563,10 +700,15 @@ impl Service {
             let what = format!("{} records for {count} instances", ranking.records.len());
             return Err(ValueError::Body(what));
         }
-        let (known, memory) = match self.view.take() {
-            Some(view) => (Some(view.peers), view.picker.into_memory()),
-            None => (None, Memory::Nothing),
+        let (known, memory, routes) = match self.view.take() {
+            Some(view) => (Some(view.peers), view.picker.into_memory(), view.routes),
+            None => (None, Memory::Nothing, None),
         };
+        let is_same_plan = decoded
+            .as_ref()
+            .zip(known.as_ref())
+            .is_none_or(|(new, old)| new.plan.rules == old.plan.rules);
+        let memories = routes.filter(|_| is_same_plan).map(|routes| routes.into_memories());
         let peers = decoded.or(known).ok_or(ValueError::Missing)?;
         let ranked = Ranked {
             identities: &peers.identities,
@@ -579,7 +721,11 @@ impl Service {
         let strategy = peers.strategy.unwrap_or(configured.strategy);
         let balance = BalanceConfig { strategy, ..configured.clone() };
         let picker = picker::rebuild(&balance, ranked, memory, rng);
-        Ok(Read::View(Box::new(View { version, peers, ranking, picker })))
+        let memories = memories.unwrap_or_default();
+        let routes = Routes::new(&peers.plan, &balance, ranked, memories, rng).map(Box::new);
+        let is_weighted = ranking.records.iter().any(|record| record.weight > 0.0);
+        let view = View { version, peers, ranking, picker, routes, is_weighted };
+        Ok(Read::View(Box::new(view)))
     }
 }
 
@@ -593,13 +739,16 @@ fn governed_priors<'a>(priors: &'a [f64], records: &[Record]) -> Cow<'a, [f64]> 
 }
 
 impl Peers {
-    fn new(service: &str, version: u64, value: ServiceValue) -> Self {
-        let ServiceValue { strategy, control, instances } = value;
-        let identity = |i: &InstanceValue| board::identity(service, &i.id, &i.addr);
+    fn new(service: &Service, board: Board, version: u64, value: ServiceValue) -> Self {
+        let ServiceValue { strategy, control, rules, groups, instances } = value;
+        let identity = |i: &InstanceValue| board::identity(&service.name, &i.id, &i.addr);
+        let names: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
+        let counters = board.rules(service.id, &names);
         Peers {
             version,
             strategy,
             control,
+            plan: Plan { rules, counters, groups },
             targets: instances.iter().map(|instance| Target::new(&instance.addr)).collect(),
             slots: instances.iter().map(|instance| instance.slot).collect(),
             identities: instances.iter().map(identity).collect(),
@@ -721,12 +870,24 @@ struct ServiceView<'a> {
     /// The operator's hand; left out where there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     control: Option<&'a ControlValue>,
+    /// Left out where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rules: Vec<RuleView<'a>>,
     basis: &'static str,
     version: u64,
     revision: i64,
     age_ms: u64,
     count: usize,
     instances: Vec<InstanceView<'a>>,
+}
+
+/// A rule, beside the instances that it selects and the requests that it took.
+#[derive(Serialize)]
+struct RuleView<'a> {
+    #[serde(flatten)]
+    rule: &'a Rule,
+    selected: usize,
+    requests: u64,
 }
 
 #[derive(Serialize)]

@@ -93,7 +93,7 @@ where
 }
 
 /// A list; an empty one may also be written `{}`.
-struct List<T>(Vec<T>);
+pub struct List<T>(pub Vec<T>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::reach::{self, IN_BAND, Reach, Rule, Source};
 use super::{Member, Reading, State, to_ms};
-use crate::config::{ServiceConfig, WindowConfig};
+use crate::config::{self, ServiceConfig, WindowConfig};
 use crate::model::{Instance, InstanceReport, Report, Status, StatusUrl};
 use crate::reckon::{Figures, Reckoner};
 use crate::window::Window;
@@ -227,6 +227,16 @@ impl Service {
         let until_ms = self.moves_until_ms;
         self.moves_until_ms = until_ms.filter(|until_ms| now_ms <= *until_ms);
         until_ms.is_some()
+    }
+
+    /// The configured rules.
+    pub fn rules(&self) -> &[config::Rule] {
+        &self.config.rules
+    }
+
+    /// The labels of an instance, as its registration in force says.
+    pub fn labels(&self, id: &str) -> Option<&BTreeMap<String, String>> {
+        Some(&self.instances.get(id)?.current()?.labels)
     }
 
     /// What the service has to offer.

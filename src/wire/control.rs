@@ -6,8 +6,9 @@ use std::time::SystemTime;
 use serde::{Deserialize, Deserializer};
 
 use super::{RecordError, refuse_larger_than};
+use crate::config::rules::rules;
 use crate::config::values::{Choice, Object, choice, name, number, string_that_is, unique_keys};
-use crate::config::{ConfigError, Conflict, Strategy};
+use crate::config::{ConfigError, Conflict, Rule, Strategy};
 
 /// The largest value that is read, in bytes: room for the weights of 10,000
 /// instances.
@@ -28,6 +29,9 @@ pub struct Control {
     /// In place of the configured one.
     #[serde(deserialize_with = "strategy")]
     pub strategy: Option<Strategy>,
+    /// In place of the configured ones, all of them; an empty list is none.
+    #[serde(deserialize_with = "some_rules")]
+    pub rules: Option<Vec<Rule>>,
     /// Instances that get no new requests, and are otherwise as they were.
     #[serde(deserialize_with = "ids")]
     pub drain: BTreeSet<String>,
@@ -140,6 +144,10 @@ fn strategy<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Strategy>, D::E
     choice(from).map(Some)
 }
 
+fn some_rules<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<Rule>>, D::Error> {
+    rules(from).map(Some)
+}
+
 fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SystemTime>, D::Error> {
     string_that_is("a time as in RFC 3339, such as 2026-11-20T18:00:00Z", from, |text| {
         humantime::parse_rfc3339(text).ok().map(Some)
@@ -173,6 +181,10 @@ mod tests {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         assert!(!control.has_lapsed(at(59)) && control.has_lapsed(at(60)));
 
+        let control = decode(r#"{"rules": [{"name": "new", "to": {"version": "2"}}]}"#).unwrap();
+        assert_eq!(control.rules.map(|rules| rules[0].name.clone()), Some("new".into()));
+        assert_eq!(decode(r#"{"rules": []}"#).unwrap().rules, Some(vec![]));
+
         let nothing = decode("{}").unwrap();
         assert_eq!(nothing, Control::default());
         assert_eq!(nothing.manual_weight("a"), None);
@@ -189,6 +201,8 @@ mod tests {
             (r#"{"weights": {"a": 1}}"#, "weights: found in mode auto"),
             (r#"{"mode": "manual", "weights": {"a": 1001}}"#, "expected a number from 0 to 1000"),
             (r#"{"mode": "manual", "weights": {"a": 1, "a": 2}}"#, "duplicate key"),
+            (r#"{"rules": [{"name": "a"}]}"#, "rules[0]: missing field `to`"),
+            (r#"{"rules": null}"#, "rules: invalid type"),
             (r#"{"drain": "a"}"#, "drain: invalid type"),
             (r#"{"drain": ["a b"]}"#, "drain[0]: "),
             (r#"{"strategy": "fastest"}"#, "strategy: "),

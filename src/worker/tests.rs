@@ -20,7 +20,7 @@ struct Gateway {
 }
 
 fn first_try(address: usize) -> Request<'static> {
-    Request { address, is_retry: false, has_answered: false, tried: None, key: None }
+    Request { address, is_retry: false, has_answered: false, tried: None, key: None, rules: 0 }
 }
 
 impl Gateway {
