@@ -200,4 +200,17 @@ mod tests {
         let states: Vec<_> = governed.shares.iter().map(|share| share.state).collect();
         assert_eq!(states, [State::Reporting, State::Ejected, State::Failing]);
     }
+
+    #[test]
+    fn rules_select_by_labels_and_an_instance_without_any_is_of_the_rest() {
+        let text =
+            r#"{"rules": [{"name": "new", "to": {"v": "2"}}, {"name": "x", "to": {"z": "x"}}]}"#;
+        let rules = decode_control(text.as_bytes()).unwrap().rules.unwrap();
+        let ranking = ranking(&[1.0, 1.0, 1.0]);
+        let labels = BTreeMap::from([("v".to_owned(), "2".to_owned())]);
+        let governed = govern(&ranking, None, &[Facts::default(); 3], 50)
+            .route(&rules, |id| (id == "b").then_some(&labels));
+        assert_eq!(governed.rules, rules);
+        assert_eq!(governed.shares.iter().map(|it| it.groups).collect::<Vec<_>>(), [0, 1, 0]);
+    }
 }

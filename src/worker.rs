@@ -72,8 +72,6 @@ struct View {
     picker: Box<dyn Picker>,
     /// Where there are rules.
     routes: Option<Box<Routes>>,
-    /// Whether any instance has a weight.
-    is_weighted: bool,
 }
 
 /// The instances of one version, kept from ranking to ranking.
@@ -165,8 +163,6 @@ pub enum Reason {
     Rule,
     /// Too few are healthy for this one to be left out.
     Panic,
-    /// Nothing else was left: it is to get no requests.
-    LastResort,
     /// There was none to send it to.
     Nothing,
 }
@@ -525,7 +521,6 @@ impl Worker {
         let reason = match record.state {
             State::Ejected | State::Failing if record.factor > 0.0 => Reason::Panic,
             _ if rule.is_some() => Reason::Rule,
-            _ if record.weight == 0.0 && view.is_weighted => Reason::LastResort,
             _ => Reason::Strategy,
         };
         Some(Explanation {
@@ -723,8 +718,7 @@ impl Service {
         let picker = picker::rebuild(&balance, ranked, memory, rng);
         let memories = memories.unwrap_or_default();
         let routes = Routes::new(&peers.plan, &balance, ranked, memories, rng).map(Box::new);
-        let is_weighted = ranking.records.iter().any(|record| record.weight > 0.0);
-        let view = View { version, peers, ranking, picker, routes, is_weighted };
+        let view = View { version, peers, ranking, picker, routes };
         Ok(Read::View(Box::new(view)))
     }
 }

@@ -11,7 +11,6 @@ sub logged_requests {
     my $file = IpconfigTest::Parts::servroot() . '/logs/' . ($name // 'identity') . '.log';
     my @lines;
     await("$n lines in the log", sub { @lines = split /\n/, slurp($file); @lines >= $n });
-    unlink $file if 0;
     return @lines;
 }
 
@@ -146,7 +145,7 @@ $lines[1] =~ s/\[1\]/[n]/;
 $lines[2] =~ s/\[[12]\]/[n]/;
 say($_) for @lines;
 --- response_body
-/who [] 0  refused:unknown 503
+/who [] 0 static refused:unknown 503
 /one [n] 1 live strategy 502
 /two [n] 2 live retry:error 502
 /three [] 0 live refused:empty 503
@@ -155,7 +154,7 @@ nothing to offer for service
 
 
 
-=== TEST 4: what serves by weight 0 is a last resort, and the operator's 0 is one
+=== TEST 4: an instance of weight 0 serves where the others failed
 --- http_config eval: $main::Logged
 --- config eval: $main::Location
 --- ipconfig

@@ -78,7 +78,6 @@ fn the_codes_and_the_version_are_the_same_on_both_sides_and_there_are_no_others(
     let of_the_library = [
         ("ABI", i64::from(ffi::ABI)),
         ("AGAIN", ffi::AGAIN.into()),
-        ("BY_LAST_RESORT", ffi::BY_LAST_RESORT.into()),
         ("BY_NOTHING", ffi::BY_NOTHING.into()),
         ("BY_PANIC", ffi::BY_PANIC.into()),
         ("BY_RULE", ffi::BY_RULE.into()),

@@ -93,6 +93,7 @@ fn every_key_is_read_into_its_field() {
             "balance": {"strategy": "p2c", "tries": 0, "hash_balance_factor": 1000},
             "score": {"cpu": 1, "memory": 2, "rate": 3, "latency": 4, "errors": 5.5, "memory_unit_mib": 64},
             "status": {"missed": 7, "unreachable": "keep"},
+            "rules": [{"name": "r", "to": {"version": "1.4"}, "percent": 5}],
             "instances": [{"id": "i", "addr": "[fd00::5]:8080", "weight": 0.5, "zone": "z",
                            "labels": {"version": "1.4"}, "status": "orcas://host:1", "drain": true}]}},
         "exporter": {"id": "e", "interval": "2s", "timeout": "2s", "retries": 0, "listen": "[::]:1",
@@ -110,6 +111,15 @@ fn every_key_is_read_into_its_field() {
             memory_unit_mib: 64,
         },
         status: StatusConfig { missed: 7, unreachable: Unreachable::Keep },
+        rules: vec![Rule {
+            name: "r".into(),
+            to: BTreeMap::from([("version".into(), "1.4".into())]),
+            header: BTreeMap::new(),
+            cookie: BTreeMap::new(),
+            query: BTreeMap::new(),
+            percent: 5.0,
+            key: String::new(),
+        }],
         instances: vec![Instance {
             id: "i".into(),
             addr: "[fd00::5]:8080".parse().unwrap(),
@@ -692,7 +702,7 @@ fn known_paths(section: &str) -> Vec<String> {
     };
     let of_key = |key| match format!("{section}.{key}").trim_start_matches('.') {
         path @ "services" => [vec![path.into()], known_paths("services.<service>")].concat(),
-        path if key == "instances" => {
+        path if ["instances", "rules"].contains(&key) => {
             [vec![path.into()], known_paths(&format!("{path}[]"))].concat()
         }
         path => known_paths(path),
@@ -712,7 +722,10 @@ fn the_reference_has_each_key_once_and_no_other() {
 /// A file with one service and one instance, and what it has beside its required
 /// keys.
 fn file_with_all(values: &[(&str, Value)]) -> String {
-    let mut file = json!({"services": {"s": {"instances": [{"id": "a", "addr": "127.0.0.1:1"}]}}});
+    let mut file = json!({"services": {"s": {
+        "instances": [{"id": "a", "addr": "127.0.0.1:1"}],
+        "rules": [{"name": "r", "to": {"a": "b"}}],
+    }}});
     for (path, value) in values {
         let path = format!("/{path}").replace("<service>", "s").replace("[]", ".0");
         let mut at = &mut file;
@@ -737,6 +750,7 @@ fn the_reference_s_defaults_are_those_of_the_code() {
         Config::parse(&file_with_all(&[])).unwrap()
     );
     assert_eq!(ServiceConfig::default().instances, []);
+    assert_eq!(ServiceConfig::default().rules, []);
 }
 
 #[test]
@@ -758,7 +772,7 @@ fn the_reference_s_ranges_are_those_of_the_code() {
         assert!(!in_range(path, &above), "{path}: {above}");
         ranges += 1;
     }
-    assert_eq!(ranges, 19, "a range is not written as `low` to `high`");
+    assert_eq!(ranges, 20, "a range is not written as `low` to `high`");
 }
 
 /// The integer, or the duration in milliseconds, that is `steps` away.

@@ -78,8 +78,7 @@ pub struct Explanation {
     pub mode: u32,
     /// The rule that it went by, from 1; 0 for none.
     pub rule: u32,
-    /// [`BY_STRATEGY`], [`BY_RULE`], [`BY_PANIC`], [`BY_LAST_RESORT`] or
-    /// [`BY_NOTHING`].
+    /// [`BY_STRATEGY`], [`BY_RULE`], [`BY_PANIC`] or [`BY_NOTHING`].
     pub reason: u32,
 }
 
@@ -89,10 +88,8 @@ pub const BY_STRATEGY: u32 = 0;
 pub const BY_RULE: u32 = 1;
 /// Too few are healthy for this one to be left out.
 pub const BY_PANIC: u32 = 2;
-/// Nothing else was left.
-pub const BY_LAST_RESORT: u32 = 3;
 /// There was none to send it to.
-pub const BY_NOTHING: u32 = 4;
+pub const BY_NOTHING: u32 = 3;
 
 thread_local! {
     static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
@@ -419,7 +416,6 @@ pub unsafe extern "C" fn ipconfig_explain(explanation: *mut Explanation) -> c_in
                     Reason::Strategy => BY_STRATEGY,
                     Reason::Rule => BY_RULE,
                     Reason::Panic => BY_PANIC,
-                    Reason::LastResort => BY_LAST_RESORT,
                     Reason::Nothing => BY_NOTHING,
                 },
             };

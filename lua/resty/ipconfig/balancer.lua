@@ -30,9 +30,8 @@ local AGAIN    = cdefs.AGAIN
 local OPEN     = cdefs.OPEN
 local UNRANKED = cdefs.UNRANKED
 
-local BY_RULE        = cdefs.BY_RULE
-local BY_PANIC       = cdefs.BY_PANIC
-local BY_LAST_RESORT = cdefs.BY_LAST_RESORT
+local BY_RULE  = cdefs.BY_RULE
+local BY_PANIC = cdefs.BY_PANIC
 
 local LOOK_DUE  = cdefs.LOOK_DUE
 local TRIES_DUE = cdefs.TRIES_DUE
@@ -109,8 +108,9 @@ local function tried_of()
     local tried = {}
     local count = 0
 
-    -- "10.0.0.5:8080, 10.0.0.6:8080"
-    for addr in gmatch(ngx.var.upstream_addr or "", "[^, ]+") do
+    -- "10.0.0.5:8080, 10.0.0.6:8080, ipconfig": the try that is being made is
+    -- there by the name of its upstream
+    for addr in gmatch(ngx.var.upstream_addr or "", "[^, ]+:%d+") do
         tried[addr] = true
         count = count + 1
     end
@@ -209,8 +209,8 @@ local function refresh(self, service, handle)
 end
 
 
--- Says in variables why the current request went where it did; `status` is that of
--- its last try that failed.
+-- Says in variables why the current request went where it did; `status` is that
+-- of its last try that failed.
 local function explain(handle, retry, status)
     local instance, tries, mode, decided, rule = native.explain()
     if not instance then
@@ -226,9 +226,6 @@ local function explain(handle, retry, status)
 
     elseif decided == BY_PANIC then
         reason = "panic"
-
-    elseif decided == BY_LAST_RESORT then
-        reason = "last_resort"
 
     else
         reason = "strategy"
@@ -311,7 +308,7 @@ function _M.balance(self, service, key)
                   and (retry and ngx.var.upstream_addr or "") or nil
 
     for _ = 1, MAX_CALLS do
-        -- those of the view: it is none of another version that is asked
+        -- those of the view at hand; with another one this begins anew
         local route = routes[handle]
         local taken_by = route and route.rules_of(key)
 

@@ -86,9 +86,8 @@ return {
     TRIES_DUE   = 4,
 
     -- what decided on an instance
-    BY_STRATEGY    = 0,
-    BY_RULE        = 1,
-    BY_PANIC       = 2,
-    BY_LAST_RESORT = 3,
-    BY_NOTHING     = 4,
+    BY_STRATEGY = 0,
+    BY_RULE     = 1,
+    BY_PANIC    = 2,
+    BY_NOTHING  = 3,
 }

@@ -3,10 +3,10 @@
 -- are those of the last ranking in the shared dict, or the configuration file's
 -- where there is none.
 
-local bit   = require "bit"
-local cjson = require "cjson.safe"
-local hash  = require "resty.ipconfig.hash"
-local rules = require "resty.ipconfig.rules"
+local bit        = require "bit"
+local cjson      = require "cjson.safe"
+local arithmetic = require "resty.ipconfig.hash"
+local rules      = require "resty.ipconfig.rules"
 
 
 local band     = bit.band
@@ -17,7 +17,7 @@ local huge     = math.huge
 local ln       = math.log
 local lshift   = bit.lshift
 local match    = string.match
-local mixed    = hash.mixed
+local mixed    = arithmetic.mixed
 local now      = ngx.now
 local pairs    = pairs
 local pcall    = pcall
