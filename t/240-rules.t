@@ -122,11 +122,13 @@ say join ' ', map { with('/', Cookie => $_) } 'beta=x', 'z=1; beta=y', 'beta=z',
 say join ' ', map { get($_) } '/?beta=', '/?beta=no', '/?beta=1&no=1', '/?xbeta=1', '/';
 say join ' ', with('/', 'X-One' => 1, Cookie => 'two=2'), with('/', 'X-One' => 1),
               with('/', Cookie => 'two=2'), with('/?beta=1', 'X-Beta' => 1, Cookie => 'beta=x');
+say join ' ', with('/', 'x-bEtA' => 1), with('/', Cookie => 'BETA=x'), get('/?Beta=1');
 --- response_body
 b a a a
 c c a a
 d d a a a
 e a a b
+b c d
 
 
 

@@ -119,8 +119,8 @@ local function instances_of(records, service)
 end
 
 
--- Has the requests of each rule go to those that it selects: `groups_of` says by
--- which rules an instance is selected, as bits. As in src/worker/routes.rs.
+-- Has the requests of each rule go to those that it selects: `groups_of` says
+-- by which rules an instance is selected, as bits. As in src/worker/routes.rs.
 local function route(list, list_of_rules, groups_of)
     local names, groups, rest = {}, {}, {}
 
@@ -177,8 +177,8 @@ local function groups_by_labels(list_of_rules, labels)
 end
 
 
--- The same where neither the rules nor the labels have been checked: what cannot
--- be used routes nothing.
+-- The same where neither the rules nor the labels have been checked: what
+-- cannot be used routes nothing.
 local function route_or_not(list, list_of_rules, groups_of)
     if type(list_of_rules) ~= "table" or #list_of_rules == 0 then
         return
@@ -367,8 +367,8 @@ end
 
 
 -- The instance for the current request, of those that it has not tried, and the
--- name of the rule that it is by, if it is; nil when all were tried. Requests of
--- a key go together where `is_hashed`.
+-- name of the rule that it is by, if it is; nil when all were tried. Requests
+-- of a key go together where `is_hashed`.
 function _M.choose(list, tried, key, is_hashed)
     is_hashed = is_hashed and key and key ~= ""
 

@@ -20,8 +20,8 @@ local function multiplied(a, b)
 end
 
 
--- murmur3's fmix32: each bit of the input changes each bit of the output half of
--- the time.
+-- murmur3's fmix32: each bit of the input changes each bit of the output half
+-- of the time.
 function _M.mixed(h)
     h = multiplied(bxor(h, rshift(h, 16)), 0x85ebca6b)
     h = multiplied(bxor(h, rshift(h, 13)), 0xc2b2ae35)

@@ -231,8 +231,8 @@ end
 
 
 -- Brings a service's view up to what the shared dict holds.
--- Returns true and whether its rules may be others now, or nil and what is wrong
--- with the values there.
+-- Returns true and whether its rules may be others now, or nil and what is
+-- wrong with the values there.
 function _M.refresh(handle, name, dict)
     local due = lib.ipconfig_poll(handle)
     if due ~= AGAIN and due ~= RANKING_DUE then
@@ -288,8 +288,8 @@ end
 
 
 -- Why the last request went where it did: its instance's id, the number of its
--- tries, the mode, what decided (a code), and its rule's number or 0. nil before
--- the first one.
+-- tries, the mode, what decided (a code), and its rule's number or 0. nil
+-- before the first one.
 function _M.explain()
     if lib.ipconfig_explain(explanation) ~= OK then
         return
