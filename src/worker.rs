@@ -171,14 +171,15 @@ pub enum Reason {
 #[derive(Debug, Clone, Copy)]
 struct Last {
     service: u32,
-    index: usize,
+    index: Option<usize>,
+    /// Before it.
     tries: usize,
     rule: Option<usize>,
 }
 
 impl Default for Last {
     fn default() -> Self {
-        Last { service: u32::MAX, index: 0, tries: 0, rule: None }
+        Last { service: u32::MAX, index: None, tries: 0, rule: None }
     }
 }
 
@@ -395,9 +396,10 @@ impl Worker {
         let last = std::mem::take(&mut flight.open);
         let outcome = if request.has_answered { Outcome::Answered } else { Outcome::Failed };
         self.board.end_request(self.row, last, outcome, now_ms);
-        if !request.is_retry || flight.rules_version != view.peers.version {
-            (flight.rules, flight.rules_version) = (request.rules, view.peers.version);
-        }
+        let rules = match view.routes {
+            None => 0,
+            Some(_) => flight.rules_of(request, view.peers.version),
+        };
         let now = Try {
             board: self.board,
             service: known.id,
@@ -406,24 +408,24 @@ impl Worker {
             key: request.key,
             now_ms,
         };
-        let room = flight.tries < MAX_TRIES;
-        let (rng, rules) = (&mut self.rng, flight.rules);
-        let routed = view.routes.as_mut().filter(|_| room);
-        let routed = routed.and_then(|routes| routes.pick(rules, &now, rng));
-        let picked = routed.or_else(|| {
-            let any = if room { view.picker.pick(&now, rng) } else { None };
-            any.map(|index| (index, None))
-        });
-        self.last = Last { service, index: usize::MAX, tries: flight.tries, rule: None };
-        let Some((index, rule)) = picked else {
-            return Choice::Nothing;
+        let (rng, room) = (&mut self.rng, flight.tries < MAX_TRIES);
+        let routed = match &mut view.routes {
+            Some(routes) if room => routes.pick(rules, &now, rng),
+            _ => None,
         };
+        let rule = routed.and_then(|(_, rule)| rule);
+        let picked = match routed {
+            Some((index, _)) => Some(index),
+            None if room => view.picker.pick(&now, rng),
+            None => None,
+        };
+        self.last = Last { service, index: picked, tries: flight.tries, rule };
+        let Some(index) = picked else { return Choice::Nothing };
         if let (Some(rule), false) = (rule, request.is_retry)
             && let Some(counter) = view.peers.plan.counters[rule]
         {
             self.board.count_rule(known.id, counter);
         }
-        self.last = Last { service, index, tries: flight.tries + 1, rule };
 
         let (slot, identity) = (view.peers.slots[index], view.peers.identities[index]);
         let target = &view.peers.targets[index];
@@ -511,13 +513,14 @@ impl Worker {
     /// Why the last request went where it did; `None` before the first one.
     pub fn explain(&self, now_ms: u64) -> Option<Explanation<'_>> {
         let Last { service, index, tries, rule } = self.last;
+        let tries = tries as u32;
         let view = self.services.get(service as usize)?.view.as_ref()?;
         let mode = self.mode_of(view, now_ms);
-        let tries = tries as u32;
-        let Some(record) = view.ranking.records.get(index) else {
+        let Some(index) = index else {
             let reason = Reason::Nothing;
             return Some(Explanation { instance: "", tries, mode, rule: None, reason });
         };
+        let record = view.ranking.records.get(index)?;
         let reason = match record.state {
             State::Ejected | State::Failing if record.factor > 0.0 => Reason::Panic,
             _ if rule.is_some() => Reason::Rule,
@@ -525,7 +528,7 @@ impl Worker {
         };
         Some(Explanation {
             instance: &view.peers.instances.get(index)?.id,
-            tries,
+            tries: tries + 1,
             mode,
             rule: rule.map(|rule| rule as u32),
             reason,
@@ -800,6 +803,16 @@ impl Flight {
     fn add(&mut self, identity: u64) {
         self.tried[self.tries] = identity;
         self.tries += 1;
+    }
+
+    /// The rules that take the request: those of its first try, unless the rules are
+    /// others since, for a percentage may go by chance.
+    #[cold]
+    fn rules_of(&mut self, request: Request<'_>, version: u64) -> Rules {
+        if !request.is_retry || self.rules_version != version {
+            (self.rules, self.rules_version) = (request.rules, version);
+        }
+        self.rules
     }
 
     fn tried(&self) -> &[u64] {
