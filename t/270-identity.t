@@ -241,26 +241,20 @@ $main::Location . <<'_EOC_'
     }
     location /with {
         auth_request /auth;
-        set $ipconfig_service chat;
-        proxy_pass http://ipconfig;
-    }
-    location /sub {
-        content_by_lua_block { ngx.print(ngx.location.capture("/x").body) }
+        content_by_lua_block { ngx.say("here") }
     }
 _EOC_
 --- ipconfig
-{ "services": { "chat": {}, "other": {} } }
+{ "services": { "other": {} } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
 put instances/other/b {"addr":"$BACKEND_B"}
 --- script
-ready('chat', 'a');
 ready('other', 'b');
-say get('/sub');
+say get('/with');
 say($_) for logged_requests(1);
 --- response_body
-a
-/sub [] 0   200
+here
+/with [] 0   200
 
 
 
