@@ -14,8 +14,10 @@ local _M = {}
 local in_use
 
 
+-- Throws for a variable that cannot be set, and changes none.
 local function assign(name)
-    ngx.var[name] = ""
+    local var = ngx.var
+    var[name] = var[name]
 end
 
 
