@@ -94,6 +94,16 @@ fn a_rules_requests_are_counted_by_its_name_wherever_it_stands() {
 }
 
 #[test]
+fn a_retry_within_a_rule_is_no_further_request_of_it() {
+    let mut gateway = Gateway::new(&json!({"strategy": "best"}));
+    gateway.publish_routed(&two_rules(), &[('a', 0), ('b', 0b01), ('c', 0b01)]);
+    assert_eq!(gateway.route(1, 0b01, false), Some('b'));
+    assert_eq!(gateway.route(1, 0b01, true), Some('c'));
+    assert_eq!(gateway.why(), ("c".into(), 2, Some(0), Reason::Rule));
+    assert_eq!(gateway.requests_by_rule(), [("one", 1), ("two", 0)]);
+}
+
+#[test]
 fn where_every_instance_is_selected_requests_of_no_rule_go_to_any() {
     let mut gateway = Gateway::new(&json!({"strategy": "best"}));
     gateway.publish_routed(&two_rules(), &[('a', 0b01), ('b', 0b10)]);
