@@ -11,6 +11,7 @@
 //!           ejection
 //! rows      worker   -> owner's pid, its part of each slot's in-flight
 //! reports   instance -> the load report that its last responses brought
+//! rules     service  -> requests by routing rule
 //! ```
 //!
 //! Each worker adds its in-flight to the slot, to the service and to a row of its
@@ -25,6 +26,7 @@ mod clock;
 mod ejections;
 mod report;
 mod rows;
+mod rules;
 mod slots;
 
 use std::io;
@@ -39,6 +41,7 @@ pub use ejections::{Ejection, Reason};
 pub use report::LOOK_EVERY_MS;
 use rows::Row;
 pub use rows::RowId;
+pub use rules::RuleId;
 use slots::Slot;
 pub use slots::{NO_SLOT, Open, Outcome, Seen, identity};
 
@@ -134,6 +137,7 @@ struct Layout {
     slots: [Slot; MAX_SLOTS],
     rows: [Row; MAX_ROWS],
     reports: report::Reports,
+    rules: [rules::Counts; MAX_SERVICES],
 }
 
 /// The mapped board. Cheap to copy; there is one a process.

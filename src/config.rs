@@ -13,6 +13,7 @@
 mod check;
 mod gateway;
 mod health;
+pub(crate) mod rules;
 mod slow_start;
 pub(crate) mod values;
 mod zone;
@@ -31,6 +32,7 @@ use thiserror::Error;
 pub use self::check::{CheckConfig, StatusRange};
 pub use self::gateway::GatewayConfig;
 pub use self::health::{FailurePercentageConfig, HealthConfig, Statuses, SuccessRateConfig};
+pub use self::rules::{MAX_RULES, Rule, Wanted};
 pub use self::slow_start::SlowStartConfig;
 use self::values::{
     Choice, Object, addr, allow, choice, discover, duration_ms, endpoints, etcd_prefix,
@@ -252,6 +254,10 @@ pub struct ServiceConfig {
     /// How the gateway itself checks the instances.
     #[serde(deserialize_with = "object")]
     pub check: CheckConfig,
+    /// Which requests go to which instances, the first rule that takes one first; at
+    /// most 16. Default: none.
+    #[serde(deserialize_with = "rules::rules")]
+    pub rules: Vec<Rule>,
     /// The instances known without etcd: no two of one id, no two of one
     /// address. Default: none.
     #[serde(deserialize_with = "instances")]

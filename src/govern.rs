@@ -27,7 +27,8 @@ use std::collections::BTreeMap;
 use self::ramp::Ages;
 pub use self::subset::Gateway;
 use self::zone::{Flow, Known, Zone};
-use crate::config::{ServiceConfig, SlowStartConfig, ZoneConfig};
+use crate::config::rules::groups_of;
+use crate::config::{Rule, ServiceConfig, SlowStartConfig, ZoneConfig};
 use crate::ranking::{Basis, Entry, Ranking, State};
 use crate::registry::Member;
 use crate::wire::control::Control;
@@ -63,6 +64,8 @@ pub struct Governed<'a> {
     pub is_manual: bool,
     /// Whether too few are healthy to leave the others out.
     pub is_panic: bool,
+    /// Which requests go to which instances.
+    pub rules: &'a [Rule],
     /// One for each of the ranking's entries, in rank order.
     pub shares: Vec<Share<'a>>,
     /// Those in their slow start, with when it began on a monotonic clock, in
@@ -85,12 +88,31 @@ pub struct Share<'a> {
     pub prior: f64,
     /// What the weight is multiplied by; finite, not negative.
     pub factor: f64,
+    /// The rules that select it: bit 0 for the first.
+    pub groups: u16,
 }
 
 impl Share<'_> {
     /// Its share of the traffic is this over the sum of all.
     pub fn weight(&self) -> f64 {
         self.base * self.factor
+    }
+}
+
+impl<'a> Governed<'a> {
+    /// Puts rules in force, by the labels of each instance, which `labels` knows by id.
+    pub fn route<'l>(
+        mut self,
+        rules: &'a [Rule],
+        labels: impl Fn(&str) -> Option<&'l BTreeMap<String, String>>,
+    ) -> Self {
+        self.rules = rules;
+        if !rules.is_empty() {
+            for share in &mut self.shares {
+                share.groups = labels(&share.entry.id).map_or(0, |it| groups_of(rules, it));
+            }
+        }
+        self
     }
 }
 
@@ -125,11 +147,11 @@ pub fn govern<'a>(
             Health::Ejected => State::Ejected,
             Health::Failing => State::Failing,
         };
-        Share { entry, state, base, prior, factor: health }
+        Share { entry, state, base, prior, factor: health, groups: 0 }
     };
     let shares = all.map(share).collect();
     let starts = BTreeMap::new();
-    Governed { ranking, control, is_manual: manual.is_some(), is_panic, shares, starts }
+    Governed { ranking, control, is_manual: manual.is_some(), is_panic, rules: &[], shares, starts }
 }
 
 /// What the configuration says of a service's zones and slow start.
@@ -450,5 +472,18 @@ mod tests {
         let governed = govern(&ranking, None, &health.map(|health| Facts { health }), 50);
         let states: Vec<_> = governed.shares.iter().map(|share| share.state).collect();
         assert_eq!(states, [State::Reporting, State::Ejected, State::Failing]);
+    }
+
+    #[test]
+    fn rules_select_by_labels_and_an_instance_without_any_is_of_the_rest() {
+        let text =
+            r#"{"rules": [{"name": "new", "to": {"v": "2"}}, {"name": "x", "to": {"z": "x"}}]}"#;
+        let rules = decode_control(text.as_bytes()).unwrap().rules.unwrap();
+        let ranking = ranking(&[1.0, 1.0, 1.0]);
+        let labels = BTreeMap::from([("v".to_owned(), "2".to_owned())]);
+        let governed = govern(&ranking, None, &[Facts::default(); 3], 50)
+            .route(&rules, |id| (id == "b").then_some(&labels));
+        assert_eq!(governed.rules, rules);
+        assert_eq!(governed.shares.iter().map(|it| it.groups).collect::<Vec<_>>(), [0, 1, 0]);
     }
 }

@@ -365,7 +365,8 @@ impl<S: Store> Conductor<S> {
         let facts = self.facts(service, &ranking);
         let panic_percent = self.health.config(service).panic;
         let control = self.registry.control(service);
-        let mut governed = govern::govern(&ranking, control, &facts, panic_percent);
+        let mut governed = govern::govern(&ranking, control, &facts, panic_percent)
+            .route(self.registry.rules(service), |id| self.registry.labels(service, id));
         if let Some((terms, course)) = self.courses.get_mut(service) {
             course.steer(&mut governed, terms, now_ms);
         }

@@ -346,7 +346,13 @@ fn values_of(
         why: control.why.clone(),
     });
     let strategy = governed.control.and_then(|control| control.strategy);
-    (ServiceValue { strategy, control, starts: governed.starts.clone(), instances }, records)
+    let rules = governed.rules.to_vec();
+    let groups = match rules.is_empty() {
+        true => Vec::new(),
+        false => by_id(governed).iter().map(|(share, _)| share.groups).collect(),
+    };
+    let starts = governed.starts.clone();
+    (ServiceValue { strategy, control, starts, rules, groups, instances }, records)
 }
 
 /// The shares in the order in which they are published, by id, each with its record.

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use crate::config::{CheckConfig, Config, Discover, ServiceConfig, WindowConfig};
+use crate::config::{CheckConfig, Config, Discover, Rule, ServiceConfig, WindowConfig};
 use crate::model::{Allow, Instance, InstanceReport};
 use crate::reckon::Figures;
 use crate::rejects::Rejects;
@@ -341,6 +341,20 @@ impl Registry {
     /// What the operator wants of a service, until it lapses.
     pub fn control(&self, name: &str) -> Option<&Control> {
         in_force(&self.controls, name)
+    }
+
+    /// Which requests of a service go to which instances: the operator's rules, or
+    /// else those of the configuration file.
+    pub fn rules(&self, name: &str) -> &[Rule] {
+        match self.control(name).and_then(|control| control.rules.as_deref()) {
+            Some(rules) => rules,
+            None => self.services.get(name).map_or(&[], Service::rules),
+        }
+    }
+
+    /// The labels of an instance, if there is such a one.
+    pub fn labels(&self, service: &str, id: &str) -> Option<&BTreeMap<String, String>> {
+        self.services.get(service)?.labels(id)
     }
 
     /// What the watcher said last of itself.

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::config::Strategy;
+use crate::config::{Rule, Strategy, rules};
 use crate::ranking::{Basis, State};
 
 /// `ipconfig1 ` + crc + ` ` + length + ` ` + version + `\n`.
@@ -135,6 +135,13 @@ pub struct ServiceValue {
     /// [`monotonic_ms`](crate::board::monotonic_ms).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub starts: BTreeMap<String, u64>,
+    /// Which requests go to which instances.
+    #[serde(default, deserialize_with = "rules::rules", skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+    /// The rules that select each instance, in the instances' order: bit 0 for the
+    /// first. Empty where there are no rules.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<u16>,
     /// By id.
     pub instances: Vec<InstanceValue>,
 }
@@ -148,7 +155,13 @@ impl ServiceValue {
     /// # Errors
     /// [`ValueError::Body`].
     pub fn decode(body: &[u8]) -> Result<Self, ValueError> {
-        serde_json::from_slice(body).map_err(|cause| ValueError::Body(cause.to_string()))
+        let value: Self =
+            serde_json::from_slice(body).map_err(|cause| ValueError::Body(cause.to_string()))?;
+        let expected = if value.rules.is_empty() { 0 } else { value.instances.len() };
+        match value.groups.len() {
+            found if found == expected => Ok(value),
+            found => Err(ValueError::Body(format!("{found} groups, expected {expected}"))),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! One worker's side: its views of the rankings, its pickers, and the requests
 //! that it has under way. All on nginx's event loop, so nothing here blocks.
 
+mod routes;
 mod tries;
 
 use std::borrow::Cow;
@@ -14,10 +15,11 @@ use tries::outcome_of;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use routes::{Plan, Routes, Rules};
 use serde::Serialize;
 
-use crate::board::{self, Board, NO_SLOT, Open, Outcome, Reason, RowId, ServiceId};
-use crate::config::{BalanceConfig, Config, Discover, HealthConfig, ServiceConfig, Strategy};
+use crate::board::{self, Board, NO_SLOT, Open, Outcome, RowId, ServiceId};
+use crate::config::{BalanceConfig, Config, Discover, HealthConfig, Rule, ServiceConfig, Strategy};
 use crate::health;
 use crate::picker::{self, Live, Memory, Moment, Picker, Ranked};
 use crate::ranking::{Basis, State};
@@ -39,6 +41,8 @@ pub struct Worker {
     /// the plugin's thread silent before Lua falls back.
     patience_ms: u32,
     flights: Flights,
+    /// What was chosen last.
+    last: Last,
     /// The slot and the address of the instance whose response is to be looked at
     /// for a load report.
     looks_at: Option<(u32, SocketAddr)>,
@@ -74,6 +78,8 @@ struct View {
     counted_weight: f64,
     /// So many may be ejected until there is a panic; `None` if there is one.
     most_ejected: Option<u32>,
+    /// Where there are rules.
+    routes: Option<Box<Routes>>,
 }
 
 /// The instances of one version, kept from ranking to ranking.
@@ -82,6 +88,7 @@ struct Peers {
     /// The operator's, in place of the configured one.
     strategy: Option<Strategy>,
     control: Option<ControlValue>,
+    plan: Plan,
     instances: Vec<InstanceValue>,
     targets: Vec<Target>,
     /// Close together: a pick looks at two that are far apart otherwise.
@@ -97,6 +104,9 @@ struct Flight {
     open: Open,
     /// Where it went.
     addr: Option<SocketAddr>,
+    /// The rules that took it, those of this version of the instances.
+    rules: Rules,
+    rules_version: u64,
     tries: usize,
     /// The handle of the service that it is a request of.
     service: u32,
@@ -120,7 +130,8 @@ pub struct Counters<'a> {
 pub struct ServiceHealth<'a> {
     pub service: &'a str,
     /// So far, by reason.
-    pub ejections: std::iter::Zip<std::array::IntoIter<Reason, 3>, std::array::IntoIter<u64, 3>>,
+    pub ejections:
+        std::iter::Zip<std::array::IntoIter<board::Reason, 3>, std::array::IntoIter<u64, 3>>,
     pub ejected: u32,
     pub is_panic: bool,
 }
@@ -145,6 +156,52 @@ pub struct Request<'a> {
     pub tried: Option<&'a [u8]>,
     /// A hash of what it is to be kept together by; `None` if it is not.
     pub key: Option<u64>,
+    /// The rules whose conditions hold for it: bit 0 for the first.
+    pub rules: u16,
+}
+
+/// Why a request went where it did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Explanation<'a> {
+    /// Its instance's id; empty where there was none.
+    pub instance: &'a str,
+    /// The tries that it has had, this one included.
+    pub tries: u32,
+    /// One of [`MODES`].
+    pub mode: &'static str,
+    /// The rule that it went by, from 0.
+    pub rule: Option<u32>,
+    /// What decided.
+    pub reason: Reason,
+}
+
+/// What decided on an instance, beside that another one failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The strategy, among all or those that no rule selects.
+    Strategy,
+    /// The strategy, among those of a rule.
+    Rule,
+    /// Too few are healthy for this one to be left out.
+    Panic,
+    /// There was none to send it to.
+    Nothing,
+}
+
+/// What was chosen last.
+#[derive(Debug, Clone, Copy)]
+struct Last {
+    service: u32,
+    index: Option<usize>,
+    /// Before it.
+    tries: usize,
+    rule: Option<usize>,
+}
+
+impl Default for Last {
+    fn default() -> Self {
+        Last { service: u32::MAX, index: None, tries: 0, rule: None }
+    }
 }
 
 /// What a worker is to load before it can pick by the newest ranking.
@@ -222,6 +279,7 @@ impl Worker {
             discover: config.discover.clone(),
             patience_ms: config.fallback.after_ms(),
             flights,
+            last: Last::default(),
             looks_at: None,
             rng: SmallRng::seed_from_u64(seed),
         };
@@ -301,7 +359,7 @@ impl Worker {
     ) -> Result<(), ValueError> {
         let Some(service) = self.services.get_mut(service as usize) else { return Ok(()) };
         let announced = self.board.version(service.id);
-        match service.view(instances, ranking, &mut self.rng) {
+        match service.view(self.board, instances, ranking, &mut self.rng) {
             Ok(Read::View(view)) => {
                 // What is read may be newer than what was announced before.
                 service.attempted = announced.max(view.version);
@@ -358,6 +416,10 @@ impl Worker {
                 &mut unlogged
             }
         };
+        let rules = match view.routes {
+            None => 0,
+            Some(_) => flight.rules_of(request, view.peers.version),
+        };
         let ejected = self.board.ejected(known.id);
         let mut now = Try {
             board: self.board,
@@ -371,16 +433,32 @@ impl Worker {
             key: request.key,
             now_ms,
         };
-        if flight.tries >= MAX_TRIES {
-            return Choice::Nothing;
-        }
-        let mut picked = view.picker.pick(&now, &mut self.rng);
+        let (rng, room) = (&mut self.rng, flight.tries < MAX_TRIES);
+        let mut pick = |now: &Try<'_>| {
+            let routed = match &mut view.routes {
+                Some(routes) if room => routes.pick(rules, now, rng),
+                _ => None,
+            };
+            match routed {
+                None if room => view.picker.pick(now, rng).map(|index| (index, None)),
+                routed => routed,
+            }
+        };
+        let mut picked = pick(&now);
         if picked.is_none() && now.bars_ejected {
             // One that is ejected is better than none.
             now.bars_ejected = false;
-            picked = view.picker.pick(&now, &mut self.rng);
+            picked = pick(&now);
         }
-        let Some(index) = picked else { return Choice::Nothing };
+        let rule = picked.and_then(|(_, rule)| rule);
+        let index = picked.map(|(index, _)| index);
+        self.last = Last { service, index, tries: flight.tries, rule };
+        let Some(index) = index else { return Choice::Nothing };
+        if let (Some(rule), false) = (rule, request.is_retry)
+            && let Some(counter) = view.peers.plan.counters[rule]
+        {
+            self.board.count_rule(known.id, counter);
+        }
 
         let (slot, identity) = (view.peers.slots[index], view.peers.identities[index]);
         let target = &view.peers.targets[index];
@@ -475,7 +553,7 @@ impl Worker {
         let Some(view) = &service.view else { return };
         let limit = service.health.consecutive_failures;
         if limit > 0 && self.board.consecutive_failures(who.0, who.1) >= limit {
-            let (count, why) = (view.peers.instances.len(), Reason::ConsecutiveFailures);
+            let (count, why) = (view.peers.instances.len(), board::Reason::ConsecutiveFailures);
             health::eject(self.board, &service.health, who, count, why, now_ms, &mut self.rng);
         }
     }
@@ -506,6 +584,38 @@ impl Worker {
         Ok(())
     }
 
+    /// The rules of a service, as JSON; `None` where it has none.
+    pub fn rules(&self, service: u32) -> Option<String> {
+        let view = self.services.get(service as usize)?.view.as_ref()?;
+        let rules = &view.peers.plan.rules;
+        if rules.is_empty() { None } else { serde_json::to_string(rules).ok() }
+    }
+
+    /// Why the last request went where it did; `None` before the first one.
+    pub fn explain(&self, now_ms: u64) -> Option<Explanation<'_>> {
+        let Last { service, index, tries, rule } = self.last;
+        let tries = tries as u32;
+        let view = self.services.get(service as usize)?.view.as_ref()?;
+        let mode = self.mode_of(view, now_ms);
+        let Some(index) = index else {
+            let reason = Reason::Nothing;
+            return Some(Explanation { instance: "", tries, mode, rule: None, reason });
+        };
+        let record = view.ranking.records.get(index)?;
+        let reason = match record.state {
+            State::Ejected | State::Failing if record.factor > 0.0 => Reason::Panic,
+            _ if rule.is_some() => Reason::Rule,
+            _ => Reason::Strategy,
+        };
+        Some(Explanation {
+            instance: &view.peers.instances.get(index)?.id,
+            tries: tries + 1,
+            mode,
+            rule: rule.map(|rule| rule as u32),
+            reason,
+        })
+    }
+
     /// The best `n` of a service as the HTTP API shows them, as JSON. `None`
     /// while this worker has no ranking of it.
     pub fn best(&self, service: u32, n: usize, now_ms: u64) -> Option<String> {
@@ -534,12 +644,10 @@ impl Worker {
         });
         let view = ServiceView {
             service: &service.name,
-            mode: match self.mode(now_ms) {
-                "live" if view.peers.is_manual() => "manual",
-                mode => mode,
-            },
+            mode: self.mode_of(view, now_ms),
             strategy: view.peers.strategy.unwrap_or(service.balance.strategy).as_str(),
             control: view.peers.control.as_ref(),
+            rules: self.rule_counts(service, view),
             basis: view.ranking.basis.as_str(),
             panic: view.ranking.is_panic(),
             version: view.version,
@@ -550,6 +658,35 @@ impl Worker {
             instances: instances.collect(),
         };
         serde_json::to_string(&view).ok()
+    }
+
+    fn mode_of(&self, view: &View, now_ms: u64) -> &'static str {
+        match self.mode(now_ms) {
+            "live" if view.peers.is_manual() => "manual",
+            mode => mode,
+        }
+    }
+
+    fn rule_counts<'a>(&self, service: &Service, view: &'a View) -> Vec<RuleView<'a>> {
+        let plan = &view.peers.plan;
+        let of = |(index, rule)| RuleView {
+            rule,
+            selected: plan.selected(index),
+            requests: plan.counters[index].map_or(0, |id| self.board.rule_requests(service.id, id)),
+        };
+        plan.rules.iter().enumerate().map(of).collect()
+    }
+
+    /// Service, rule and requests of each rule in force that is counted.
+    pub fn rule_requests(&self) -> impl Iterator<Item = (&str, &str, u64)> {
+        let with_view = self.services.iter().filter_map(|it| Some((it, it.view.as_ref()?)));
+        with_view.flat_map(|(service, view)| {
+            let plan = &view.peers.plan;
+            plan.rules.iter().zip(&plan.counters).filter_map(|(rule, counter)| {
+                let requests = self.board.rule_requests(service.id, (*counter)?);
+                Some((service.name.as_str(), rule.name.as_str(), requests))
+            })
+        })
     }
 
     /// How fresh the rankings are, see [`SourceState::mode`](board::SourceState::mode).
@@ -600,7 +737,7 @@ impl Worker {
     pub fn health(&self) -> impl Iterator<Item = ServiceHealth<'_>> {
         self.services.iter().map(|service| ServiceHealth {
             service: &service.name,
-            ejections: Reason::ALL.into_iter().zip(self.board.ejections(service.id)),
+            ejections: board::Reason::ALL.into_iter().zip(self.board.ejections(service.id)),
             ejected: self.board.ejected(service.id),
             is_panic: service.view.as_ref().is_some_and(|view| view.ranking.is_panic()),
         })
@@ -638,6 +775,7 @@ impl Service {
     /// not decoded again.
     fn view(
         &mut self,
+        board: Board,
         instances: Option<&[u8]>,
         ranking: &[u8],
         rng: &mut SmallRng,
@@ -651,7 +789,7 @@ impl Service {
             None => return Ok(Read::Lacking),
             Some(instances) => match value::open(instances)? {
                 (found, body) if found == wanted => {
-                    Some(Peers::new(&self.name, found, ServiceValue::decode(body)?))
+                    Some(Peers::new(self, board, found, ServiceValue::decode(body)?))
                 }
                 (found, _) if found > wanted => return Ok(Read::Overtaken { version }),
                 (found, _) => return Err(ValueError::Mismatch { wanted, found }),
@@ -663,10 +801,15 @@ impl Service {
             let what = format!("{} records for {count} instances", ranking.records.len());
             return Err(ValueError::Body(what));
         }
-        let (known, memory) = match self.view.take() {
-            Some(view) => (Some(view.peers), view.picker.into_memory()),
-            None => (None, Memory::Nothing),
+        let (known, memory, routes) = match self.view.take() {
+            Some(view) => (Some(view.peers), view.picker.into_memory(), view.routes),
+            None => (None, Memory::Nothing, None),
         };
+        let is_same_plan = decoded
+            .as_ref()
+            .zip(known.as_ref())
+            .is_none_or(|(new, old)| new.plan.rules == old.plan.rules);
+        let memories = routes.filter(|_| is_same_plan).map(|routes| routes.into_memories());
         let peers = decoded.or(known).ok_or(ValueError::Missing)?;
         let ranked = Ranked {
             identities: &peers.identities,
@@ -679,6 +822,8 @@ impl Service {
         let strategy = peers.strategy.unwrap_or(configured.strategy);
         let balance = BalanceConfig { strategy, ..configured.clone() };
         let picker = picker::rebuild(&balance, ranked, memory, rng);
+        let memories = memories.unwrap_or_default();
+        let routes = Routes::new(&peers.plan, &balance, ranked, memories, rng).map(Box::new);
         let counted_weight = if peers.slots.contains(&NO_SLOT) {
             let records = ranking.records.iter().zip(&peers.slots);
             records.filter(|(_, slot)| **slot != NO_SLOT).map(|(record, _)| record.weight).sum()
@@ -693,6 +838,7 @@ impl Service {
             picker,
             counted_weight,
             most_ejected,
+            routes,
         })))
     }
 }
@@ -743,13 +889,16 @@ fn stepped(factor: f64) -> f64 {
 }
 
 impl Peers {
-    fn new(service: &str, version: u64, value: ServiceValue) -> Self {
-        let ServiceValue { strategy, control, instances, .. } = value;
-        let identity = |i: &InstanceValue| board::identity(service, &i.id, &i.addr);
+    fn new(service: &Service, board: Board, version: u64, value: ServiceValue) -> Self {
+        let ServiceValue { strategy, control, rules, groups, instances, .. } = value;
+        let identity = |i: &InstanceValue| board::identity(&service.name, &i.id, &i.addr);
+        let names: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
+        let counters = board.rules(service.id, &names);
         Peers {
             version,
             strategy,
             control,
+            plan: Plan { rules, counters, groups },
             targets: instances.iter().map(|instance| Target::new(&instance.addr)).collect(),
             slots: instances.iter().map(|instance| instance.slot).collect(),
             identities: instances.iter().map(identity).collect(),
@@ -807,6 +956,16 @@ impl Flight {
     fn add(&mut self, identity: u64) {
         self.tried[self.tries] = identity;
         self.tries += 1;
+    }
+
+    /// The rules that take the request: those of its first try, unless the rules are
+    /// others since, for a percentage may go by chance.
+    #[cold]
+    fn rules_of(&mut self, request: Request<'_>, version: u64) -> Rules {
+        if !request.is_retry || self.rules_version != version {
+            (self.rules, self.rules_version) = (request.rules, version);
+        }
+        self.rules
     }
 
     fn tried(&self) -> &[u64] {
@@ -897,6 +1056,9 @@ struct ServiceView<'a> {
     /// The operator's hand; left out where there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     control: Option<&'a ControlValue>,
+    /// Left out where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rules: Vec<RuleView<'a>>,
     basis: &'static str,
     /// Left out where there is none.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -909,6 +1071,15 @@ struct ServiceView<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     zones: Vec<ZoneView<'a>>,
     instances: Vec<InstanceView<'a>>,
+}
+
+/// A rule, beside the instances that it selects and the requests that it took.
+#[derive(Serialize)]
+struct RuleView<'a> {
+    #[serde(flatten)]
+    rule: &'a Rule,
+    selected: usize,
+    requests: u64,
 }
 
 #[derive(Serialize)]

@@ -20,9 +20,11 @@ sub say_what_is_compiled {
     my %is_on_the_path;
     my %functions = (
         'ipconfig.lua' => [qw(check_init check_service _M.balance _M.log)],
-        'ipconfig/balancer.lua' => [qw(set_peer handle_of grpc_status_of finish_by_tries
+        'ipconfig/balancer.lua' => [qw(set_peer handle_of explain grpc_status_of finish_by_tries
                                         _M.balance _M.log)],
-        'ipconfig/native.lua' => [qw(_M.balance _M.finish _M.finish_by_tries)],
+        'ipconfig/native.lua' => [qw(_M.balance _M.explain _M.finish _M.finish_by_tries)],
+        'ipconfig/identity.lua' => [qw(_M.is_wanted _M.set _M.retry_reason)],
+        'ipconfig/rules.lua' => [qw(is_taken)],
     );
     for my $path (sort keys %functions) {
         my $names = join '|', map { quotemeta } @{ $functions{$path} };
@@ -34,7 +36,10 @@ sub say_what_is_compiled {
                 if $path eq 'ipconfig.lua' && /^function _M\.(balance|log)\b/;
         }
     }
-    my $is_ours = sub { grep { $is_on_the_path{$_} } $_[0] =~ /\b(\w+\.lua:\d+)/g };
+    # what rules.lua makes of a service's rules is of no file
+    my $is_ours = sub {
+        $_[0] =~ /\bipconfig_rules:/ || grep { $is_on_the_path{$_} } $_[0] =~ /\b(\w+\.lua:\d+)/g
+    };
     say('given up: ', join ' ', grep { /TRACE ---/ && $is_ours->($_) } @traces);
 
     # A function that cannot be compiled is called between two traces.
@@ -113,7 +118,47 @@ connect() failed
 
 
 
-=== TEST 3: a steady request reads and writes no shared dict
+=== TEST 3: so they do with rules, and where variables say why
+--- ipconfig
+{ "services": { "chat": { "rules": [
+    { "name": "a", "to": { "v": "2" }, "header": { "X-A": ["1", "2"] }, "cookie": { "b": true } },
+    { "name": "b", "to": { "v": "2" }, "percent": 10, "key": "query:k" },
+    { "name": "c", "to": { "v": "3" }, "percent": 50, "query": { "c": "1", "d": false } } ],
+    "instances": [ { "id": "a", "addr": "$BACKEND_A" }, { "id": "1", "addr": "$DEAD_1" },
+                   { "id": "b", "addr": "$BACKEND_B", "labels": { "v": "2" } },
+                   { "id": "c", "addr": "$BACKEND_C", "labels": { "v": "3" } } ] } } }
+--- hooks eval
+$main::Traced . <<'_EOC_'
+    map "" $ipconfig_instance { default ""; }
+    map "" $ipconfig_tries    { default 0; }
+    map "" $ipconfig_mode     { default ""; }
+    map "" $ipconfig_reason   { default ""; }
+    log_format why "$ipconfig_instance $ipconfig_tries $ipconfig_mode $ipconfig_reason";
+    upstream ipconfig {
+        server 0.0.0.1;
+        balancer_by_lua_block { require("resty.ipconfig").balance() }
+    }
+_EOC_
+--- config eval
+"access_log logs/why.log why;" . $IpconfigTest::SERVICE_LOCATION
+--- script
+for my $round (1 .. 40) {
+    served(20, "/?k=$round");
+    served(20, "/?c=1");
+    get('/', headers => { 'X-A' => 1 + $_ % 3, Cookie => 'b=1' }) for 1 .. 20;
+}
+say_what_is_compiled();
+--- response_body
+balance: compiled
+log: compiled
+given up: 
+left in between: 
+--- error_log
+connect() failed
+
+
+
+=== TEST 4: a steady request reads and writes no shared dict
 --- hooks
     lua_shared_dict ipconfig 32m;
     init_by_lua_block {

@@ -7,7 +7,7 @@ use std::mem::offset_of;
 use std::path::PathBuf;
 use std::process::Command;
 
-use ipconfig::ffi::{self, Peer};
+use ipconfig::ffi::{self, Explanation, Peer};
 use mlua::{Lua, Table};
 
 const CDEFS: &str = include_str!("../lua/resty/ipconfig/cdefs.lua");
@@ -51,6 +51,26 @@ fn the_peer_has_the_same_layout_on_both_sides() {
 }
 
 #[test]
+fn the_explanation_has_the_same_layout_on_both_sides() {
+    let (lua, _) = luajit();
+    let measure = |call: &str| -> usize { lua.load(format!("ffi.{call}")).eval().expect(call) };
+    assert_eq!(measure("sizeof('ipconfig_explanation_t')"), size_of::<Explanation>());
+    let offsets = ["instance", "instance_len", "tries", "mode", "rule", "reason"]
+        .map(|field| measure(&format!("offsetof('ipconfig_explanation_t', '{field}')")));
+    assert_eq!(
+        offsets,
+        [
+            offset_of!(Explanation, instance),
+            offset_of!(Explanation, instance_len),
+            offset_of!(Explanation, tries),
+            offset_of!(Explanation, mode),
+            offset_of!(Explanation, rule),
+            offset_of!(Explanation, reason)
+        ]
+    );
+}
+
+#[test]
 fn the_codes_and_the_version_are_the_same_on_both_sides_and_there_are_no_others() {
     let (_lua, cdefs) = luajit();
     let mut declared: Vec<(String, i64)> = cdefs.pairs().map(Result::unwrap).collect();
@@ -58,6 +78,10 @@ fn the_codes_and_the_version_are_the_same_on_both_sides_and_there_are_no_others(
     let of_the_library = [
         ("ABI", i64::from(ffi::ABI)),
         ("AGAIN", ffi::AGAIN.into()),
+        ("BY_NOTHING", ffi::BY_NOTHING.into()),
+        ("BY_PANIC", ffi::BY_PANIC.into()),
+        ("BY_RULE", ffi::BY_RULE.into()),
+        ("BY_STRATEGY", ffi::BY_STRATEGY.into()),
         ("DECLINED", ffi::DECLINED.into()),
         ("ERROR", ffi::ERROR.into()),
         ("LOOK_DUE", ffi::LOOK_DUE.into()),
@@ -95,6 +119,7 @@ c_types! {
     *const c_void => "const void *",
     *mut c_void => "void *",
     *mut Peer => "ipconfig_peer_t *",
+    *mut Explanation => "ipconfig_explanation_t *",
 }
 
 /// A function's types as C writes them: `int (const char *, size_t)`.
@@ -143,7 +168,9 @@ fn exports() -> BTreeSet<(String, String)> {
         ipconfig_service(_, _, _),
         ipconfig_poll(_),
         ipconfig_load(_, _, _, _, _, _, _),
-        ipconfig_balance(_, _, _, _, _, _, _, _),
+        ipconfig_balance(_, _, _, _, _, _, _, _, _),
+        ipconfig_explain(_),
+        ipconfig_rules(_, _, _),
         ipconfig_finish(_, _),
         ipconfig_finish_by_tries(_, _, _, _, _, _, _, _, _),
         ipconfig_report(_, _, _, _, _, _, _),
@@ -263,7 +290,10 @@ fn null_for_a_pointer_is_an_error_and_not_a_crash() {
 
         equal(call(100, lib.ipconfig_worker_start, config, #config), cdefs.OK)
         equal(lib.ipconfig_service("chat", 4, nil), ERROR)
-        equal(lib.ipconfig_balance(0, nil, 0, nil, 0, nil, 0, nil), ERROR)
+        equal(lib.ipconfig_balance(0, nil, 0, nil, 0, nil, 0, 0, nil), ERROR)
+        equal(lib.ipconfig_explain(nil), ERROR)
+        equal(lib.ipconfig_rules(0, nil, nil), cdefs.DECLINED)
+        equal(lib.ipconfig_explain(ffi.new("ipconfig_explanation_t")), cdefs.DECLINED)
         equal(lib.ipconfig_services(nil, nil), ERROR)
         equal(lib.ipconfig_services(ffi.new("char[10]"), nil), ERROR)
         equal(lib.ipconfig_services(nil, len), ERROR)
@@ -330,7 +360,7 @@ fn a_process_that_is_no_worker_is_told_so() {
         equal(code, cdefs.ERROR)
         equal(text, "this process is no worker: init_worker() has not run")
         equal(lib.ipconfig_poll(0), cdefs.ERROR)
-        equal(lib.ipconfig_balance(0, nil, 0, nil, 0, nil, 0, ffi.new("ipconfig_peer_t")), cdefs.ERROR)
+        equal(lib.ipconfig_balance(0, nil, 0, nil, 0, nil, 0, 0, ffi.new("ipconfig_peer_t")), cdefs.ERROR)
         equal(lib.ipconfig_finish(nil, 0), cdefs.ERROR)
         equal(lib.ipconfig_plugin_stop(1), cdefs.OK) -- there is none
     "#);
@@ -343,7 +373,7 @@ fn before_anything_is_published_there_is_no_peer_and_no_ranking() {
         local peer = ffi.new("ipconfig_peer_t", { port = 7 })
         for _, handle in ipairs { 0, 99, 0xffffffff } do
             equal(lib.ipconfig_poll(handle), cdefs.OK)
-            equal(lib.ipconfig_balance(handle, nil, 0, nil, 0, nil, 0, peer), cdefs.UNRANKED)
+            equal(lib.ipconfig_balance(handle, nil, 0, nil, 0, nil, 0, 0, peer), cdefs.UNRANKED)
             equal(call(100, lib.ipconfig_best, handle, 10), cdefs.UNRANKED)
         end
         equal(peer.port, 7)

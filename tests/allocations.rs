@@ -110,7 +110,8 @@ fn requests(worker: &mut Worker, service: u32, count: usize) {
             worker.finish_by_tries(address, status, &TRIES);
         }
         let key = (number % 2 == 0).then_some(number as u64);
-        let mut request = Request { address, is_retry: false, moved_on_from: 0, tried: None, key };
+        let mut request =
+            Request { address, is_retry: false, moved_on_from: 0, tried: None, key, rules: 0 };
         for is_retry in [false, true].into_iter().take(1 + usize::from(number % 3 == 0)) {
             request.is_retry = is_retry;
             let choice = worker.balance(service, request);

@@ -103,6 +103,7 @@ fn every_key_is_read_into_its_field() {
             "zone": {"prefer": false, "utilization": 70, "floor": 3}, "subset": {"size": 20},
             "check": {"http": "/healthz?full=1", "interval": "5s", "timeout": "2s", "rise": 4, "fall": 5,
                       "port": 8081, "host": "chat.example:80", "status": ["204", "5xx"]},
+            "rules": [{"name": "r", "to": {"version": "1.4"}, "percent": 5}],
             "instances": [{"id": "i", "addr": "[fd00::5]:8080", "weight": 0.5, "zone": "z",
                            "labels": {"version": "1.4"}, "status": "orcas://host:1", "drain": true}]}},
         "exporter": {"id": "e", "interval": "2s", "timeout": "2s", "retries": 0, "listen": "[::]:1",
@@ -149,6 +150,15 @@ fn every_key_is_read_into_its_field() {
             host: "chat.example:80".into(),
             status: vec![StatusRange::One(204), StatusRange::Class(5)],
         },
+        rules: vec![Rule {
+            name: "r".into(),
+            to: BTreeMap::from([("version".into(), "1.4".into())]),
+            header: BTreeMap::new(),
+            cookie: BTreeMap::new(),
+            query: BTreeMap::new(),
+            percent: 5.0,
+            key: String::new(),
+        }],
         instances: vec![Instance {
             id: "i".into(),
             addr: "[fd00::5]:8080".parse().unwrap(),
@@ -828,7 +838,7 @@ fn known_paths(section: &str) -> Vec<String> {
     };
     let of_key = |key| match format!("{section}.{key}").trim_start_matches('.') {
         path @ "services" => [vec![path.into()], known_paths("services.<service>")].concat(),
-        path if key == "instances" => {
+        path if ["instances", "rules"].contains(&key) => {
             [vec![path.into()], known_paths(&format!("{path}[]"))].concat()
         }
         path => known_paths(path),
@@ -848,7 +858,10 @@ fn the_reference_has_each_key_once_and_no_other() {
 /// A file with one service and one instance, and what it has beside its required
 /// keys.
 fn file_with_all(values: &[(&str, Value)]) -> String {
-    let mut file = json!({"services": {"s": {"instances": [{"id": "a", "addr": "127.0.0.1:1"}]}}});
+    let mut file = json!({"services": {"s": {
+        "instances": [{"id": "a", "addr": "127.0.0.1:1"}],
+        "rules": [{"name": "r", "to": {"a": "b"}}],
+    }}});
     for (path, value) in values {
         let path = format!("/{path}").replace("<service>", "s").replace("[]", ".0");
         let mut at = &mut file;
@@ -873,6 +886,7 @@ fn the_reference_s_defaults_are_those_of_the_code() {
         Config::parse(&file_with_all(&[])).unwrap()
     );
     assert_eq!(ServiceConfig::default().instances, []);
+    assert_eq!(ServiceConfig::default().rules, []);
 }
 
 #[test]

@@ -29,11 +29,11 @@ use crate::config::Config;
 use crate::metrics::{self, Fallback};
 use crate::picker;
 use crate::plugin;
-use crate::worker::{Choice, Due, End, ReportHeader, Request, Tries, Worker};
+use crate::worker::{self, Choice, Due, End, Reason, ReportHeader, Request, Tries, Worker};
 
 /// The version of this border. It grows with every change of a declaration, and
 /// the Lua side refuses another.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// Done.
 pub const OK: c_int = 0;
@@ -65,6 +65,31 @@ pub struct Peer {
     /// How often the request may move on if this try fails.
     pub more_tries: u32,
 }
+
+/// Why a request went where it did, or nowhere, written by [`ipconfig_explain`].
+#[repr(C)]
+pub struct Explanation {
+    /// The id of its instance, not terminated; valid until the next call.
+    pub instance: *const c_char,
+    pub instance_len: u32,
+    /// The tries that it has had, this one included.
+    pub tries: u32,
+    /// One of the modes, from 0: live, manual, stale, fallback, static.
+    pub mode: u32,
+    /// The rule that it went by, from 1; 0 for none.
+    pub rule: u32,
+    /// [`BY_STRATEGY`], [`BY_RULE`], [`BY_PANIC`] or [`BY_NOTHING`].
+    pub reason: u32,
+}
+
+/// The strategy decided, among all or those that no rule selects.
+pub const BY_STRATEGY: u32 = 0;
+/// It decided among those of a rule.
+pub const BY_RULE: u32 = 1;
+/// Too few are healthy for this one to be left out.
+pub const BY_PANIC: u32 = 2;
+/// There was none to send it to.
+pub const BY_NOTHING: u32 = 3;
 
 thread_local! {
     static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
@@ -314,8 +339,10 @@ pub unsafe extern "C" fn ipconfig_load(
 
 /// Chooses where a request goes. `request` is its address, `is_retry` is 1 when
 /// its last try failed and the status of its answer when nginx moves on from that and
-/// does not call it a failure; `key`, which may be NULL, is what consistent hashing keeps requests together
-/// by; `tried` is NULL when [`ipconfig_finish`] will follow, else `$upstream_addr`.
+/// does not call it a failure; `key`, which may be NULL, is what consistent hashing
+/// keeps requests together by; `tried` is NULL when [`ipconfig_finish`] will follow,
+/// else `$upstream_addr`; `rules` are those whose conditions hold for it, bit 0 for the
+/// first.
 /// [`OK`] with `peer` written; [`AGAIN`] when the service's values are to be loaded
 /// first; [`OPEN`] when the request is to be finished first, as it was sent
 /// somewhere before and that try did not fail; [`UNRANKED`] while the service has
@@ -332,6 +359,7 @@ pub unsafe extern "C" fn ipconfig_balance(
     key_len: usize,
     tried: *const c_char,
     tried_len: usize,
+    rules: u32,
     peer: *mut Peer,
 ) -> c_int {
     // SAFETY: the caller's promise.
@@ -346,6 +374,7 @@ pub unsafe extern "C" fn ipconfig_balance(
             // Of an empty key nothing can be told apart: as if there were none.
             key: key.bytes().filter(|key| !key.is_empty()).map(picker::hash_of_key),
             tried: tried.bytes(),
+            rules: rules as u16,
         };
         with_worker(|worker| match worker.balance(service, request) {
             Choice::Load => Ok(AGAIN),
@@ -361,6 +390,58 @@ pub unsafe extern "C" fn ipconfig_balance(
                 };
                 Ok(OK)
             }
+        })
+    })
+}
+
+/// Why the last request that was balanced went where it did: [`OK`] with
+/// `explanation` written, [`DECLINED`] before the first one.
+///
+/// # Safety
+/// As the module says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_explain(explanation: *mut Explanation) -> c_int {
+    guard(TextOut::none(), || {
+        // SAFETY: the caller's promise; NULL is told apart.
+        let explanation = unsafe { explanation.as_mut() }.ok_or(BorderError::Null)?;
+        with_worker(|worker| {
+            let Some(found) = worker.explain(board::monotonic_ms()) else { return Ok(DECLINED) };
+            let mode = worker::MODES.iter().position(|known| *known == found.mode);
+            *explanation = Explanation {
+                instance: found.instance.as_ptr().cast(),
+                instance_len: u32::try_from(found.instance.len()).unwrap_or(0),
+                tries: found.tries,
+                mode: mode.unwrap_or(0) as u32,
+                rule: found.rule.map_or(0, |rule| rule + 1),
+                reason: match found.reason {
+                    Reason::Strategy => BY_STRATEGY,
+                    Reason::Rule => BY_RULE,
+                    Reason::Panic => BY_PANIC,
+                    Reason::Nothing => BY_NOTHING,
+                },
+            };
+            Ok(OK)
+        })
+    })
+}
+
+/// The routing rules of a service, as JSON; [`DECLINED`] where it has none. They change
+/// with what [`ipconfig_load`] takes in of its instances.
+///
+/// # Safety
+/// As the module says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_rules(
+    service: u32,
+    text: *mut c_char,
+    text_len: *mut usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let out = unsafe { TextOut::new(text, text_len) };
+    guard(out, || {
+        with_worker(|worker| match worker.rules(service) {
+            Some(json) => out.write(&json),
+            None => Ok(DECLINED),
         })
     })
 }

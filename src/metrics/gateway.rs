@@ -137,6 +137,15 @@ impl Page {
             failed,
         );
         self.add(MetricType::Gauge, "in_flight", "Requests open on the instance", open);
+        let by_rule = worker.rule_requests().map(|(service, rule, requests)| {
+            (vec![("service", service), ("rule", rule)], requests as f64)
+        });
+        self.add(
+            MetricType::Counter,
+            "rule_requests",
+            "Requests that a routing rule sent to its instances",
+            by_rule,
+        );
         let latencies = all.iter().filter_map(|c| {
             let labels = vec![("service", c.service), ("instance", c.instance)];
             Some((labels, f64::from(c.latency_ms?) / 1e3))

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::reach::{self, IN_BAND, Reach, Rule, Source};
 use super::{Absence, Known, Member, Reading, State, to_ms};
-use crate::config::{CheckConfig, ServiceConfig, WindowConfig};
+use crate::config::{self, CheckConfig, ServiceConfig, WindowConfig};
 use crate::model::{Instance, InstanceReport, Report, Status, StatusProtocol, StatusUrl};
 use crate::reckon::{Figures, Reckoner};
 use crate::window::Window;
@@ -262,6 +262,16 @@ impl Service {
             .iter()
             .filter(move |(id, record)| counts(record) && !is_disabled(id))
             .filter_map(|(_, record)| record.current())
+    }
+
+    /// The configured rules.
+    pub fn rules(&self) -> &[config::Rule] {
+        &self.config.rules
+    }
+
+    /// The labels of an instance, as its registration in force says.
+    pub fn labels(&self, id: &str) -> Option<&BTreeMap<String, String>> {
+        Some(&self.instances.get(id)?.current()?.labels)
     }
 
     /// What the service has to offer.

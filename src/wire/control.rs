@@ -7,8 +7,9 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::{RecordError, refuse_larger_than};
+use crate::config::rules::rules;
 use crate::config::values::{Choice, Object, choice, name, number, string_that_is, unique_keys};
-use crate::config::{ConfigError, Conflict, Strategy};
+use crate::config::{ConfigError, Conflict, Rule, Strategy};
 
 /// The largest value that is read, in bytes: room for the weights of 10,000
 /// instances.
@@ -29,6 +30,9 @@ pub struct Control {
     /// In place of the configured one.
     #[serde(deserialize_with = "strategy")]
     pub strategy: Option<Strategy>,
+    /// In place of the configured ones, all of them; an empty list is none.
+    #[serde(deserialize_with = "some_rules")]
+    pub rules: Option<Vec<Rule>>,
     /// Instances that get no new requests, and are otherwise as they were.
     #[serde(deserialize_with = "ids")]
     pub drain: BTreeSet<String>,
@@ -130,6 +134,9 @@ pub fn encode_control(control: &Control, mut value: Map<String, Value>) -> Map<S
     put("disable", ids(&control.disable));
     let expires = control.expires.map(|time| humantime::format_rfc3339(time).to_string());
     put("expires", expires.map(Value::from));
+    let rules =
+        |rules: &Vec<Rule>| serde_json::to_value(rules).expect("plain data has a JSON form");
+    put("rules", control.rules.as_ref().map(rules));
     put("by", text(&control.by));
     put("why", text(&control.why));
     value
@@ -162,6 +169,10 @@ fn ids<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeSet<String>, D::Error>
 
 fn strategy<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Strategy>, D::Error> {
     choice(from).map(Some)
+}
+
+fn some_rules<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<Rule>>, D::Error> {
+    rules(from).map(Some)
 }
 
 fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SystemTime>, D::Error> {
@@ -209,6 +220,7 @@ mod tests {
                 drain,
                 disable,
                 expires,
+                rules: None,
                 by,
                 why,
             })
@@ -262,6 +274,10 @@ mod tests {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         assert!(!control.has_lapsed(at(59)) && control.has_lapsed(at(60)));
 
+        let control = decode(r#"{"rules": [{"name": "new", "to": {"version": "2"}}]}"#).unwrap();
+        assert_eq!(control.rules.map(|rules| rules[0].name.clone()), Some("new".into()));
+        assert_eq!(decode(r#"{"rules": []}"#).unwrap().rules, Some(vec![]));
+
         let nothing = decode("{}").unwrap();
         assert_eq!(nothing, Control::default());
         assert_eq!(nothing.manual_weight("a"), None);
@@ -278,6 +294,8 @@ mod tests {
             (r#"{"weights": {"a": 1}}"#, "weights: found in mode auto"),
             (r#"{"mode": "manual", "weights": {"a": 1001}}"#, "expected a number from 0 to 1000"),
             (r#"{"mode": "manual", "weights": {"a": 1, "a": 2}}"#, "duplicate key"),
+            (r#"{"rules": [{"name": "a"}]}"#, "rules[0]: missing field `to`"),
+            (r#"{"rules": null}"#, "rules: invalid type"),
             (r#"{"drain": "a"}"#, "drain: invalid type"),
             (r#"{"drain": ["a b"]}"#, "drain[0]: "),
             (r#"{"strategy": "fastest"}"#, "strategy: "),

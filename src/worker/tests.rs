@@ -1,3 +1,5 @@
+mod rules;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -24,7 +26,7 @@ struct Gateway {
 }
 
 fn first_try(address: usize) -> Request<'static> {
-    Request { address, is_retry: false, moved_on_from: 0, tried: None, key: None }
+    Request { address, is_retry: false, moved_on_from: 0, tried: None, key: None, rules: 0 }
 }
 
 /// nginx's final status of a request that ended so.
@@ -1022,7 +1024,7 @@ fn five_failures_in_a_row_eject_for_all_workers_at_once() {
     other.fail(1);
     assert_eq!((gateway.served(1), other.served(1)), ("b".into(), "b".into()));
     let ejection = gateway.board.ejection(gateway.slot('a')).unwrap();
-    assert_eq!(ejection.reason, Reason::ConsecutiveFailures);
+    assert_eq!(ejection.reason, board::Reason::ConsecutiveFailures);
     let left_ms = ejection.until_ms - board::monotonic_ms();
     assert!((29_000..=33_000).contains(&left_ms), "{left_ms}");
 }
@@ -1046,7 +1048,13 @@ fn no_strategy_picks_the_ejected_while_another_is_left_and_each_does_when_none_i
             board::identity("chat", &b.id, &b.addr)
         });
         let now_ms = board::monotonic_ms();
-        assert!(gateway.board.eject((slot, identity), 1, Reason::SuccessRate, now_ms, |_| 60_000));
+        assert!(gateway.board.eject(
+            (slot, identity),
+            1,
+            board::Reason::SuccessRate,
+            now_ms,
+            |_| 60_000
+        ));
         for key in 0..200 {
             let request = Request { key: Some(key), ..first_try(1) };
             let choice = gateway.worker.balance(gateway.chat, request);

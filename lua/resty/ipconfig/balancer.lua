@@ -4,8 +4,11 @@
 local base     = require "resty.core.base"
 local balancer = require "ngx.balancer"
 local cdefs    = require "resty.ipconfig.cdefs"
+local cjson    = require "cjson.safe"
 local fallback = require "resty.ipconfig.fallback"
+local identity = require "resty.ipconfig.identity"
 local native   = require "resty.ipconfig.native"
+local rules    = require "resty.ipconfig.rules"
 
 
 local get_request      = base.get_request
@@ -27,6 +30,9 @@ local AGAIN    = cdefs.AGAIN
 local OPEN     = cdefs.OPEN
 local UNRANKED = cdefs.UNRANKED
 
+local BY_RULE  = cdefs.BY_RULE
+local BY_PANIC = cdefs.BY_PANIC
+
 local LOOK_DUE  = cdefs.LOOK_DUE
 local TRIES_DUE = cdefs.TRIES_DUE
 
@@ -44,11 +50,15 @@ local _M = {}
 
 -- service -> the library's handle
 local handles = {}
+-- handle -> its rules in JSON, what says which take a request, and what is said
+-- of requests that they took; nil where there are none
+local routes = {}
 
 
 -- Forgets what belongs to an earlier start.
 function _M.reset()
     handles = {}
+    routes = {}
 end
 
 
@@ -56,8 +66,13 @@ end
 -- with a patch that OpenResty applies and Debian does not (it makes it 500), so
 -- the request is sent to a port of the plugin's thread that answers 503.
 -- That port is no use while the thread is silent.
-local function refuse(self, service, reason)
+-- `word` says the reason in $ipconfig_reason.
+local function refuse(self, service, reason, word, tries, mode)
     log(ERR, "[ipconfig] nothing to offer for service ", service, ": ", reason)
+
+    if identity.is_wanted() then
+        identity.set("", tries, mode, "refused:" .. word)
+    end
 
     local port = not self.fallen_back and native.refusal_port()
     if port and set_current_peer("127.0.0.1", port) then
@@ -68,6 +83,7 @@ local function refuse(self, service, reason)
 end
 
 
+-- Returns whether the peer is set.
 local function set_peer(self, service, host, port, more_tries, retry)
     if not retry and more_tries > 0 then
         local ok, err = set_more_tries(more_tries)
@@ -79,52 +95,66 @@ local function set_peer(self, service, host, port, more_tries, retry)
     local ok, err = set_current_peer(host, port)
     if not ok then
         return refuse(self, service, "failed to set the peer " .. host .. ":"
-                                     .. port .. ": " .. err)
+                                     .. port .. ": " .. err, "peer", 0, "")
     end
+
+    return true
 end
 
 
--- The addresses that this request has tried, whoever chose them.
+-- The addresses that this request has tried, whoever chose them, and how many
+-- tries that were.
 local function tried_of()
     local tried = {}
+    local count = 0
 
-    -- "10.0.0.5:8080, 10.0.0.6:8080"
-    for addr in gmatch(ngx.var.upstream_addr or "", "[^, ]+") do
+    -- "10.0.0.5:8080, 10.0.0.6:8080, ipconfig": the try that is being made is
+    -- there by the name of its upstream
+    for addr in gmatch(ngx.var.upstream_addr or "", "[^, ]+:%d+") do
         tried[addr] = true
+        count = count + 1
     end
 
-    return tried
+    return tried, count
 end
 
 
 -- The way without the library. Requests of a key go together where the strategy
 -- is to do so, and all others by chance.
-local function balance_in_lua(self, service, retry, key)
-    local list = fallback.candidates(service, self.dict)
+local function balance_in_lua(self, service, retry, key, status)
+    local list, mode = fallback.candidates(service, self.dict)
     if not list then
-        return refuse(self, service, "the service is not known")
+        return refuse(self, service, "the service is not known", "unknown", 0,
+                      mode)
     end
 
     local settings = self.config.services[service]
     local balance = settings and settings.balance or {}
-    local tried = retry and tried_of() or nil
-
-    local instance
-    local strategy = fallback.strategy(list, self.config, service)
-    if strategy == "chash" and key and key ~= "" then
-        instance = fallback.owner(list, tried, key)
+    local tried, tries = nil, 0
+    if retry then
+        tried, tries = tried_of()
     end
 
-    instance = instance or fallback.pick(list, tried)
+    local strategy = fallback.strategy(list, self.config, service)
+    local instance, rule = fallback.choose(list, tried, key,
+                                           strategy == "chash")
     if not instance then
-        return refuse(self, service, #list == 0 and "it has no instances"
-                               or "all instances were tried")
+        local is_empty = #list == 0
+        return refuse(self, service, is_empty and "it has no instances"
+                               or "all instances were tried",
+                      is_empty and "empty" or "tried", tries, mode)
     end
 
     self.dict:incr("fallback_requests", 1)
 
-    return set_peer(self, service, instance.host, instance.port,
-                    min(balance.tries or 2, #list - 1), retry)
+    if set_peer(self, service, instance.host, instance.port,
+                min(balance.tries or 2, #list - 1), retry)
+       and identity.is_wanted()
+    then
+        identity.set(instance.id, tries + 1, mode,
+                     retry and identity.retry_reason(status)
+                     or rule and "rule:" .. rule or "strategy")
+    end
 end
 
 
@@ -139,13 +169,81 @@ local function handle_of(service)
 end
 
 
+-- Takes over the rules of a service's view, if they are others than before.
+local function take_rules(handle)
+    local text = native.rules(handle)
+    local known = routes[handle]
+    if text == (known and known.text) then
+        return
+    end
+
+    local list = text and cjson.decode(text)
+    if not list then
+        routes[handle] = nil
+        return
+    end
+
+    local reasons = {}
+    for i = 1, #list do
+        reasons[i] = "rule:" .. list[i].name
+    end
+
+    routes[handle] = {
+        text     = text,
+        rules_of = rules.compile(list),
+        reasons  = reasons,
+    }
+end
+
+
 -- Brings the view of a service up to date, and says once what hinders it.
 local function refresh(self, service, handle)
-    local ok, err = native.refresh(handle, service, self.dict)
+    local ok, more = native.refresh(handle, service, self.dict)
     if not ok then
         log(ERR, "[ipconfig] the ranking of ", service, " in the shared dict ",
-            "cannot be used, the one at hand stays: ", err)
+            "cannot be used, the one at hand stays: ", more)
+
+    elseif more then
+        take_rules(handle)
     end
+end
+
+
+-- Says in variables why the current request went where it did; `status` is that
+-- of its last try that failed.
+local function explain(handle, retry, status)
+    local instance, tries, mode, decided, rule = native.explain()
+    if not instance then
+        return
+    end
+
+    local reason
+    if retry then
+        reason = identity.retry_reason(status)
+
+    elseif decided == BY_RULE then
+        reason = routes[handle].reasons[rule]
+
+    elseif decided == BY_PANIC then
+        reason = "panic"
+
+    else
+        reason = "strategy"
+    end
+
+    identity.set(instance, tries, mode, reason)
+end
+
+
+-- Ends a request that the library has nobody for.
+local function refuse_by_library(self, service)
+    local _, tries, mode = native.explain()
+    if (tries or 0) > 0 then
+        return refuse(self, service, "all instances were tried", "tried", tries,
+                      mode)
+    end
+
+    return refuse(self, service, "it has no instances", "empty", 0, mode or "")
 end
 
 
@@ -192,16 +290,16 @@ end
 -- `self` is what resty.ipconfig knows: config, dict, fallen_back; `key` is what
 -- consistent hashing keeps requests together by, or nil.
 function _M.balance(self, service, key)
-    local failure, failed_with = get_last_failure()
+    local failure, status = get_last_failure()
     local retry = failure ~= nil
 
     if self.fallen_back then
-        return balance_in_lua(self, service, retry, key)
+        return balance_in_lua(self, service, retry, key, status)
     end
 
     local handle = handle_of(service)
     if not handle then
-        return balance_in_lua(self, service, retry, key)
+        return balance_in_lua(self, service, retry, key, status)
     end
 
     local request = get_request()
@@ -210,11 +308,21 @@ function _M.balance(self, service, key)
                   and (retry and ngx.var.upstream_addr or "") or nil
 
     for _ = 1, MAX_CALLS do
+        -- those of the view at hand; with another one this begins anew
+        local route = routes[handle]
+        local taken_by = route and route.rules_of(key)
+
         local code, host, port, more_tries =
-            native.balance(handle, request, failure, failed_with, key,
-                           tried)
+            native.balance(handle, request, failure, status, key, tried,
+                           taken_by)
         if code == OK then
-            return set_peer(self, service, host, port, more_tries, retry)
+            if set_peer(self, service, host, port, more_tries, retry)
+               and identity.is_wanted()
+            then
+                explain(handle, retry, status)
+            end
+
+            return
         end
 
         if code == AGAIN then
@@ -230,12 +338,11 @@ function _M.balance(self, service, key)
             break
 
         else
-            return refuse(self, service, retry and "all instances were tried"
-                                   or "it has no instances")
+            return refuse_by_library(self, service)
         end
     end
 
-    return balance_in_lua(self, service, retry, key)
+    return balance_in_lua(self, service, retry, key, status)
 end
 
 

@@ -12,6 +12,15 @@ ffi.cdef [[
         uint32_t    more_tries;
     } ipconfig_peer_t;
 
+    typedef struct {
+        const char *instance;
+        uint32_t    instance_len;
+        uint32_t    tries;
+        uint32_t    mode;
+        uint32_t    rule;
+        uint32_t    reason;
+    } ipconfig_explanation_t;
+
     uint32_t ipconfig_abi(void);
 
     int ipconfig_init(const char *config, size_t config_len,
@@ -36,7 +45,10 @@ ffi.cdef [[
         char *text, size_t *text_len);
     int ipconfig_balance(uint32_t service, const void *request,
         int is_retry, const char *key, size_t key_len,
-        const char *tried, size_t tried_len, ipconfig_peer_t *peer);
+        const char *tried, size_t tried_len, uint32_t rules,
+        ipconfig_peer_t *peer);
+    int ipconfig_explain(ipconfig_explanation_t *explanation);
+    int ipconfig_rules(uint32_t service, char *text, size_t *text_len);
     int ipconfig_finish(const void *request, int status);
     int ipconfig_finish_by_tries(const void *request, int status,
         const char *addrs, size_t addrs_len,
@@ -59,7 +71,7 @@ ffi.cdef [[
 
 return {
     -- the border's version: the library must have the same
-    ABI      = 3,
+    ABI      = 4,
 
     -- codes, with OpenResty's numbers where the meaning is the same
     OK       = 0,
@@ -72,4 +84,10 @@ return {
     OPEN        = 2,
     LOOK_DUE    = 3,
     TRIES_DUE   = 4,
+
+    -- what decided on an instance
+    BY_STRATEGY = 0,
+    BY_RULE     = 1,
+    BY_PANIC    = 2,
+    BY_NOTHING  = 3,
 }

@@ -3,8 +3,10 @@
 -- are those of the last ranking in the shared dict, or the configuration file's
 -- where there is none.
 
-local bit   = require "bit"
-local cjson = require "cjson.safe"
+local bit        = require "bit"
+local cjson      = require "cjson.safe"
+local arithmetic = require "resty.ipconfig.hash"
+local rules      = require "resty.ipconfig.rules"
 
 
 local band     = bit.band
@@ -15,7 +17,10 @@ local huge     = math.huge
 local ln       = math.log
 local lshift   = bit.lshift
 local match    = string.match
+local mixed    = arithmetic.mixed
 local now      = ngx.now
+local pairs    = pairs
+local pcall    = pcall
 local random   = math.random
 local rshift   = bit.rshift
 local sub      = string.sub
@@ -120,6 +125,7 @@ local function instance_of(record, service)
         weight = (weight >= 0 and weight <= 1000) and weight or 1,
         host   = host,
         port   = port,
+        labels = type(record.labels) == "table" and record.labels or {},
 
         -- by the two halves of its identity (src/board.rs)
         draws = draws_of(crc32(service .. "\0" .. tostring(record.id)),
@@ -135,13 +141,89 @@ local function instances_of(records, service)
         return instances
     end
 
-    for _, record in ipairs(records) do
+    for i, record in ipairs(records) do
         if type(record) == "table" then
-            instances[#instances + 1] = instance_of(record, service)
+            local instance = instance_of(record, service)
+            if instance then
+                instance.place = i
+                instances[#instances + 1] = instance
+            end
         end
     end
 
     return instances
+end
+
+
+-- Has the requests of each rule go to those that it selects: `groups_of` says
+-- by which rules an instance is selected, as bits. As in src/worker/routes.rs.
+local function route(list, list_of_rules, groups_of)
+    local names, groups, rest = {}, {}, {}
+
+    for i = 1, #list_of_rules do
+        names[i], groups[i] = list_of_rules[i].name, {}
+    end
+
+    for i = 1, #list do
+        local one = list[i]
+        local selected = groups_of(one)
+
+        if one.weight > 0 then
+            for j = 1, #groups do
+                if band(selected, lshift(1, j - 1)) ~= 0 then
+                    groups[j][#groups[j] + 1] = one
+                end
+            end
+
+            if selected == 0 then
+                rest[#rest + 1] = one
+            end
+        end
+    end
+
+    for i = 1, #groups do
+        groups[i] = candidates_of(groups[i])
+    end
+
+    list.routes = {
+        rules_of = rules.compile(list_of_rules),
+        names    = names,
+        groups   = groups,
+        rest     = candidates_of(rest),
+    }
+end
+
+
+-- The rules that select an instance of these labels, as bits.
+local function groups_by_labels(list_of_rules, labels)
+    local groups = 0
+
+    for i = 1, #list_of_rules do
+        local is_selected = true
+        for label, value in pairs(list_of_rules[i].to) do
+            is_selected = is_selected and labels[label] == value
+        end
+
+        if is_selected then
+            groups = groups + 2 ^ (i - 1)
+        end
+    end
+
+    return groups
+end
+
+
+-- The same where neither the rules nor the labels have been checked: what
+-- cannot be used routes nothing.
+local function route_or_not(list, list_of_rules, groups_of)
+    if type(list_of_rules) ~= "table" or #list_of_rules == 0 then
+        return
+    end
+
+    local ok, err = pcall(route, list, list_of_rules, groups_of)
+    if not ok then
+        ngx.log(ngx.ERR, "[ipconfig] rules that cannot be used: ", err)
+    end
 end
 
 
@@ -151,8 +233,11 @@ function _M.configure(config)
     rankings = {}
 
     for name, service in pairs(config.services) do
-        configured[name] = candidates_of(instances_of(service.instances,
-                                                      name))
+        local list = candidates_of(instances_of(service.instances, name))
+        configured[name] = list
+        route_or_not(list, service.rules, function(one)
+            return groups_by_labels(service.rules, one.labels)
+        end)
     end
 end
 
@@ -186,6 +271,10 @@ local function decode(value, service)
     local list = candidates_of(instances_of(content.instances, service))
     list.version = tonumber(version, 16)
     list.strategy = content.strategy
+
+    route_or_not(list, content.rules, function(one)
+        return content.groups[one.place]
+    end)
 
     return list
 end
@@ -327,6 +416,38 @@ function _M.pick(list, tried)
     if #left > 0 then
         return _M.pick(candidates_of(left))
     end
+end
+
+
+-- The instance for the current request, of those that it has not tried, and the
+-- name of the rule that it is by, if it is; nil when all were tried. Requests
+-- of a key go together where `is_hashed`.
+function _M.choose(list, tried, key, is_hashed)
+    is_hashed = is_hashed and key and key ~= ""
+
+    local function from(some)
+        return is_hashed and _M.owner(some, tried, key) or _M.pick(some, tried)
+    end
+
+    local routes = list.routes
+    if routes then
+        local taken = routes.rules_of(key)
+
+        for i = 1, #routes.names do
+            local one = band(taken, lshift(1, i - 1)) ~= 0
+                        and from(routes.groups[i])
+            if one then
+                return one, routes.names[i]
+            end
+        end
+
+        local one = from(routes.rest)
+        if one then
+            return one
+        end
+    end
+
+    return from(list)
 end
 
 

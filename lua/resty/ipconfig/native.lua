@@ -27,6 +27,9 @@ local UNRANKED = cdefs.UNRANKED
 
 local RANKING_DUE = cdefs.RANKING_DUE
 
+-- in the library's order
+local MODES = { [0] = "live", "manual", "stale", "fallback", "static" }
+
 -- room for an error or a line of the log; results ask for what they need
 local TEXT_SIZE = 4096
 
@@ -34,10 +37,11 @@ local TEXT_SIZE = 4096
 local _M = {}
 
 
-local lib        -- kept here for good: a collected handle unmaps the library
-local peer       = ffi_new("ipconfig_peer_t")
-local number_out = ffi_new("uint32_t[1]")
-local level_out  = ffi_new("int[1]")
+local lib         -- kept here for good: a collected handle unmaps the library
+local peer        = ffi_new("ipconfig_peer_t")
+local explanation = ffi_new("ipconfig_explanation_t")
+local number_out  = ffi_new("uint32_t[1]")
+local level_out   = ffi_new("int[1]")
 
 
 local function find_library()
@@ -227,11 +231,12 @@ end
 
 
 -- Brings a service's view up to what the shared dict holds.
--- Returns true, or nil and what is wrong with the values there.
+-- Returns true and whether its rules may be others now, or nil and what is
+-- wrong with the values there.
 function _M.refresh(handle, name, dict)
     local due = lib.ipconfig_poll(handle)
     if due ~= AGAIN and due ~= RANKING_DUE then
-        return true
+        return true, false
     end
 
     -- in this order, as the writer stores the instances first: those of the
@@ -240,28 +245,59 @@ function _M.refresh(handle, name, dict)
     local instances = due == AGAIN and value_of(dict, "instances:" .. name)
                       or nil
 
-    return done_or_error(call_for_text("ipconfig_load", handle,
-                                       instances, instances and #instances or 0,
-                                       ranking, #ranking))
+    local ok, err = done_or_error(
+        call_for_text("ipconfig_load", handle,
+                      instances, instances and #instances or 0,
+                      ranking, #ranking))
+    if not ok then
+        return nil, err
+    end
+
+    return true, due == AGAIN
+end
+
+
+-- The routing rules of a service's view as JSON, or nil where it has none.
+function _M.rules(handle)
+    local code, text = call_for_text("ipconfig_rules", handle)
+    if code == OK then
+        return text
+    end
 end
 
 
 -- Where a request goes; `failure` and `status` are what get_last_failure()
 -- says of its last try, or false; `key` is what consistent hashing keeps
 -- requests together by, or nil; `tried` is nil for a request that comes to its
--- log phase, else $upstream_addr, where it was sent so far. Returns a code, and
--- with OK the host, the port and how often the request may move on.
-function _M.balance(handle, request, failure, status, key, tried)
+-- log phase, else $upstream_addr, where it was sent so far; `rules` are those
+-- that take it. Returns a code, and with OK the host, the port and how often
+-- the request may move on.
+function _M.balance(handle, request, failure, status, key, tried, rules)
     -- "next" is nginx's word for an answer of 403 or 404 that it moves on from
     local retry = failure == "next" and status or failure and 1 or 0
     local code = lib.ipconfig_balance(handle, request, retry,
                                       key, key and #key or 0,
-                                      tried, tried and #tried or 0, peer)
+                                      tried, tried and #tried or 0,
+                                      rules or 0, peer)
     if code ~= OK then
         return code
     end
 
     return OK, ffi_string(peer.host, peer.host_len), peer.port, peer.more_tries
+end
+
+
+-- Why the last request went where it did: its instance's id, the number of its
+-- tries, the mode, what decided (a code), and its rule's number or 0. nil
+-- before the first one.
+function _M.explain()
+    if lib.ipconfig_explain(explanation) ~= OK then
+        return
+    end
+
+    return ffi_string(explanation.instance, explanation.instance_len),
+           explanation.tries, MODES[explanation.mode], explanation.reason,
+           explanation.rule
 end
 
 

@@ -88,3 +88,43 @@ fn a_control_of_another_gateways_service_is_not_kept() {
     assert!(fixture.registry.control("mail").is_none());
     assert_eq!(fixture.bad("unknown_service"), 1);
 }
+
+#[test]
+fn the_operators_rules_stand_in_place_of_the_files_until_they_go() {
+    let rules = |name: &str| format!(r#"[{{"name": "{name}", "to": {{"v": "2"}}}}]"#);
+    let file = format!(r#"{{"services": {{"chat": {{"rules": {}}}}}}}"#, rules("file"));
+    let config = Config::parse(&file).unwrap();
+    let mut registry = Registry::new(&config, Instant::now());
+    let mut revision = 0;
+    let mut put = |registry: &mut Registry, value: String| {
+        revision += 1;
+        let key = key().to_path(&config.etcd.prefix).into_bytes();
+        let event = Event::Put { key, value: value.into_bytes(), mod_revision: revision };
+        registry.apply(&event, Instant::now());
+    };
+    let names = |registry: &Registry| -> Vec<String> {
+        registry.rules("chat").iter().map(|rule| rule.name.clone()).collect()
+    };
+    assert_eq!(names(&registry), ["file"]);
+    put(&mut registry, format!(r#"{{"rules": {}}}"#, rules("control")));
+    assert_eq!(names(&registry), ["control"]);
+    assert!(registry.take_urgent().contains(&"chat".to_owned()));
+    put(&mut registry, r#"{"rules": [{"name": "bad"}]}"#.into());
+    assert_eq!(names(&registry), ["control"]);
+    put(&mut registry, r#"{"rules": []}"#.into());
+    assert_eq!(names(&registry), [] as [&str; 0]);
+    put(&mut registry, "{}".into());
+    assert_eq!(names(&registry), ["file"]);
+    assert_eq!(registry.rules("mail"), []);
+}
+
+#[test]
+fn the_labels_are_those_of_the_registration_in_force_and_a_change_does_not_wait() {
+    let mut fixture = of_two();
+    let labels = BTreeMap::from([("version".to_owned(), "2".to_owned())]);
+    fixture.put_instance(&Instance { labels: labels.clone(), ..instance("a", 1) });
+    assert_eq!(fixture.registry.take_urgent(), ["chat"]);
+    assert_eq!(fixture.registry.labels("chat", "a"), Some(&labels));
+    assert_eq!(fixture.registry.labels("chat", "b"), Some(&BTreeMap::new()));
+    assert_eq!(fixture.registry.labels("chat", "x"), None);
+}
