@@ -1,10 +1,15 @@
 //! One worker's side: its views of the rankings, its pickers, and the requests
 //! that it has under way. All on nginx's event loop, so nothing here blocks.
 
+mod tries;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
+
+pub use tries::{Tries, outcome_of};
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -97,6 +102,8 @@ pub struct Counters<'a> {
     /// Tries that failed.
     pub failed: u64,
     pub in_flight: u32,
+    /// Mean time of its answers over the last second, in milliseconds.
+    pub latency_ms: Option<f32>,
 }
 
 /// The modes that a service can be served in; `fallback` is Lua's, `manual` the
@@ -105,16 +112,17 @@ pub const MODES: [&str; 5] = ["live", "manual", "stale", "fallback", "static"];
 
 /// A request that is to be sent somewhere.
 #[derive(Debug, Clone, Copy)]
-pub struct Request {
+pub struct Request<'a> {
     /// In memory: the same from its first try to its log phase.
     pub address: usize,
     /// It is another try.
     pub is_retry: bool,
     /// The try before was answered, with a status that nginx moves on from.
     pub has_answered: bool,
-    /// It will have a log phase; nginx gives subrequests none. One that will not
-    /// is counted and is never in flight.
-    pub is_logged: bool,
+    /// `None` for one that will have a log phase; nginx gives subrequests none. One
+    /// that will not is counted and is never in flight. As its end is not seen,
+    /// nothing of it is kept: this is where it was sent so far, `$upstream_addr`.
+    pub tried: Option<&'a [u8]>,
     /// A hash of what it is to be kept together by; `None` if it is not.
     pub key: Option<u64>,
 }
@@ -136,6 +144,16 @@ pub enum ReportHeader<'a> {
     Any(&'a [u8]),
     /// `endpoint-load-metrics-bin`.
     Binary(&'a [u8]),
+}
+
+/// What is left to do at a request's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Done,
+    /// The response is to be looked at for a load report.
+    Look,
+    /// It is open still: how its last try ended is to be told in [`Tries`].
+    Unclear,
 }
 
 /// Where a request goes.
@@ -293,7 +311,7 @@ impl Worker {
     }
 
     /// Where a request goes next.
-    pub fn balance(&mut self, service: u32, request: Request) -> Choice<'_> {
+    pub fn balance(&mut self, service: u32, request: Request<'_>) -> Choice<'_> {
         if self.due(service) != Due::Nothing {
             return Choice::Load;
         }
@@ -303,13 +321,20 @@ impl Worker {
         // knows what it tried.
         match self.flights.contains_key(&request.address) {
             true if !request.is_retry => return Choice::Open,
-            false if request.is_retry => return Choice::Unranked,
+            false if request.is_retry && request.tried.is_none() => return Choice::Unranked,
             _ => {}
         }
         let Some(known) = self.services.get_mut(service as usize) else { return Choice::Unranked };
         let Some(view) = &mut known.view else { return Choice::Unranked };
 
-        let flight = self.flights.entry(request.address).or_default();
+        let mut unlogged;
+        let flight = match request.tried {
+            None => self.flights.entry(request.address).or_default(),
+            Some(addrs) => {
+                unlogged = view.peers.flight_to(addrs);
+                &mut unlogged
+            }
+        };
         let now_ms = board::coarse_ms();
         let last = std::mem::take(&mut flight.open);
         let outcome = if request.has_answered { Outcome::Answered } else { Outcome::Failed };
@@ -329,9 +354,8 @@ impl Worker {
 
         let (slot, identity) = (view.peers.slots[index], view.peers.identities[index]);
         let target = &view.peers.targets[index];
-        flight.tried[flight.tries] = identity;
-        flight.tries += 1;
-        if request.is_logged {
+        if request.tried.is_none() {
+            flight.add(identity);
             flight.open = self.board.begin_request(self.row, slot, identity, now_ms);
             flight.addr = Some(target.addr);
         } else {
@@ -345,17 +369,37 @@ impl Worker {
         }
     }
 
-    /// Ends a request: counts how its last try ended. A request that was not
-    /// balanced here is none of ours. Whether its response is to be looked at for a
-    /// load report, for [`report`](Self::report).
-    pub fn finish(&mut self, request: usize, outcome: Outcome) -> bool {
-        let Some(flight) = self.flights.remove(&request) else { return false };
+    /// Ends a request: counts how its last try ended, by what nginx says of the
+    /// whole request. A request that was not balanced here is none of ours.
+    pub fn finish(&mut self, request: usize, outcome: Outcome) -> End {
+        let Entry::Occupied(flight) = self.flights.entry(request) else { return End::Done };
+        if self.board.is_unclear(&flight.get().open, outcome) {
+            return End::Unclear;
+        }
+        let flight = flight.remove();
+        self.end(flight, outcome)
+    }
+
+    /// The same by what it says of each of its tries: the last one of ours counts as
+    /// that ended, or as the request did where its own end is not told. It counts for
+    /// nothing if it went elsewhere, such as to where requests are refused.
+    pub fn finish_by_tries(&mut self, request: usize, outcome: Outcome, tries: &Tries<'_>) -> End {
+        let Some(mut flight) = self.flights.remove(&request) else { return End::Done };
+        let told = flight.addr.and_then(|addr| tries.last_to(addr));
+        if let Some(at_most_ms) = told.and_then(|told| told.at_most_ms) {
+            flight.open.took_at_most(at_most_ms);
+        }
+        let outcome = told.map_or(Outcome::Unseen, |told| told.outcome.unwrap_or(outcome));
+        self.end(flight, outcome)
+    }
+
+    fn end(&mut self, flight: Flight, outcome: Outcome) -> End {
         let now_ms = board::coarse_ms();
         let slot = flight.open.slot();
         self.board.end_request(self.row, flight.open, outcome, now_ms);
         let is_due = outcome == Outcome::Answered && self.board.is_look_due(slot, now_ms);
         self.looks_at = flight.addr.filter(|_| is_due).map(|addr| (slot, addr));
-        is_due
+        if is_due { End::Look } else { End::Done }
     }
 
     /// Takes in the load report in the response of the request that was finished
@@ -450,6 +494,7 @@ impl Worker {
                     requests,
                     failed,
                     in_flight: self.board.in_flight(instance.slot),
+                    latency_ms: self.board.latency_ms(instance.slot),
                 }
             })
         })
@@ -566,6 +611,17 @@ impl Peers {
     fn is_manual(&self) -> bool {
         self.control.as_ref().is_some_and(|control| control.is_manual)
     }
+
+    /// What a request was sent to of these instances, by `$upstream_addr`.
+    fn flight_to(&self, addrs: &[u8]) -> Flight {
+        let mut flight = Flight::default();
+        for addr in tries::addrs(addrs).take(MAX_TRIES) {
+            if let Some(index) = self.targets.iter().position(|target| target.addr == addr) {
+                flight.add(self.identities[index]);
+            }
+        }
+        flight
+    }
 }
 
 /// Where an instance is, in one piece: a pick among thousands waits for memory.
@@ -597,6 +653,12 @@ impl Target {
 }
 
 impl Flight {
+    /// Adds a try of an instance; there is room.
+    fn add(&mut self, identity: u64) {
+        self.tried[self.tries] = identity;
+        self.tries += 1;
+    }
+
     fn tried(&self) -> &[u64] {
         &self.tried[..self.tries]
     }

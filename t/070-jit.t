@@ -20,8 +20,9 @@ sub say_what_is_compiled {
     my %is_on_the_path;
     my %functions = (
         'ipconfig.lua' => [qw(check_init check_service _M.balance _M.log)],
-        'ipconfig/balancer.lua' => [qw(set_peer handle_of outcome_of _M.balance _M.log)],
-        'ipconfig/native.lua' => [qw(_M.balance _M.finish)],
+        'ipconfig/balancer.lua' => [qw(set_peer handle_of grpc_status_of finish_by_tries
+                                        _M.balance _M.log)],
+        'ipconfig/native.lua' => [qw(_M.balance _M.finish _M.finish_by_tries)],
     );
     for my $path (sort keys %functions) {
         my $names = join '|', map { quotemeta } @{ $functions{$path} };

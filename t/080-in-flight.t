@@ -1,6 +1,14 @@
 # A request is in flight from its choice to its end, exactly once, by whatever
 # path it ends: what the service's page and the metrics page show goes up while
-# it is open and is 0 afterwards.
+# it is open and is 0 afterwards. It counts as its last try ended, and as long as
+# the instance took.
+#
+# Of its own a block has, all optional:
+#
+#   --- ipconfig        "1 a": best of the instances of these names, in this order;
+#                       "1 a | b": the same, and another service, `mail`
+#   --- proxy           more directives in the location of `chat`, which is /
+#   --- locations       more locations
 
 use lib 't/lib';
 use IpconfigTest 'no_plan';
@@ -63,21 +71,36 @@ sub status_of {
 
 package main;
 
-my $Best = '{ "services": { "chat": { "balance": { "strategy": "best" }, "instances": [ %s ] } } }';
-
 add_block_preprocessor(sub ($) {
     my $block = shift;
-    my $ipconfig = $block->ipconfig // 'a';
 
-    # "1 a": best of the instances of these names, in this order
-    if ($ipconfig =~ /^[\da-e ]+$/) {
-        my $instances = join ', ', map {
-            sprintf '{ "id": "%s", "addr": "$%s" }', $_, /\d/ ? "DEAD_$_" : uc "BACKEND_$_"
-        } split ' ', $ipconfig;
-        $block->set_value(ipconfig => sprintf $Best, $instances);
+    my $ipconfig = $block->ipconfig // 'a';
+    if ($ipconfig =~ /^[\da-e |]+$/) {
+        my ($chat, $mail) = split /\|/, $ipconfig;
+        my %instances = (chat => $chat, defined $mail ? (mail => $mail) : ());
+        my $services = join ', ', map { service_of($_, $instances{$_}) } sort keys %instances;
+        $block->set_value(ipconfig => "{ \"services\": { $services } }");
     }
 
+    return if !defined $block->proxy && !defined $block->locations;
+    my ($proxy, $locations) = ($block->proxy // '', $block->locations // '');
+    $block->set_value(config => <<"_EOC_");
+    location / {
+        set \$ipconfig_service chat;
+        proxy_pass http://ipconfig;
+        $proxy
+    }
+$locations
+_EOC_
 });
+
+sub service_of {
+    my ($name, $ids) = @_;
+    my $instances = join ', ', map {
+        sprintf '{ "id": "%s", "addr": "$%s" }', $_, /\d/ ? "DEAD_$_" : uc "BACKEND_$_"
+    } split ' ', $ids;
+    return qq("$name": { "balance": { "strategy": "best" }, "instances": [ $instances ] });
+}
 
 run_tests();
 
@@ -139,12 +162,7 @@ connect() failed
 
 === TEST 4: a request whose tries all fail is over
 --- ipconfig: 1 a b
---- config
-    location / {
-        set $ipconfig_service chat;
-        proxy_pass http://ipconfig;
-        proxy_next_upstream error timeout http_503;
-    }
+--- proxy: proxy_next_upstream error timeout http_503;
 --- script
 say get('/drop');
 over();
@@ -165,12 +183,7 @@ connect() failed
 
 
 === TEST 5: a request that times out is over, and failed
---- config
-    location / {
-        set $ipconfig_service chat;
-        proxy_pass http://ipconfig;
-        proxy_read_timeout 400ms;
-    }
+--- proxy: proxy_read_timeout 400ms;
 --- script
 my $open = begin('/slow?ms=5000');
 held(1);
@@ -190,12 +203,7 @@ upstream timed out
 === TEST 6: a request whose connection is never made is over, and failed
 --- ipconfig
 { "services": { "chat": { "instances": [ { "id": "full", "addr": "127.0.0.1:$FREE_PORT_1" } ] } } }
---- config
-    location / {
-        set $ipconfig_service chat;
-        proxy_pass http://ipconfig;
-        proxy_connect_timeout 400ms;
-    }
+--- proxy: proxy_connect_timeout 400ms;
 --- script
 # Nobody accepts, and there is no room to wait in.
 my $port = IpconfigTest::Parts::expand('$FREE_PORT_1');
@@ -263,14 +271,10 @@ none in flight
 
 
 === TEST 10: a connection that the instance took over is in flight until it is closed
---- config
-    location / {
-        set $ipconfig_service chat;
-        proxy_pass            http://ipconfig;
-        proxy_http_version    1.1;
-        proxy_set_header      Connection Upgrade;
-        proxy_set_header      Upgrade lines;
-    }
+--- proxy
+        proxy_http_version 1.1;
+        proxy_set_header   Connection Upgrade;
+        proxy_set_header   Upgrade lines;
 --- script
 my $open = begin('/upgrade', 'Connection: Upgrade', 'Upgrade: lines');
 my $status = <$open>;
@@ -295,16 +299,11 @@ none in flight
 
 
 === TEST 11: a request that error_page sends to another service leaves the one where it failed
---- ipconfig
-{ "services": { "chat": { "instances": [ { "id": "a", "addr": "$BACKEND_A" } ] },
-                "mail": { "instances": [ { "id": "b", "addr": "$BACKEND_B" } ] } } }
---- config
-    location / {
-        set $ipconfig_service chat;
-        proxy_pass http://ipconfig;
+--- ipconfig: a | b
+--- proxy
         proxy_intercept_errors on;
         error_page 404 500 502 = /mail;
-    }
+--- locations
     location = /mail {
         set $ipconfig_service mail;
         rewrite ^ /slow?ms=400? break;
@@ -341,14 +340,8 @@ upstream prematurely closed connection
 
 
 === TEST 12: so does one that X-Accel-Redirect or try_files sends on
---- ipconfig
-{ "services": { "chat": { "instances": [ { "id": "a", "addr": "$BACKEND_A" } ] },
-                "mail": { "instances": [ { "id": "b", "addr": "$BACKEND_B" } ] } } }
---- config
-    location / {
-        set $ipconfig_service chat;
-        proxy_pass http://ipconfig;
-    }
+--- ipconfig: a | b
+--- locations
     location /tried { try_files /none @mail; }
     location @mail {
         set $ipconfig_service mail;
@@ -379,11 +372,7 @@ none in flight
 
 
 === TEST 13: a subrequest is counted and never in flight, as its end is not seen; its parent is
---- config
-    location / {
-        set $ipconfig_service chat;
-        proxy_pass http://ipconfig;
-    }
+--- locations
     location = /parent {
         access_by_lua_block {
             ngx.location.capture("/slow?ms=400")
@@ -411,12 +400,8 @@ none in flight
 
 
 === TEST 14: with log_subrequest its end is seen and counted once, and it is still not in flight
---- config
+--- locations
     log_subrequest on;
-    location / {
-        set $ipconfig_service chat;
-        proxy_pass http://ipconfig;
-    }
     location = /parent {
         content_by_lua_block { ngx.print(ngx.location.capture("/slow?ms=400").body) }
     }
@@ -436,11 +421,7 @@ none in flight
 
 
 === TEST 15: without the log hook a request stays in flight until its place in memory serves another
---- config
-    location / {
-        set $ipconfig_service chat;
-        proxy_pass http://ipconfig;
-    }
+--- locations
     location = /unlogged {
         set $ipconfig_service chat;
         rewrite ^ /slow?ms=100? break;
@@ -510,3 +491,231 @@ say counted('a');
 200 200 200 200 200
 none in flight
 5 sent, 0 failed
+
+
+
+=== TEST 18: a subrequest tries no instance twice, though nothing of it is kept
+--- ipconfig: 1 2 a
+--- locations
+    location = /parent {
+        content_by_lua_block {
+            for _ = 1, 3 do ngx.print(ngx.location.capture("/").body) end
+        }
+    }
+--- script
+say get('/parent');
+say counted($_) for 1, 2, 'a';
+--- response_body
+a
+a
+a
+3 sent, 0 failed
+3 sent, 0 failed
+3 sent, 0 failed
+--- error_log
+connect() failed
+
+
+
+=== TEST 19: a failure counts, whatever the client is told instead
+--- http_config
+    proxy_cache_path cache keys_zone=pages:1m;
+--- locations
+    location /sorry { return 200 "sorry\n"; }
+    location /other {
+        set $ipconfig_service chat;
+        proxy_pass http://ipconfig;
+        rewrite ^ /code break;
+        proxy_intercept_errors on;
+        error_page 500 502 =200 @other;
+    }
+    location @other { rewrite ^ / break; proxy_pass http://$BACKEND_B; }
+    location /covered {
+        set $ipconfig_service chat;
+        proxy_pass http://ipconfig;
+        rewrite ^ /code break;
+        proxy_intercept_errors on;
+        error_page 500 =200 /sorry;
+    }
+    location /dropped {
+        set $ipconfig_service chat;
+        proxy_pass http://ipconfig;
+        rewrite ^ /drop break;
+        error_page 502 =200 /sorry;
+    }
+    location /cached {
+        set $ipconfig_service chat;
+        proxy_pass http://ipconfig;
+        rewrite ^ /code break;
+        proxy_cache pages;
+        proxy_cache_key $uri;
+        proxy_cache_valid 200 1s;
+        proxy_cache_use_stale http_500;
+    }
+    location /filtered {
+        set $ipconfig_service chat;
+        proxy_pass http://ipconfig;
+        rewrite ^ /code break;
+        header_filter_by_lua_block { ngx.status = 200 }
+    }
+--- script
+get('/cached?code=200');
+sleep 2.1;
+counted('a');
+for my $path (qw(other covered dropped cached filtered)) {
+    my %statuses;
+    $statuses{ fetch("/$path?code=500")->{status} }++ for 1 .. 30;
+    say "$path: ", counts(\%statuses), ', ', counted('a');
+}
+--- response_body
+other: 200:30, 30 sent, 30 failed
+covered: 200:30, 30 sent, 30 failed
+dropped: 200:30, 30 sent, 30 failed
+cached: 200:30, 30 sent, 30 failed
+filtered: 200:30, 30 sent, 30 failed
+--- error_log
+upstream prematurely closed connection
+
+
+
+=== TEST 20: an answer is none, whatever the client is told instead
+--- proxy
+        proxy_intercept_errors on;
+        error_page 404 = @dead;
+--- locations
+    location @dead { proxy_pass http://$DEAD_1; }
+    location /filtered {
+        set $ipconfig_service chat;
+        proxy_pass http://ipconfig;
+        rewrite ^ /slow?ms=1? break;
+        header_filter_by_lua_block { ngx.status = 503 }
+    }
+--- script
+for my $path ('/code?code=404', '/filtered') {
+    my %statuses;
+    $statuses{ fetch($path)->{status} }++ for 1 .. 30;
+    say counts(\%statuses), ', ', counted('a');
+}
+--- response_body
+502:30, 30 sent, 0 failed
+503:30, 30 sent, 0 failed
+--- error_log
+connect() failed
+
+
+
+=== TEST 21: a failure among many answers is found, and then each one is
+--- proxy
+        proxy_intercept_errors on;
+        error_page 500 =200 /sorry;
+--- locations
+    location /sorry { return 200 "sorry\n"; }
+--- script
+served(500);
+counted('a');
+my %count = (a => 0, sorry => 0);
+$count{ get(rand() < 0.5 ? '/' : '/code?code=500') }++ for 1 .. 600;
+my ($sent, $failed) = counted('a') =~ /(\d+) sent, (\d+) failed/;
+note("$failed of $count{sorry}");
+say names(\%count);
+say $failed > $count{sorry} ? 'too many' : $failed > 0.7 * $count{sorry} ? 'most' : $failed;
+--- response_body
+a sorry
+most
+
+
+
+=== TEST 22: a gRPC failure counts, in a trailer and without a body
+--- ipconfig
+{ "services": { "chat": { "instances": [ { "id": "a", "addr": "127.0.0.1:$FREE_PORT_1" } ] } } }
+--- http_config
+    server {
+        listen 127.0.0.1:$FREE_PORT_1 http2;
+        default_type application/grpc;
+        location / { add_trailer grpc-status $arg_code; return 200 "body"; }
+        location /short { add_header grpc-status $arg_code; return 200; }
+        location /page {
+            default_type text/plain;
+            add_header grpc-status $arg_code;
+            return 200 "body";
+        }
+    }
+--- locations
+    location ~ /(long|short|page) {
+        set $ipconfig_service chat;
+        grpc_pass grpc://ipconfig;
+    }
+--- script
+for my $path (qw(long short page)) {
+    my @counted = map {
+        my %statuses;
+        my $code = $_;
+        $statuses{ fetch("/$path?code=$code")->{status} }++ for 1 .. 20;
+        "$code: " . counts(\%statuses) . ', ' . counted('a');
+    } 14, 5, 0;
+    say "$path $_" for @counted;
+}
+--- response_body
+long 14: 200:20, 20 sent, 20 failed
+long 5: 200:20, 20 sent, 0 failed
+long 0: 200:20, 20 sent, 0 failed
+short 14: 200:20, 20 sent, 20 failed
+short 5: 200:20, 20 sent, 0 failed
+short 0: 200:20, 20 sent, 0 failed
+page 14: 200:20, 20 sent, 0 failed
+page 5: 200:20, 20 sent, 0 failed
+page 0: 200:20, 20 sent, 0 failed
+
+
+
+=== TEST 23: a client that reads slowly does not make the instance look slow
+--- ipconfig
+{ "services": { "chat": { "instances": [ { "id": "a", "addr": "127.0.0.1:$FREE_PORT_1" } ] } } }
+--- http_config
+    server {
+        listen 127.0.0.1:$FREE_PORT_1;
+        location / {
+            content_by_lua_block {
+                ngx.sleep((ngx.var.arg_ms or 0) / 1000)
+                local piece = ("x"):rep(100000)
+                for _ = 1, ngx.var.arg_pieces do
+                    ngx.print(piece)
+                    ngx.flush(true)
+                end
+            }
+        }
+    }
+--- script
+sub latency {
+    my $page = fetch_anew('/ipconfig/metrics')->{content};
+    my ($seconds) = $page =~ /^ipconfig_latency_seconds\{service="chat",instance="a"\} (\S+)/m;
+    return $seconds // 'none';
+}
+say latency();
+
+my ($length, $piece) = (0);
+my $open = begin('/?pieces=200');
+my $start = time;
+while (time - $start < 2) {
+    $length += read $open, $piece, 10_000;
+    sleep 0.1;
+}
+held(1);
+$length += length $piece while read $open, $piece, 1_000_000;
+say $length > 20_000_000 ? 'all of it' : $length;
+over();
+my $seconds = latency();
+note("$seconds s beside a slow client");
+say $seconds > 0 && $seconds < 0.7 ? 'quick' : $seconds;
+
+fetch('/?pieces=1&ms=900') for 1 .. 2;
+$seconds = latency();
+note("$seconds s with a slow instance");
+say $seconds > 0.25 ? 'slow' : $seconds;
+--- response_body
+none
+1 in flight
+all of it
+none in flight
+quick
+slow

@@ -265,13 +265,15 @@ a b a:reporting b:reporting
     init_by_lua_block {
         require("resty.ipconfig").init()
         local native = require "resty.ipconfig.native"
-        local finish = native.finish
         local LOOK_DUE = require("resty.ipconfig.cdefs").LOOK_DUE
         looks = 0
-        native.finish = function(...)
-            local code = finish(...)
-            looks = looks + (code == LOOK_DUE and 1 or 0)
-            return code
+        for _, name in ipairs { "finish", "finish_by_tries" } do
+            local finish = native[name]
+            native[name] = function(...)
+                local code = finish(...)
+                looks = looks + (code == LOOK_DUE and 1 or 0)
+                return code
+            end
         end
     }
     init_worker_by_lua_block { require("resty.ipconfig").init_worker() }

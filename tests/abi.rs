@@ -57,19 +57,15 @@ fn the_codes_and_the_version_are_the_same_on_both_sides_and_there_are_no_others(
     declared.sort_unstable();
     let of_the_library = [
         ("ABI", i64::from(ffi::ABI)),
-        ("ABORTED", ffi::ABORTED.into()),
         ("AGAIN", ffi::AGAIN.into()),
-        ("ANSWERED", ffi::ANSWERED.into()),
         ("DECLINED", ffi::DECLINED.into()),
         ("ERROR", ffi::ERROR.into()),
-        ("FAILED", ffi::FAILED.into()),
         ("LOOK_DUE", ffi::LOOK_DUE.into()),
         ("OK", ffi::OK.into()),
         ("OPEN", ffi::OPEN.into()),
         ("RANKING_DUE", ffi::RANKING_DUE.into()),
+        ("TRIES_DUE", ffi::TRIES_DUE.into()),
         ("UNRANKED", ffi::UNRANKED.into()),
-        ("UNSEEN", ffi::UNSEEN.into()),
-        ("UPGRADED", ffi::UPGRADED.into()),
     ];
     assert_eq!(declared, of_the_library.map(|(name, value)| (name.to_owned(), value)));
 }
@@ -120,7 +116,8 @@ macro_rules! c_functions {
     )* };
 }
 
-c_functions! { () (A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E F) (A B C D E F G) (A B C D E F G H) }
+c_functions! { () (A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E F) (A B C D E F G)
+(A B C D E F G H) (A B C D E F G H I) }
 
 macro_rules! exports {
     ($($name:ident($($any:tt)*),)*) => {
@@ -146,8 +143,9 @@ fn exports() -> BTreeSet<(String, String)> {
         ipconfig_service(_, _, _),
         ipconfig_poll(_),
         ipconfig_load(_, _, _, _, _, _, _),
-        ipconfig_balance(_, _, _, _, _, _, _),
+        ipconfig_balance(_, _, _, _, _, _, _, _),
         ipconfig_finish(_, _),
+        ipconfig_finish_by_tries(_, _, _, _, _, _, _, _, _),
         ipconfig_report(_, _, _, _, _, _, _),
         ipconfig_best(_, _, _, _),
         ipconfig_services(_, _),
@@ -265,15 +263,17 @@ fn null_for_a_pointer_is_an_error_and_not_a_crash() {
 
         equal(call(100, lib.ipconfig_worker_start, config, #config), cdefs.OK)
         equal(lib.ipconfig_service("chat", 4, nil), ERROR)
-        equal(lib.ipconfig_balance(0, nil, 0, 1, nil, 0, nil), ERROR)
+        equal(lib.ipconfig_balance(0, nil, 0, nil, 0, nil, 0, nil), ERROR)
         equal(lib.ipconfig_services(nil, nil), ERROR)
         equal(lib.ipconfig_services(ffi.new("char[10]"), nil), ERROR)
         equal(lib.ipconfig_services(nil, len), ERROR)
         equal(lib.ipconfig_metrics(nil, 0, 0, 0, nil, nil), ERROR)
         equal(lib.ipconfig_status(nil, 0, nil, nil), ERROR)
         equal(lib.ipconfig_load(0, nil, 0, nil, 0, nil, nil), ERROR)
-        for outcome = -1, 5 do -- a request that is none of ours
-            equal(lib.ipconfig_finish(nil, outcome), cdefs.OK)
+        equal(lib.ipconfig_finish_by_tries(nil, 200, nil, 0, nil, 0, nil, 0, 0), ERROR)
+        for _, status in ipairs { -1, 0, 200, 503, 70000 } do -- a request that is none of ours
+            equal(lib.ipconfig_finish(nil, status), cdefs.OK)
+            equal(lib.ipconfig_finish_by_tries(nil, status, "", 0, "", 0, "", 0, 0), cdefs.OK)
         end
     "#);
 }
@@ -330,7 +330,7 @@ fn a_process_that_is_no_worker_is_told_so() {
         equal(code, cdefs.ERROR)
         equal(text, "this process is no worker: init_worker() has not run")
         equal(lib.ipconfig_poll(0), cdefs.ERROR)
-        equal(lib.ipconfig_balance(0, nil, 0, 1, nil, 0, ffi.new("ipconfig_peer_t")), cdefs.ERROR)
+        equal(lib.ipconfig_balance(0, nil, 0, nil, 0, nil, 0, ffi.new("ipconfig_peer_t")), cdefs.ERROR)
         equal(lib.ipconfig_finish(nil, 0), cdefs.ERROR)
         equal(lib.ipconfig_plugin_stop(1), cdefs.OK) -- there is none
     "#);
@@ -343,7 +343,7 @@ fn before_anything_is_published_there_is_no_peer_and_no_ranking() {
         local peer = ffi.new("ipconfig_peer_t", { port = 7 })
         for _, handle in ipairs { 0, 99, 0xffffffff } do
             equal(lib.ipconfig_poll(handle), cdefs.OK)
-            equal(lib.ipconfig_balance(handle, nil, 0, 1, nil, 0, peer), cdefs.UNRANKED)
+            equal(lib.ipconfig_balance(handle, nil, 0, nil, 0, nil, 0, peer), cdefs.UNRANKED)
             equal(call(100, lib.ipconfig_best, handle, 10), cdefs.UNRANKED)
         end
         equal(peer.port, 7)

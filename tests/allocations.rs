@@ -7,7 +7,7 @@ use ipconfig::board::{self, Board, Outcome};
 use ipconfig::config::{Config, Strategy};
 use ipconfig::ranking::{Basis, State};
 use ipconfig::value::{InstanceValue, RankingValue, Record, ServiceValue, seal};
-use ipconfig::worker::{Choice, Request, Worker};
+use ipconfig::worker::{Choice, End, Request, Tries, Worker};
 
 /// The system's allocator, which counts what each thread asks of it.
 struct Counting;
@@ -93,16 +93,26 @@ fn worker(strategy: Strategy) -> (Worker, u32) {
     (worker, service)
 }
 
+const TRIES: Tries<'_> = Tries {
+    addrs: b"10.0.0.1:80, 127.0.0.1:9000",
+    statuses: b"502, 200",
+    times: b"0.000, 0.001",
+    grpc_status: 0,
+};
+
 /// Eight requests under way at any time; every third moves on once.
 fn requests(worker: &mut Worker, service: u32, count: usize) {
     const OUTCOMES: [Outcome; 4] =
         [Outcome::Answered, Outcome::Failed, Outcome::Aborted, Outcome::Upgraded];
     for number in 0..count {
         let address = 64 * (number % 8);
-        worker.finish(address, OUTCOMES[number % OUTCOMES.len()]);
+        let outcome = OUTCOMES[number % OUTCOMES.len()];
+        if worker.finish(address, outcome) == End::Unclear {
+            worker.finish_by_tries(address, outcome, &TRIES);
+        }
         let key = (number % 2 == 0).then_some(number as u64);
         let mut request =
-            Request { address, is_retry: false, has_answered: false, is_logged: true, key };
+            Request { address, is_retry: false, has_answered: false, tried: None, key };
         for is_retry in [false, true].into_iter().take(1 + usize::from(number % 3 == 0)) {
             request.is_retry = is_retry;
             let choice = worker.balance(service, request);

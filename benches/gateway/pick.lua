@@ -32,9 +32,9 @@ local function time(iterations, loop)
 end
 
 
-local OK       = cdefs.OK
-local AGAIN    = cdefs.AGAIN
-local ANSWERED = cdefs.ANSWERED
+local OK        = cdefs.OK
+local AGAIN     = cdefs.AGAIN
+local TRIES_DUE = cdefs.TRIES_DUE
 
 
 local function pick_loop(service)
@@ -44,15 +44,18 @@ local function pick_loop(service)
 
     return function(iterations)
         for _ = 1, iterations do
-            local code, host = native.balance(handle, request, false, true)
+            local code, host = native.balance(handle, request, false)
             while code == AGAIN do -- a new ranking, as there is each second
                 assert(native.refresh(handle, service, dict))
-                code, host = native.balance(handle, request, false, true)
+                code, host = native.balance(handle, request, false)
             end
             if code ~= OK or not host then
                 error("no instance of " .. service .. ": code " .. code)
             end
-            native.finish(request, ANSWERED)
+            if native.finish(request, 200) == TRIES_DUE then
+                native.finish_by_tries(request, 200, "10.0.0.0:8080", "200",
+                                       "0.001", 0)
+            end
         end
     end
 end

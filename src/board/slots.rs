@@ -31,7 +31,7 @@ pub enum Outcome {
     /// The instance answered.
     Answered,
     /// It did not, or said that it could not: the try moved on, or ended in a
-    /// status of 500 or more.
+    /// status of 500 or more, or in a gRPC status that is as bad.
     Failed,
     /// The client went away before there was an answer.
     Aborted,
@@ -56,6 +56,18 @@ impl Open {
     /// The slot of the instance that it is open on.
     pub fn slot(&self) -> u32 {
         self.slot
+    }
+
+    /// Whether it is timed.
+    fn is_timed(&self) -> bool {
+        self.began_ns != 0
+    }
+
+    /// Has it count as one that took so many milliseconds at most, and ended now.
+    pub fn took_at_most(&mut self, ms: f64) {
+        if self.is_timed() {
+            self.began_ns = self.began_ns.max(precise_ns().saturating_sub((ms * 1e6) as u64));
+        }
     }
 }
 
@@ -195,6 +207,26 @@ impl Board {
         }
     }
 
+    /// Whether more is to be found out before a request of this outcome is ended: the
+    /// outcome of a whole request may hide that of its last try.
+    ///
+    /// A failure may be another one's. An answer may cover a failure up: one that is
+    /// timed is looked into, which it is for its time too, and where a failure was
+    /// found lately, each one is. Finding out costs more than all else, so that
+    /// most answers are taken at their word; what is found in one of a tick of the
+    /// clock is in the rest, too.
+    pub fn is_unclear(&self, open: &Open, outcome: Outcome) -> bool {
+        match outcome {
+            Outcome::Answered => open.is_timed() || self.has_failed_lately(open.slot),
+            Outcome::Failed => open.slot != NO_SLOT,
+            Outcome::Aborted | Outcome::Upgraded | Outcome::Unseen => false,
+        }
+    }
+
+    fn has_failed_lately(&self, slot: u32) -> bool {
+        self.slot(slot).is_some_and(|slot| slot.failed.get() > 0.0)
+    }
+
     /// Counts the end of a request.
     pub fn end_request(&self, row: Option<RowId>, open: Open, outcome: Outcome, now_ms: u64) {
         let Some(counters) = self.slot(open.slot) else { return };
@@ -223,6 +255,11 @@ impl Board {
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = slot;
+    }
+
+    /// Mean latency of the slot's instance over the last second, in milliseconds.
+    pub fn latency_ms(&self, slot: u32) -> Option<f32> {
+        self.slot(slot)?.latency.get()
     }
 
     /// What this host has seen of the slot's instance lately.

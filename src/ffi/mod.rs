@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::metrics::{self, Fallback};
 use crate::picker;
 use crate::plugin;
-use crate::worker::{Choice, Due, ReportHeader, Request, Worker};
+use crate::worker::{self, Choice, Due, End, ReportHeader, Request, Tries, Worker};
 
 /// The version of this border. It grows with every change of a declaration, and
 /// the Lua side refuses another.
@@ -52,17 +52,8 @@ pub const OPEN: c_int = 2;
 /// The response is to be looked at for a load report.
 pub const LOOK_DUE: c_int = 3;
 
-/// How a request ended, for [`ipconfig_finish`]: see [`Outcome`], whose variants
-/// these are. Any other number is one that nobody saw.
-pub const ANSWERED: c_int = 0;
-/// See [`Outcome::Failed`].
-pub const FAILED: c_int = 1;
-/// See [`Outcome::Aborted`].
-pub const ABORTED: c_int = 2;
-/// See [`Outcome::Upgraded`].
-pub const UPGRADED: c_int = 3;
-/// See [`Outcome::Unseen`].
-pub const UNSEEN: c_int = 4;
+/// The request's end is to be told by [`ipconfig_finish_by_tries`].
+pub const TRIES_DUE: c_int = 4;
 
 /// Where a request goes, written by [`ipconfig_balance`].
 #[repr(C)]
@@ -323,8 +314,8 @@ pub unsafe extern "C" fn ipconfig_load(
 
 /// Chooses where a request goes. `request` is its address, `is_retry` is 1 when
 /// its last try failed and 2 when that was answered with a status that nginx moves on
-/// from, `is_logged` when [`ipconfig_finish`] will follow;
-/// `key`, which may be NULL, is what consistent hashing keeps requests together by.
+/// from; `key`, which may be NULL, is what consistent hashing keeps requests together
+/// by; `tried` is NULL when [`ipconfig_finish`] will follow, else `$upstream_addr`.
 /// [`OK`] with `peer` written; [`AGAIN`] when the service's values are to be loaded
 /// first; [`OPEN`] when the request is to be finished first, as it was sent
 /// somewhere before and that try did not fail; [`UNRANKED`] while the service has
@@ -337,13 +328,14 @@ pub unsafe extern "C" fn ipconfig_balance(
     service: u32,
     request: *const c_void,
     is_retry: c_int,
-    is_logged: c_int,
     key: *const c_char,
     key_len: usize,
+    tried: *const c_char,
+    tried_len: usize,
     peer: *mut Peer,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    let key = unsafe { Bytes::new(key, key_len) };
+    let (key, tried) = unsafe { (Bytes::new(key, key_len), Bytes::new(tried, tried_len)) };
     guard(TextOut::none(), || {
         // SAFETY: the caller's promise; NULL is told apart.
         let peer = unsafe { peer.as_mut() }.ok_or(BorderError::Null)?;
@@ -351,9 +343,9 @@ pub unsafe extern "C" fn ipconfig_balance(
             address: request as usize,
             is_retry: is_retry != 0,
             has_answered: is_retry == 2,
-            is_logged: is_logged != 0,
             // Of an empty key nothing can be told apart: as if there were none.
             key: key.bytes().filter(|key| !key.is_empty()).map(picker::hash_of_key),
+            tried: tried.bytes(),
         };
         with_worker(|worker| match worker.balance(service, request) {
             Choice::Load => Ok(AGAIN),
@@ -373,23 +365,68 @@ pub unsafe extern "C" fn ipconfig_balance(
     })
 }
 
-/// Ends a request that may have been balanced; `outcome` is how, one of
-/// [`ANSWERED`] and those after it. [`LOOK_DUE`] when [`ipconfig_report`] is to
-/// follow if the response has a load report, else [`OK`].
+/// Ends a request that may have been balanced, by its final status. [`TRIES_DUE`]
+/// when [`ipconfig_finish_by_tries`] is to follow, as that does not tell enough;
+/// [`LOOK_DUE`] when [`ipconfig_report`] is to follow if the response has a load
+/// report, else [`OK`].
 #[unsafe(no_mangle)]
-pub extern "C" fn ipconfig_finish(request: *const c_void, outcome: c_int) -> c_int {
-    let outcome = match outcome {
-        ANSWERED => Outcome::Answered,
-        FAILED => Outcome::Failed,
-        ABORTED => Outcome::Aborted,
-        UPGRADED => Outcome::Upgraded,
-        _ => Outcome::Unseen,
+pub extern "C" fn ipconfig_finish(request: *const c_void, status: c_int) -> c_int {
+    guard(TextOut::none(), || {
+        with_worker(|worker| Ok(code_of(worker.finish(request as usize, outcome_of(status)))))
+    })
+}
+
+/// Ends a request that may have been balanced, by what nginx says of its tries:
+/// `$upstream_addr`, `$upstream_status` and `$upstream_response_time`. `status` is its
+/// final one, 0 where it has none yet, and `grpc_status` that of a gRPC response, else
+/// 0. The codes are those of [`ipconfig_finish`], but for [`TRIES_DUE`].
+///
+/// # Safety
+/// As the module says; `request` is never read through.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_finish_by_tries(
+    request: *const c_void,
+    status: c_int,
+    addrs: *const c_char,
+    addrs_len: usize,
+    statuses: *const c_char,
+    statuses_len: usize,
+    times: *const c_char,
+    times_len: usize,
+    grpc_status: c_int,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let (addrs, statuses, times) = unsafe {
+        (
+            Bytes::new(addrs, addrs_len),
+            Bytes::new(statuses, statuses_len),
+            Bytes::new(times, times_len),
+        )
     };
     guard(TextOut::none(), || {
+        let tries = Tries {
+            addrs: addrs.bytes().ok_or(BorderError::Null)?,
+            statuses: statuses.bytes().ok_or(BorderError::Null)?,
+            times: times.bytes().ok_or(BorderError::Null)?,
+            grpc_status,
+        };
         with_worker(|worker| {
-            Ok(if worker.finish(request as usize, outcome) { LOOK_DUE } else { OK })
+            let outcome = outcome_of(status);
+            Ok(code_of(worker.finish_by_tries(request as usize, outcome, &tries)))
         })
     })
+}
+
+fn outcome_of(status: c_int) -> Outcome {
+    u16::try_from(status).map_or(Outcome::Unseen, worker::outcome_of)
+}
+
+fn code_of(end: End) -> c_int {
+    match end {
+        End::Done => OK,
+        End::Look => LOOK_DUE,
+        End::Unclear => TRIES_DUE,
+    }
 }
 
 /// Takes in the load report of the response that [`ipconfig_finish`] asked to look

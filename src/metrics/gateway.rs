@@ -134,6 +134,15 @@ impl Page {
             failed,
         );
         self.add(MetricType::Gauge, "in_flight", "Requests open on the instance", open);
+        let latencies = all.iter().filter_map(|c| {
+            let labels = vec![("service", c.service), ("instance", c.instance)];
+            Some((labels, f64::from(c.latency_ms?) / 1e3))
+        });
+        self.add_seconds(
+            "latency",
+            "Mean time that the instance took for an answer, over the last second that had any",
+            latencies,
+        );
         self.add(
             MetricType::Gauge,
             "uncounted_instances",

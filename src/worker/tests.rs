@@ -19,8 +19,8 @@ struct Gateway {
     ranking: Option<Vec<u8>>,
 }
 
-fn first_try(address: usize) -> Request {
-    Request { address, is_retry: false, has_answered: false, is_logged: true, key: None }
+fn first_try(address: usize) -> Request<'static> {
+    Request { address, is_retry: false, has_answered: false, tried: None, key: None }
 }
 
 impl Gateway {
@@ -117,13 +117,37 @@ impl Gateway {
         let request = Request { is_retry: retry, has_answered: false, ..first_try(request) };
         match self.worker.balance(self.chat, request) {
             Choice::Open => {
-                self.worker.finish(request.address, Outcome::Unseen);
+                self.worker.finish_by_tries(request.address, Outcome::Unseen, &Tries::default());
                 self.balance(request.address, retry)
             }
             Choice::Peer { host: "127.0.0.1", port, .. } => Some(letter(port)),
             Choice::Nothing => None,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// The end of a request, of which nginx says what its last try says; whether
+    /// its response is to be looked at for a load report.
+    fn end(&mut self, request: usize, outcome: Outcome) -> bool {
+        let mut end = self.worker.finish(request, outcome);
+        if end == End::Unclear {
+            let status = match outcome {
+                Outcome::Answered => "200",
+                Outcome::Failed => "502",
+                _ => "-",
+            };
+            end = self.end_by(request, outcome, status, "-");
+        }
+        assert_ne!(end, End::Unclear);
+        end == End::Look
+    }
+
+    /// The same of one whose only try, or its last, nginx tells so.
+    fn end_by(&mut self, request: usize, outcome: Outcome, status: &str, time: &str) -> End {
+        let addr = self.worker.flights[&request].addr.unwrap().to_string();
+        let [addrs, statuses, times] = [&addr, status, time].map(str::as_bytes);
+        let tries = Tries { addrs, statuses, times, grpc_status: 0 };
+        self.worker.finish_by_tries(request, outcome, &tries)
     }
 
     fn in_flight(&self) -> i64 {
@@ -345,7 +369,7 @@ fn an_instance_that_was_tried_stays_so_when_the_members_change_in_between() {
             let tried = [first, second, third, fourth];
             let repeated = (1..4).any(|n| tried[n] != '-' && tried[..n].contains(&tried[n]));
             assert!(!repeated, "{strategy}: {tried:?}");
-            gateway.worker.finish(request, Outcome::Answered);
+            gateway.end(request, Outcome::Answered);
         }
     }
 }
@@ -406,11 +430,11 @@ fn a_request_is_in_flight_from_its_choice_to_its_end() {
     gateway.send(1);
     gateway.send(2);
     assert_eq!(gateway.in_flight(), 2);
-    gateway.worker.finish(1, Outcome::Answered);
+    gateway.end(1, Outcome::Answered);
     assert_eq!(gateway.in_flight(), 1);
-    gateway.worker.finish(1, Outcome::Answered);
+    gateway.end(1, Outcome::Answered);
     assert_eq!(gateway.in_flight(), 1, "a request ends once");
-    gateway.worker.finish(2, Outcome::Failed);
+    gateway.end(2, Outcome::Failed);
     assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (2, 1)));
 }
 
@@ -421,7 +445,7 @@ fn a_try_that_failed_ends_where_it_was_and_begins_at_the_next() {
     gateway.resend(1);
     gateway.resend(1);
     assert_eq!(gateway.in_flight(), 1);
-    gateway.worker.finish(1, Outcome::Answered);
+    gateway.end(1, Outcome::Answered);
     assert_eq!(gateway.in_flight(), 0);
     assert_eq!(['a', 'b', 'c'].map(|id| gateway.counted(id)), [(1, 1), (1, 1), (1, 0)]);
 }
@@ -432,7 +456,7 @@ fn a_request_that_ran_out_of_instances_is_over() {
     gateway.send(1);
     assert_eq!(gateway.resend(1), None);
     assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (1, 1)));
-    gateway.worker.finish(1, Outcome::Failed); // its log phase comes all the same
+    gateway.end(1, Outcome::Failed); // its log phase comes all the same
     assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (1, 1)), "counted once");
 }
 
@@ -446,7 +470,7 @@ fn a_request_whose_log_phase_never_came_ends_when_its_address_is_used_again() {
     assert_eq!(gateway.in_flight(), 1);
     assert_eq!(gateway.counted('b'), (1, 0), "how it ended was not seen");
     assert_eq!(gateway.resend(1), Some('b'), "the tries of the earlier one are forgotten");
-    gateway.worker.finish(1, Outcome::Answered);
+    gateway.end(1, Outcome::Answered);
     assert_eq!(gateway.in_flight(), 0);
 }
 
@@ -459,7 +483,7 @@ fn of_many_responses_one_is_looked_at() {
     let mut gateway = Gateway::ranked("best", 2, "ab");
     let looks = (1..=1000).filter(|&request| {
         gateway.send(request);
-        gateway.worker.finish(request, Outcome::Answered)
+        gateway.end(request, Outcome::Answered)
     });
     assert!((1..=3).contains(&looks.count()), "less than half a second has passed");
 }
@@ -477,7 +501,7 @@ fn a_report_is_taken_for_the_instance_that_the_response_came_from() {
     ] {
         let mut gateway = Gateway::ranked("best", 2, "a");
         gateway.send(1);
-        assert!(gateway.worker.finish(1, Outcome::Answered));
+        assert!(gateway.end(1, Outcome::Answered));
         gateway.worker.report(addrs.as_bytes(), REPORT).unwrap();
         assert_eq!(gateway.board.report_counts(), (taken, 0), "{addrs}");
         gateway.worker.report(addrs.as_bytes(), REPORT).unwrap();
@@ -489,8 +513,8 @@ fn a_report_is_taken_for_the_instance_that_the_response_came_from() {
 fn a_try_that_failed_and_a_request_of_others_are_not_looked_at() {
     let mut gateway = Gateway::ranked("best", 2, "a");
     gateway.send(1);
-    assert!(!gateway.worker.finish(1, Outcome::Failed));
-    assert!(!gateway.worker.finish(2, Outcome::Answered));
+    assert!(!gateway.end(1, Outcome::Failed));
+    assert!(!gateway.end(2, Outcome::Answered));
     gateway.worker.report(b"127.0.0.1:9001", REPORT).unwrap();
     assert_eq!(gateway.board.report_counts(), (0, 0));
 }
@@ -501,7 +525,7 @@ fn a_report_that_is_refused_is_told_of_once_in_a_while() {
     let mut report = |request, header| {
         gateway.board.put_report(0, Figures::default(), 0); // so that a look is due soon
         gateway.send(request);
-        while !gateway.worker.finish(request, Outcome::Answered) {
+        while !gateway.end(request, Outcome::Answered) {
             gateway.send(request);
         }
         gateway.worker.report(b"127.0.0.1:9001", header).is_err()
@@ -514,9 +538,9 @@ fn a_report_that_is_refused_is_told_of_once_in_a_while() {
 #[test]
 fn the_end_of_a_request_that_was_balanced_elsewhere_counts_nothing() {
     let mut gateway = Gateway::ranked("best", 2, "a");
-    gateway.worker.finish(1, Outcome::Failed);
+    gateway.end(1, Outcome::Failed);
     gateway.send(2);
-    gateway.worker.finish(3, Outcome::Failed);
+    gateway.end(3, Outcome::Failed);
     assert_eq!((gateway.in_flight(), gateway.counted('a')), (1, (1, 0)));
 }
 
@@ -526,9 +550,9 @@ fn an_instance_that_left_is_still_counted_down() {
     gateway.send(1);
     gateway.publish("b");
     gateway.send(2);
-    gateway.worker.finish(1, Outcome::Answered);
+    gateway.end(1, Outcome::Answered);
     assert_eq!(gateway.in_flight(), 1);
-    gateway.worker.finish(2, Outcome::Answered);
+    gateway.end(2, Outcome::Answered);
     assert_eq!(gateway.in_flight(), 0);
 }
 
@@ -543,12 +567,126 @@ fn a_retry_of_a_try_that_lua_made_is_left_to_lua() {
 #[test]
 fn a_request_without_a_log_phase_is_counted_and_never_in_flight() {
     let mut gateway = Gateway::ranked("best", 2, "ab");
-    let subrequest = Request { is_logged: false, ..first_try(1) };
+    let subrequest = Request { tried: Some(b""), ..first_try(1) };
     gateway.worker.balance(gateway.chat, subrequest);
     assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (1, 0)));
-    let retry = Request { is_retry: true, has_answered: false, ..subrequest };
+    let retry = Request { is_retry: true, tried: Some(b"127.0.0.1:9001, "), ..subrequest };
     gateway.worker.balance(gateway.chat, retry);
     assert_eq!((gateway.in_flight(), gateway.counted('b')), (0, (1, 0)), "never the tried one");
+    let retry = Request { tried: Some(b"127.0.0.1:9001, 127.0.0.1:9002, "), ..retry };
+    assert_eq!(gateway.worker.balance(gateway.chat, retry), Choice::Nothing);
+    gateway.worker.finish(1, Outcome::Failed); // log_subrequest
+    assert_eq!((gateway.in_flight(), gateway.counted('b')), (0, (1, 0)));
+}
+
+#[test]
+fn nothing_is_kept_of_requests_without_a_log_phase() {
+    let mut gateway = Gateway::ranked("best", 2, "ab");
+    for address in 1..=1000 {
+        let subrequest = Request { tried: Some(b""), ..first_try(address) };
+        gateway.worker.balance(gateway.chat, subrequest);
+        let retry = Request { is_retry: true, tried: Some(b"127.0.0.1:9001, "), ..subrequest };
+        gateway.worker.balance(gateway.chat, retry);
+    }
+    assert_eq!(gateway.worker.flights.len(), 0);
+    assert_eq!((gateway.counted('a'), gateway.counted('b')), ((1000, 0), (1000, 0)));
+    let many = "127.0.0.1:9001, ".repeat(MAX_TRIES + 1);
+    let retry = Request { is_retry: true, tried: Some(many.as_bytes()), ..first_try(1) };
+    assert_eq!(gateway.worker.balance(gateway.chat, retry), Choice::Nothing, "as many as any");
+}
+
+// === how a request ended ===
+
+/// Answers until one is taken at its word.
+fn until_untimed(gateway: &mut Gateway) {
+    loop {
+        gateway.send(1);
+        match gateway.worker.finish(1, Outcome::Answered) {
+            End::Unclear => gateway.end_by(1, Outcome::Answered, "200", "-"),
+            _ => return,
+        };
+    }
+}
+
+#[test]
+fn an_answer_is_looked_into_when_it_is_timed_and_a_failure_always() {
+    let mut gateway = Gateway::ranked("best", 2, "a");
+    gateway.send(1);
+    assert_eq!(gateway.worker.finish(1, Outcome::Answered), End::Unclear);
+    assert_eq!(gateway.in_flight(), 1, "it is open until it is clear how it ended");
+    gateway.end(1, Outcome::Answered);
+    until_untimed(&mut gateway);
+    gateway.send(1);
+    gateway.send(2);
+    assert_eq!(gateway.worker.finish(2, Outcome::Failed), End::Unclear);
+    for outcome in [Outcome::Aborted, Outcome::Upgraded, Outcome::Unseen] {
+        gateway.send(3);
+        assert_eq!(gateway.worker.finish(3, outcome), End::Done, "{outcome:?}");
+    }
+}
+
+#[test]
+fn where_an_answer_covered_a_failure_up_every_answer_is_looked_into_for_a_while() {
+    let mut gateway = Gateway::ranked("best", 2, "a");
+    gateway.send(1);
+    gateway.end_by(1, Outcome::Answered, "503", "-");
+    assert_eq!(gateway.counted('a'), (1, 1));
+    for request in 2..=101 {
+        gateway.send(request);
+    }
+    for request in 2..=101 {
+        assert_eq!(gateway.worker.finish(request, Outcome::Answered), End::Unclear, "{request}");
+        gateway.end_by(request, Outcome::Answered, "503", "-");
+    }
+    assert_eq!(gateway.counted('a'), (101, 101), "each of them counts");
+    // Answers that are some: a part of 1 fades to nothing in 1200 of them.
+    for _ in 0..2000 {
+        gateway.send(1);
+        gateway.end(1, Outcome::Answered);
+    }
+    until_untimed(&mut gateway);
+}
+
+#[test]
+fn a_request_counts_as_its_last_try_here_ended_whatever_its_own_status() {
+    for (outcome, addrs, statuses, failed) in [
+        (Outcome::Answered, "127.0.0.1:9001", "200", 0),
+        (Outcome::Answered, "127.0.0.1:9001", "503", 1),
+        (Outcome::Answered, "127.0.0.1:9001 : 10.0.0.9:80", "503 : 200", 1),
+        (Outcome::Failed, "127.0.0.1:9001 : 10.0.0.9:80", "404 : 502", 0),
+        (Outcome::Failed, "127.0.0.1:9001", "200", 0),
+        (Outcome::Failed, "127.0.0.1:9001", "-", 1),
+        (Outcome::Answered, "127.0.0.1:9001", "-", 0),
+        (Outcome::Failed, "127.0.0.1:1", "503", 0), // where it was refused
+    ] {
+        let mut gateway = Gateway::ranked("best", 2, "a");
+        gateway.send(1);
+        let tries =
+            Tries { addrs: addrs.as_bytes(), statuses: statuses.as_bytes(), ..Tries::default() };
+        gateway.worker.finish_by_tries(1, outcome, &tries);
+        let figures = (gateway.in_flight(), gateway.counted('a'));
+        assert_eq!(figures, (0, (1, failed)), "{outcome:?}: {addrs} | {statuses}");
+    }
+}
+
+#[test]
+fn an_instance_took_no_longer_than_nginx_says_nor_than_was_measured_here() {
+    let wait = || {
+        let begin_ms = board::monotonic_ms();
+        while board::monotonic_ms() - begin_ms < 61 {
+            std::hint::spin_loop();
+        }
+    };
+    for (time, range) in
+        [("0.005", 5.9..6.5), ("0.000", 0.9..1.5), ("9.000", 60.0..500.0), ("-", 60.0..500.0)]
+    {
+        let mut gateway = Gateway::ranked("best", 2, "a");
+        gateway.send(1);
+        wait();
+        gateway.end_by(1, Outcome::Answered, "200", time);
+        let latency_ms = gateway.worker.counters().next().unwrap().latency_ms.unwrap();
+        assert!(range.contains(&latency_ms), "{time}: {latency_ms}");
+    }
 }
 
 #[test]
@@ -557,7 +695,7 @@ fn a_request_that_was_refused_still_knows_what_it_tried() {
     assert_eq!(gateway.send(1), Some('a'));
     assert_eq!(gateway.resend(1), None);
     assert_eq!(gateway.resend(1), None, "not the tried one again");
-    gateway.worker.finish(1, Outcome::Answered);
+    gateway.end(1, Outcome::Answered);
     assert_eq!((gateway.in_flight(), gateway.counted('a')), (0, (1, 1)));
 }
 
@@ -565,7 +703,7 @@ fn a_request_that_was_refused_still_knows_what_it_tried() {
 fn what_a_picker_asks_for_is_what_the_board_has_seen() {
     let mut gateway = Gateway::ranked("best", 2, "ab");
     gateway.send(1);
-    gateway.worker.finish(1, Outcome::Failed);
+    gateway.end(1, Outcome::Failed);
     gateway.send(2);
     let (service, worker) = (gateway.id(), &gateway.worker);
     let view = worker.services[0].view.as_ref().unwrap();

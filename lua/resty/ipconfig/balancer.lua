@@ -15,8 +15,8 @@ local set_more_tries   = balancer.set_more_tries
 local exit             = ngx.exit
 local gmatch           = string.gmatch
 local log              = ngx.log
-local match            = string.match
 local min              = math.min
+local sub              = string.sub
 local tonumber         = tonumber
 local ERR              = ngx.ERR
 local WARN             = ngx.WARN
@@ -27,22 +27,16 @@ local AGAIN    = cdefs.AGAIN
 local OPEN     = cdefs.OPEN
 local UNRANKED = cdefs.UNRANKED
 
-local LOOK_DUE = cdefs.LOOK_DUE
-
-local ANSWERED = cdefs.ANSWERED
-local FAILED   = cdefs.FAILED
-local ABORTED  = cdefs.ABORTED
-local UPGRADED = cdefs.UPGRADED
-local UNSEEN   = cdefs.UNSEEN
+local LOOK_DUE  = cdefs.LOOK_DUE
+local TRIES_DUE = cdefs.TRIES_DUE
 
 -- the library is asked so often: what hinders it can come again, such as a new
 -- ranking while one is loaded; then the fallback takes the request
 local MAX_CALLS = 4
 
-local HTTP_SWITCHING_PROTOCOLS   = 101
-local HTTP_CLIENT_CLOSED_REQUEST = 499 -- nginx's own
-local HTTP_INTERNAL_SERVER_ERROR = 500
-local HTTP_SERVICE_UNAVAILABLE   = 503
+local HTTP_SERVICE_UNAVAILABLE = 503
+
+local GRPC = "application/grpc"
 
 
 local _M = {}
@@ -166,32 +160,31 @@ function _M.view(self, service)
 end
 
 
--- How a request of this status ended, as far as its instance is concerned.
-local function outcome_of(status)
-    if status >= HTTP_INTERNAL_SERVER_ERROR then
-        return FAILED
+-- How the response of the current request's last try ended by gRPC's account,
+-- which comes in the trailer, or in the header of a response without a body; 0
+-- for one that is not gRPC's.
+local function grpc_status_of(var)
+    local status = tonumber(var.upstream_trailer_grpc_status
+                            or var.upstream_http_grpc_status or 0)
+
+    if not status or status == 0
+        or sub(var.upstream_http_content_type or "", 1, #GRPC) ~= GRPC
+    then
+        return 0
     end
 
-    if status == HTTP_CLIENT_CLOSED_REQUEST then
-        return ABORTED
-    end
-
-    if status == HTTP_SWITCHING_PROTOCOLS then
-        return UPGRADED
-    end
-
-    return ANSWERED
+    return status
 end
 
 
--- How the current request ended where it was sent before an internal redirect
--- (error_page, X-Accel-Redirect) sent it here. Without such a redirect, another
--- request was at this address before and never came to its log phase.
-local function outcome_before_redirect()
-    -- "503, 502 : -": the tries before the redirect, then the one that begins
-    local status = match(ngx.var.upstream_status or "", "(%d+) : [^:]*$")
+-- Ends the current request by what nginx says of its tries.
+local function finish_by_tries(request, status)
+    local var = ngx.var
 
-    return status and outcome_of(tonumber(status)) or UNSEEN
+    return native.finish_by_tries(request, status, var.upstream_addr or "",
+                                  var.upstream_status or "",
+                                  var.upstream_response_time or "",
+                                  grpc_status_of(var))
 end
 
 
@@ -213,11 +206,12 @@ function _M.balance(self, service, key)
 
     local request = get_request()
     -- nginx runs no log phase for a subrequest, unless log_subrequest says so
-    local is_logged = not ngx.is_subrequest
+    local tried = ngx.is_subrequest
+                  and (retry and ngx.var.upstream_addr or "") or nil
 
     for _ = 1, MAX_CALLS do
         local code, host, port, more_tries =
-            native.balance(handle, request, failure, is_logged, key)
+            native.balance(handle, request, failure, key, tried)
         if code == OK then
             return set_peer(self, service, host, port, more_tries, retry)
         end
@@ -226,7 +220,10 @@ function _M.balance(self, service, key)
             refresh(self, service, handle)
 
         elseif code == OPEN then
-            native.finish(request, outcome_before_redirect())
+            -- an internal redirect (error_page, X-Accel-Redirect) sent it here;
+            -- without one, another request was at this address before and never
+            -- came to its log phase
+            finish_by_tries(request, 0)
 
         elseif code == UNRANKED then
             break
@@ -278,7 +275,14 @@ end
 
 -- Counts the end of the current request.
 function _M.log()
-    local code = native.finish(get_request(), outcome_of(ngx.status))
+    local request = get_request()
+    local status = ngx.status
+
+    local code = native.finish(request, status)
+    if code == TRIES_DUE then
+        code = finish_by_tries(request, status)
+    end
+
     if code == LOOK_DUE then
         take_report()
     end

@@ -35,9 +35,13 @@ ffi.cdef [[
         const char *ranking, size_t ranking_len,
         char *text, size_t *text_len);
     int ipconfig_balance(uint32_t service, const void *request,
-        int is_retry, int is_logged, const char *key, size_t key_len,
-        ipconfig_peer_t *peer);
-    int ipconfig_finish(const void *request, int outcome);
+        int is_retry, const char *key, size_t key_len,
+        const char *tried, size_t tried_len, ipconfig_peer_t *peer);
+    int ipconfig_finish(const void *request, int status);
+    int ipconfig_finish_by_tries(const void *request, int status,
+        const char *addrs, size_t addrs_len,
+        const char *statuses, size_t statuses_len,
+        const char *times, size_t times_len, int grpc_status);
     int ipconfig_report(const char *addrs, size_t addrs_len, int is_binary,
         const char *value, size_t value_len,
         char *text, size_t *text_len);
@@ -67,11 +71,5 @@ return {
     RANKING_DUE = 1,
     OPEN        = 2,
     LOOK_DUE    = 3,
-
-    -- how a request ended, for ipconfig_finish
-    ANSWERED = 0,
-    FAILED   = 1,
-    ABORTED  = 2,
-    UPGRADED = 3,
-    UNSEEN   = 4,
+    TRIES_DUE   = 4,
 }

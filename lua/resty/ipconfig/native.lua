@@ -248,14 +248,15 @@ end
 
 -- Where a request goes; `failure` is what get_last_failure() says of its last
 -- try, or false; `key` is what consistent hashing keeps requests together by,
--- or nil. Returns a code, and with OK the host, the port and how often the
--- request may move on.
-function _M.balance(handle, request, failure, is_logged, key)
+-- or nil; `tried` is nil for a request that comes to its log phase, and for
+-- another where it was sent so far, $upstream_addr. Returns a code, and with OK
+-- the host, the port and how often the request may move on.
+function _M.balance(handle, request, failure, key, tried)
     -- "next" is nginx's word for an answer of 403 or 404 that it moves on from
     local retry = failure == "next" and 2 or failure and 1 or 0
     local code = lib.ipconfig_balance(handle, request, retry,
-                                      is_logged and 1 or 0,
-                                      key, key and #key or 0, peer)
+                                      key, key and #key or 0,
+                                      tried, tried and #tried or 0, peer)
     if code ~= OK then
         return code
     end
@@ -264,12 +265,25 @@ function _M.balance(handle, request, failure, is_logged, key)
 end
 
 
--- Ends a request that may have been balanced; `outcome` is one of cdefs' codes.
--- Returns a code: LOOK_DUE when its response is to be looked at for a load
--- report.
-function _M.finish(request, outcome)
+-- Ends a request that may have been balanced, of this final status.
+-- Returns a code: TRIES_DUE when finish_by_tries() is to follow, LOOK_DUE when
+-- its response is to be looked at for a load report.
+function _M.finish(request, status)
     -- a tail call into C ends a trace that begins here
-    local code = lib.ipconfig_finish(request, outcome)
+    local code = lib.ipconfig_finish(request, status)
+
+    return code
+end
+
+
+-- The same by what nginx says of each of its tries, in $upstream_addr,
+-- $upstream_status and $upstream_response_time; `status` is 0 where there is no
+-- final one yet, `grpc_status` where there is none.
+function _M.finish_by_tries(request, status, addrs, statuses, times,
+                            grpc_status)
+    local code = lib.ipconfig_finish_by_tries(request, status, addrs, #addrs,
+                                              statuses, #statuses,
+                                              times, #times, grpc_status)
 
     return code
 end
