@@ -71,7 +71,7 @@ impl Moment for SteadyTraffic {
         false
     }
 
-    fn is_tried(&self, _: usize) -> bool {
+    fn is_barred(&self, _: usize) -> bool {
         false
     }
 
@@ -107,6 +107,7 @@ fn pick(criterion: &mut Criterion) {
                 factor: 1.0,
                 capacity_per_s: 400.0,
                 reported_s: 1,
+                max_in_flight: 0,
             };
             let records: Vec<Record> = (0..size).map(record).collect();
             let priors = vec![1.0; records.len()];

@@ -10,6 +10,7 @@
 //! `doc/configuration.md` is the reference for users; a test compares its keys,
 //! defaults and ranges with this file.
 
+mod failure;
 pub(crate) mod values;
 
 use std::collections::hash_map::Entry;
@@ -23,12 +24,13 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+pub use self::failure::{BudgetConfig, FailureConfig, FailureMode};
 use self::values::{
     Choice, Object, addr, allow, choice, discover, duration_ms, endpoints, etcd_prefix,
     hash_balance_factor, instances, integer, name, number, object, services, snapshot_path,
     status_url, unique_keys,
 };
-use crate::model::{Allow, Instance, MAX_WEIGHT, StatusUrl};
+use crate::model::{Allow, Instance, MAX_IN_FLIGHT, MAX_WEIGHT, StatusUrl};
 
 /// A whole configuration file, valid by construction if it comes from
 /// [`Config::parse`].
@@ -212,6 +214,9 @@ pub struct ServiceConfig {
     /// How requests are shared out.
     #[serde(deserialize_with = "object")]
     pub balance: BalanceConfig,
+    /// What becomes of requests whose try failed.
+    #[serde(deserialize_with = "object")]
+    pub failure: FailureConfig,
     /// How instances are compared.
     #[serde(deserialize_with = "object")]
     pub score: ScoreConfig,
@@ -394,6 +399,8 @@ struct InstanceKeys {
     status: Option<StatusUrl>,
     #[serde(default)]
     drain: bool,
+    #[serde(default, deserialize_with = "integer::<0, { MAX_IN_FLIGHT as u64 }, _, _>")]
+    max_in_flight: u32,
 }
 
 fn default_weight() -> f64 {

@@ -124,6 +124,7 @@ mod tests {
             ability: None,
             estimate: Estimate::default(),
             state: State::Reporting,
+            max_in_flight: 0,
         };
         Ranking { entries: (0..).zip(weights).map(entry).collect(), ..Ranking::default() }
     }

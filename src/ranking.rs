@@ -115,6 +115,8 @@ pub struct Entry {
     pub fallback_weight: f64,
     /// What the score rests on.
     pub state: State,
+    /// Requests that this host may have in flight on it; 0 for no limit.
+    pub max_in_flight: u32,
     /// What it can do, or what a typical one of its service can; `None` if nothing
     /// is known of any.
     pub ability: Option<Ability>,
@@ -209,6 +211,7 @@ fn rank_scored(candidates: &[Candidate<'_>], previous: Option<&Ranking>, now_ms:
             weight: weight(index),
             fallback_weight: priors[index],
             state: member.state,
+            max_in_flight: max_in_flight(member),
             ability: abilities.of.get(index).copied(),
             estimate: estimates[index],
         }
@@ -219,6 +222,17 @@ fn rank_scored(candidates: &[Candidate<'_>], previous: Option<&Ranking>, now_ms:
     entries.sort_unstable_by(by_rank);
     let Abilities { rate_per_s, own_part, .. } = abilities;
     Ranking { entries, basis, rate_per_s, own_part, made_ms: now_ms, is_moving }
+}
+
+/// The limit of the registration, or a lower one that the instance reports: what a
+/// report says of itself can lower it and not raise it.
+fn max_in_flight(member: &Member<'_>) -> u32 {
+    let reported = member.load.map_or(0, |load| load.max_in_flight);
+    match (member.instance.max_in_flight, reported) {
+        (0, reported) => reported,
+        (registered, 0) => registered,
+        (registered, reported) => registered.min(reported),
+    }
 }
 
 fn priors(candidates: &[Candidate<'_>]) -> Vec<f64> {
@@ -299,6 +313,7 @@ mod tests {
             labels: BTreeMap::new(),
             status: None,
             drain: false,
+            max_in_flight: 0,
         }
     }
 

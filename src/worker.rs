@@ -1,6 +1,7 @@
 //! One worker's side: its views of the rankings, its pickers, and the requests
 //! that it has under way. All on nginx's event loop, so nothing here blocks.
 
+mod reach;
 mod tries;
 
 use std::borrow::Cow;
@@ -15,9 +16,12 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde::Serialize;
 
-use crate::board::{self, Board, Open, Outcome, RowId, ServiceId};
-use crate::config::{BalanceConfig, Config, Discover, Strategy};
-use crate::picker::{self, Live, Memory, Moment, Picker, Ranked};
+use self::reach::{Bars, Try};
+use crate::board::{self, Board, Budget, Open, Outcome, Refusal, RowId, ServiceId};
+use crate::config::{
+    BalanceConfig, Config, Discover, FailureConfig, FailureMode, ServiceConfig, Strategy,
+};
+use crate::picker::{self, Memory, Picker, Ranked};
 use crate::ranking::Basis;
 use crate::value::{
     self, ControlValue, InstanceValue, RankingValue, Record, ServiceValue, ValueError,
@@ -26,6 +30,9 @@ use crate::wire::orca::{self, HeaderError};
 
 /// Tries that one request can have: the first, and `balance.tries` of 16.
 const MAX_TRIES: usize = 17;
+
+/// Picks of one request whose last place another worker takes first.
+const OVERTAKEN: usize = 8;
 
 /// A worker's state; there is one a process.
 pub struct Worker {
@@ -51,6 +58,7 @@ struct Service {
     name: String,
     id: ServiceId,
     balance: BalanceConfig,
+    failure: Failure,
     view: Option<View>,
     /// The newest version that was loaded, or tried in vain.
     attempted: u64,
@@ -60,12 +68,25 @@ struct Service {
     failed: Option<ValueError>,
 }
 
+/// What becomes of tries that fail.
+#[derive(Clone, Copy)]
+struct Failure {
+    mode: FailureMode,
+    /// How long an instance rests after one; 0 unless the mode is `failcache`.
+    rest_ms: u64,
+    budget: Budget,
+}
+
 /// One version of a service's ranking, made ready to pick from.
 struct View {
     version: u64,
     peers: Peers,
     ranking: RankingValue,
     picker: Box<dyn Picker>,
+    /// Whether any of its instances has a limit of requests in flight.
+    is_limited: bool,
+    /// Whether no instance has a weight, so that all are alike.
+    is_weightless: bool,
 }
 
 /// The instances of one version, kept from ranking to ranking.
@@ -89,6 +110,10 @@ struct Flight {
     open: Open,
     /// Where it went.
     addr: Option<SocketAddr>,
+    /// How long the instance rests if the try fails.
+    rest_ms: u64,
+    /// Why no instance gets it any more.
+    refused: Option<Refusal>,
     tries: usize,
     /// Identities of the instances that it went to, by try.
     tried: [u64; MAX_TRIES],
@@ -119,6 +144,8 @@ pub struct Request<'a> {
     pub is_retry: bool,
     /// The try before was answered, with a status that nginx moves on from.
     pub has_answered: bool,
+    /// How the try before failed, for who is told.
+    pub failed_by: Refusal,
     /// `None` for one that will have a log phase; nginx gives subrequests none. One
     /// that will not is counted and is never in flight. As its end is not seen,
     /// nothing of it is kept: this is where it was sent so far, `$upstream_addr`.
@@ -168,8 +195,9 @@ pub enum Choice<'a> {
     Open,
     /// There is no ranking of the service yet.
     Unranked,
-    /// The service has nothing to offer, or nothing that was not tried.
-    Nothing,
+    /// To nobody: it ends with this reason. The log is to have a line that tells of so
+    /// many requests, unless that is 0.
+    Refused { reason: Refusal, to_log: u64 },
 }
 
 impl Worker {
@@ -210,17 +238,18 @@ impl Worker {
         for name in &names {
             if let Some(id) = board.service(name) {
                 let service = config.services.get(name);
-                worker.add(name, id, service.map(|it| it.balance.clone()).unwrap_or_default());
+                worker.add(name, id, service.unwrap_or(&ServiceConfig::default()));
             }
         }
         worker
     }
 
-    fn add(&mut self, name: &str, id: ServiceId, balance: BalanceConfig) -> u32 {
+    fn add(&mut self, name: &str, id: ServiceId, config: &ServiceConfig) -> u32 {
         self.services.push(Service {
             name: name.to_owned(),
             id,
-            balance,
+            balance: config.balance.clone(),
+            failure: Failure::new(&config.failure),
             view: None,
             attempted: 0,
             lacks_instances: false,
@@ -236,7 +265,7 @@ impl Worker {
             return Some(known as u32);
         }
         let id = self.board.find_service(name).filter(|_| self.discover.allows(name))?;
-        (self.board.version(id) > 0).then(|| self.add(name, id, BalanceConfig::default()))
+        (self.board.version(id) > 0).then(|| self.add(name, id, &ServiceConfig::default()))
     }
 
     /// The names of all services that this worker can serve.
@@ -338,34 +367,82 @@ impl Worker {
         let now_ms = board::coarse_ms();
         let last = std::mem::take(&mut flight.open);
         let outcome = if request.has_answered { Outcome::Answered } else { Outcome::Failed };
+        rest(self.board, &last, flight.rest_ms, outcome, now_ms);
         self.board.end_request(self.row, last, outcome, now_ms);
-        let now = Try {
+
+        let refuse = |flight: &mut Flight, reason| {
+            flight.refused = Some(reason);
+            let to_log = self.board.count_refusal(known.id, reason, now_ms);
+            Choice::Refused { reason, to_log }
+        };
+        // nginx may move on from a refusal, too; that is no news.
+        if let Some(reason) = flight.refused.filter(|_| request.is_retry) {
+            return Choice::Refused { reason, to_log: 0 };
+        }
+        if request.is_retry && known.failure.mode == FailureMode::Failback {
+            return refuse(flight, request.failed_by);
+        }
+        if flight.tries >= MAX_TRIES {
+            return refuse(flight, Refusal::AllTried);
+        }
+
+        let limits = view.is_limited;
+        let rests = known.failure.rest_ms > 0 && self.board.has_resting(known.id, now_ms);
+        let weightless = (limits || rests) && !view.is_weightless;
+        let mut now = Try {
             board: self.board,
             service: known.id,
             peers: &view.peers,
+            records: &view.ranking.records,
             tried: flight.tried(),
             key: request.key,
             now_ms,
+            bars: Bars { limits, rests, weightless },
         };
-        let room = flight.tries < MAX_TRIES;
-        let Some(index) = room.then(|| view.picker.pick(&now, &mut self.rng)).flatten() else {
-            return Choice::Nothing;
+        let mut is_paid_for = !request.is_retry;
+        let mut others = 0..OVERTAKEN;
+        let (index, open) = loop {
+            let Some(index) = now.pick(&mut *view.picker, &mut self.rng) else {
+                let reason = now.why_none();
+                return refuse(flight, reason);
+            };
+            if !is_paid_for && !self.board.withdraw_retry(known.id, known.failure.budget) {
+                return refuse(flight, Refusal::RetryBudget);
+            }
+            is_paid_for = true;
+            let (slot, identity) = (view.peers.slots[index], view.peers.identities[index]);
+            if request.tried.is_some() {
+                self.board.count_request(slot, identity, now_ms);
+                break (index, Open::default());
+            }
+            let max = view.ranking.records[index].max_in_flight;
+            if let Some(open) = self.board.begin_within(self.row, slot, identity, max, now_ms) {
+                break (index, open);
+            }
+            // Another worker was quicker: the next pick sees it full.
+            if others.next().is_none() {
+                return refuse(flight, Refusal::MaxInFlight);
+            }
         };
 
-        let (slot, identity) = (view.peers.slots[index], view.peers.identities[index]);
         let target = &view.peers.targets[index];
-        if request.tried.is_none() {
-            flight.add(identity);
-            flight.open = self.board.begin_request(self.row, slot, identity, now_ms);
-            flight.addr = Some(target.addr);
-        } else {
-            self.board.count_request(slot, identity, now_ms);
+        flight.add(view.peers.identities[index]);
+        flight.open = open;
+        flight.addr = Some(target.addr);
+        flight.rest_ms = known.failure.rest_ms;
+        match request.is_retry {
+            true => self.board.count_retry(known.id),
+            false => self.board.deposit_retry(known.id, known.failure.budget),
         }
-        let others = view.peers.instances.len() - 1;
+        let others = u32::try_from(view.peers.instances.len() - 1).unwrap_or(u32::MAX);
         Choice::Peer {
             host: target.host(),
             port: target.addr.port(),
-            more_tries: known.balance.tries.min(u32::try_from(others).unwrap_or(u32::MAX)),
+            more_tries: match known.failure.mode {
+                FailureMode::Failover | FailureMode::Failcache => known.balance.tries.min(others),
+                FailureMode::Failfast => 0,
+                FailureMode::Failback => 1, // in which the failure is told
+            },
         }
     }
 
@@ -396,6 +473,7 @@ impl Worker {
     fn end(&mut self, flight: Flight, outcome: Outcome) -> End {
         let now_ms = board::coarse_ms();
         let slot = flight.open.slot();
+        rest(self.board, &flight.open, flight.rest_ms, outcome, now_ms);
         self.board.end_request(self.row, flight.open, outcome, now_ms);
         let is_due = outcome == Outcome::Answered && self.board.is_look_due(slot, now_ms);
         self.looks_at = flight.addr.filter(|_| is_due).map(|addr| (slot, addr));
@@ -451,6 +529,7 @@ impl Worker {
                 weight: record.weight,
                 share: if total > 0.0 { record.weight / total } else { 0.0 },
                 in_flight: self.board.in_flight(instance.slot),
+                max_in_flight: record.max_in_flight,
                 state: record.state.as_str(),
             }
         });
@@ -508,6 +587,15 @@ impl Worker {
         })
     }
 
+    /// Each service's tries that were not their request's first, and the requests that
+    /// were refused, by reason.
+    pub fn failures(&self) -> impl Iterator<Item = (&str, u64, Vec<(Refusal, u64)>)> {
+        self.services.iter().map(|service| {
+            let refusals = self.board.refusals(service.id).collect();
+            (service.name.as_str(), self.board.retries(service.id), refusals)
+        })
+    }
+
     /// What each service's view rests on.
     pub fn bases(&self) -> impl Iterator<Item = (&str, Basis)> {
         self.services.iter().filter_map(|service| {
@@ -518,6 +606,23 @@ impl Worker {
     /// The board that this worker counts on.
     pub fn board(&self) -> Board {
         self.board
+    }
+}
+
+/// An instance whose try failed rests, if it is to.
+fn rest(board: Board, last: &Open, rest_ms: u64, outcome: Outcome, now_ms: u64) {
+    if rest_ms > 0 && outcome == Outcome::Failed {
+        board.rest(last, now_ms + rest_ms);
+    }
+}
+
+impl Failure {
+    fn new(config: &FailureConfig) -> Self {
+        let rest_ms = match config.mode {
+            FailureMode::Failcache => u64::try_from(config.rest.as_millis()).unwrap_or(u64::MAX),
+            _ => 0,
+        };
+        Failure { mode: config.mode, rest_ms, budget: Budget::new(&config.budget) }
     }
 }
 
@@ -579,7 +684,16 @@ impl Service {
         let strategy = peers.strategy.unwrap_or(configured.strategy);
         let balance = BalanceConfig { strategy, ..configured.clone() };
         let picker = picker::rebuild(&balance, ranked, memory, rng);
-        Ok(Read::View(Box::new(View { version, peers, ranking, picker })))
+        let is_limited = ranking.records.iter().any(|record| record.max_in_flight > 0);
+        let is_weightless = ranking.records.iter().all(|record| record.weight == 0.0);
+        Ok(Read::View(Box::new(View {
+            version,
+            peers,
+            ranking,
+            picker,
+            is_limited,
+            is_weightless,
+        })))
     }
 }
 
@@ -664,54 +778,6 @@ impl Flight {
     }
 }
 
-/// One try of one request.
-struct Try<'a> {
-    board: Board,
-    service: ServiceId,
-    peers: &'a Peers,
-    tried: &'a [u64],
-    key: Option<u64>,
-    now_ms: u64,
-}
-
-impl Moment for Try<'_> {
-    fn is_retry(&self) -> bool {
-        !self.tried.is_empty()
-    }
-
-    fn is_tried(&self, index: usize) -> bool {
-        self.tried.contains(&self.peers.identities[index])
-    }
-
-    fn key(&self) -> Option<u64> {
-        self.key
-    }
-
-    fn in_flight(&self, index: usize) -> u32 {
-        self.board.in_flight(self.peers.slots[index])
-    }
-
-    fn total_in_flight(&self) -> u64 {
-        self.board.service_in_flight(self.service)
-    }
-
-    fn prepare(&self, index: usize) {
-        self.board.prefetch(self.peers.slots[index]);
-    }
-
-    fn live(&self, index: usize) -> Live {
-        let seen = self.board.seen(self.peers.slots[index], self.now_ms);
-        Live {
-            in_flight: seen.in_flight,
-            latency_ms: seen.latency_ms,
-            failed: seen.failed,
-            consecutive_failures: seen.consecutive_failures,
-            stalled_ms: seen.stalled_ms,
-            unpicked_ms: seen.unpicked_ms,
-        }
-    }
-}
-
 /// The object of `GET /ipconfig/v1/services/<service>`.
 #[derive(Serialize)]
 struct ServiceView<'a> {
@@ -739,7 +805,14 @@ struct InstanceView<'a> {
     weight: f64,
     share: f64,
     in_flight: u32,
+    /// Left out where there is no limit.
+    #[serde(skip_serializing_if = "is_zero")]
+    max_in_flight: u32,
     state: &'static str,
+}
+
+fn is_zero(limit: &u32) -> bool {
+    *limit == 0
 }
 
 /// Spreads the addresses of requests, which are aligned and close together.

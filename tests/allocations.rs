@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use ipconfig::board::{self, Board, Outcome};
+use ipconfig::board::{self, Board, Outcome, Refusal};
 use ipconfig::config::{Config, Strategy};
 use ipconfig::ranking::{Basis, State};
 use ipconfig::value::{InstanceValue, RankingValue, Record, ServiceValue, seal};
@@ -73,6 +73,7 @@ fn worker(strategy: Strategy) -> (Worker, u32) {
         factor: 1.0,
         capacity_per_s: 400.0,
         reported_s: 1,
+        max_in_flight: 0,
     };
     let instances: Vec<_> = (0..100).map(instance).collect();
     let ranking = RankingValue {
@@ -111,8 +112,14 @@ fn requests(worker: &mut Worker, service: u32, count: usize) {
             worker.finish_by_tries(address, outcome, &TRIES);
         }
         let key = (number % 2 == 0).then_some(number as u64);
-        let mut request =
-            Request { address, is_retry: false, has_answered: false, tried: None, key };
+        let mut request = Request {
+            address,
+            is_retry: false,
+            has_answered: false,
+            failed_by: Refusal::Error,
+            tried: None,
+            key,
+        };
         for is_retry in [false, true].into_iter().take(1 + usize::from(number % 3 == 0)) {
             request.is_retry = is_retry;
             let choice = worker.balance(service, request);

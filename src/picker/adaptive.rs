@@ -234,7 +234,7 @@ impl Adaptive {
     /// up for: another one will do.
     fn consider(&self, index: usize, now: &dyn Moment, best: &mut Cost) {
         let cost = self.cost(index, now.live(index));
-        if cost.ms < best.ms && !now.is_tried(index) {
+        if cost.ms < best.ms && !now.is_barred(index) {
             *best = cost;
         }
     }

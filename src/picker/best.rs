@@ -26,6 +26,6 @@ impl Best {
 
 impl Picker for Best {
     fn pick(&mut self, now: &dyn Moment, _: &mut SmallRng) -> Option<usize> {
-        self.order.iter().copied().find(|&index| !now.is_tried(index))
+        self.order.iter().copied().find(|&index| !now.is_barred(index))
     }
 }

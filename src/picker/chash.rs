@@ -84,11 +84,8 @@ impl Picker for Chash {
     fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
         let Some(key) = now.key() else { return one_untried(&self.table, now, rng) };
         let bucket = bucket_of(key);
-        let home = if now.is_retry() {
-            self.owners.choose(bucket, |index| !now.is_tried(index))
-        } else {
-            self.owners.of(bucket)
-        };
+        let home = self.owners.of(bucket).filter(|&home| !now.is_barred(home));
+        let home = home.or_else(|| self.owners.choose(bucket, |index| !now.is_barred(index)));
         // Without one, what is left has weight 0, or nothing is.
         let Some(home) = home else { return one_untried(&self.table, now, rng) };
         let Some(factor) = self.factor else { return Some(home) };
@@ -103,7 +100,7 @@ impl Picker for Chash {
         }
         for step in 1..=WALK {
             let next = self.owners.of((bucket + step) % BUCKETS);
-            let next = next.filter(|&index| !now.is_tried(index) && has_room(index));
+            let next = next.filter(|&index| !now.is_barred(index) && has_room(index));
             if next.is_some() {
                 return next;
             }
@@ -111,7 +108,7 @@ impl Picker for Chash {
         let weights = self.table.weights();
         let load = |&index: &usize| f64::from(now.in_flight(index)) / weights[index];
         (0..weights.len())
-            .filter(|&index| weights[index] > 0.0 && !now.is_tried(index))
+            .filter(|&index| weights[index] > 0.0 && !now.is_barred(index))
             .min_by(|one, two| load(one).total_cmp(&load(two)))
     }
 

@@ -26,7 +26,7 @@ const SECOND_DRAWS: usize = 3;
 pub fn one_untried(by: &impl Draw, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
     for _ in 0..DRAWS {
         let index = by.draw(rng)?;
-        if !now.is_tried(index) {
+        if !now.is_barred(index) {
             return Some(index);
         }
     }
@@ -48,7 +48,7 @@ pub fn two_untried(by: &impl Draw, now: &dyn Moment, rng: &mut SmallRng) -> Opti
 /// By weight among those that were not tried, and any of weight 0 only when no
 /// other is left. O(n), for retries alone.
 fn among_untried(weights: &[f64], now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
-    let untried = || (0..weights.len()).filter(|&index| !now.is_tried(index));
+    let untried = || (0..weights.len()).filter(|&index| !now.is_barred(index));
     // Divided by the largest, so that no sum of finite weights overflows.
     let largest = untried().map(|index| weights[index]).fold(0.0, f64::max);
     if largest == 0.0 {

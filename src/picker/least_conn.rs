@@ -36,7 +36,7 @@ impl Picker for LeastConn {
         let mut least = Least { load: f64::INFINITY, chances: 0.0, index: None };
         if weights.len() <= ALL {
             for (index, &weight) in weights.iter().enumerate() {
-                if weight > 0.0 && !now.is_tried(index) {
+                if weight > 0.0 && !now.is_barred(index) {
                     let load = f64::from(now.in_flight(index)) / weight;
                     least.compare(index, load, weight, rng);
                 }

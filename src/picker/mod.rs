@@ -68,8 +68,9 @@ pub struct Live {
 pub trait Moment {
     /// Whether this request has tried an instance before.
     fn is_retry(&self) -> bool;
-    /// Whether this request has tried the instance already.
-    fn is_tried(&self, index: usize) -> bool;
+    /// Whether this request is not to go to the instance now: it has tried it, or the
+    /// instance is ejected.
+    fn is_barred(&self, index: usize) -> bool;
     /// A hash of what the request is to be kept together by; `None` if it is not.
     fn key(&self) -> Option<u64>;
     /// Requests that this host has open on the instance.
@@ -86,8 +87,8 @@ pub trait Moment {
 
 /// A strategy over one ranking; a new ranking makes a new one.
 pub trait Picker {
-    /// The instance for this request, among those that it has not tried; `None`
-    /// only when it has tried all. Costs the same for 3 instances and 10,000, a
+    /// The instance for this request, among those that are not barred; `None`
+    /// only when all are. Costs the same for 3 instances and 10,000, a
     /// retry's aside.
     fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize>;
 

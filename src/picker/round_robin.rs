@@ -96,7 +96,7 @@ impl Picker for RoundRobin {
     fn pick(&mut self, now: &dyn Moment, _: &mut SmallRng) -> Option<usize> {
         let mut picked = None;
         while let Some(mut turn) = self.due.pop() {
-            if now.is_tried(turn.index) {
+            if now.is_barred(turn.index) {
                 self.passed.push(turn); // still due, for the next request
                 continue;
             }
@@ -109,7 +109,7 @@ impl Picker for RoundRobin {
             break;
         }
         self.due.extend(self.passed.drain(..));
-        picked.or_else(|| self.idle.iter().copied().find(|&index| !now.is_tried(index)))
+        picked.or_else(|| self.idle.iter().copied().find(|&index| !now.is_barred(index)))
     }
 
     fn into_memory(self: Box<Self>) -> Memory {

@@ -23,7 +23,7 @@ impl Moment for Now {
         !self.tried.is_empty()
     }
 
-    fn is_tried(&self, index: usize) -> bool {
+    fn is_barred(&self, index: usize) -> bool {
         self.tried.contains(&index)
     }
 
@@ -80,6 +80,7 @@ fn record(weight: f64, rank: u32) -> Record {
         factor: 1.0,
         capacity_per_s: 0.0,
         reported_s: 0,
+        max_in_flight: 0,
     }
 }
 

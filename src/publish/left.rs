@@ -78,6 +78,7 @@ pub fn ranking(
             weight,
             fallback_weight: instance.weight,
             state: record.state,
+            max_in_flight: record.max_in_flight,
             ability: None,
             estimate: Estimate::resumed(left, now_ms),
         }
@@ -114,6 +115,7 @@ mod tests {
             labels: BTreeMap::new(),
             status: None,
             drain: false,
+            max_in_flight: 0,
         };
         ids.iter().map(instance).collect()
     }
@@ -379,6 +381,7 @@ mod tests {
             let record = |(weight, service_ms, capacity_per_s, reported_s)| Record {
                 score: 0.0, weight, rank: 0, state: State::Reporting, concurrency: 1.0,
                 service_ms: service_ms as f32, capacity_per_s: capacity_per_s as f32, reported_s, factor: 1.0,
+                max_in_flight: 0,
             };
             let value = RankingValue {
                 instances_version: version, published_ms: now_ms, revision: 1,

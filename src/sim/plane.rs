@@ -180,6 +180,7 @@ pub fn instance(server: u32, weight: f64) -> Instance {
             authority: format!("10.{a}.{b}.{c}:90"),
         }),
         drain: false,
+        max_in_flight: 0,
     }
 }
 
@@ -234,7 +235,7 @@ impl Moment for Now<'_> {
         self.view.request.tries() > 0
     }
 
-    fn is_tried(&self, index: usize) -> bool {
+    fn is_barred(&self, index: usize) -> bool {
         self.view.is_tried(self.server(index))
     }
 

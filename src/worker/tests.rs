@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::picker::{Live, Moment};
 use crate::ranking::{Basis, State};
 use crate::reckon::Figures;
 use crate::value::{Record, seal};
@@ -20,7 +21,14 @@ struct Gateway {
 }
 
 fn first_try(address: usize) -> Request<'static> {
-    Request { address, is_retry: false, has_answered: false, tried: None, key: None }
+    Request {
+        address,
+        is_retry: false,
+        has_answered: false,
+        failed_by: Refusal::Error,
+        tried: None,
+        key: None,
+    }
 }
 
 impl Gateway {
@@ -68,6 +76,7 @@ impl Gateway {
             factor: 1.0,
             capacity_per_s: 0.0,
             reported_s: 0,
+            max_in_flight: 0,
         };
         let ranking = RankingValue {
             instances_version: version,
@@ -121,7 +130,7 @@ impl Gateway {
                 self.balance(request.address, retry)
             }
             Choice::Peer { host: "127.0.0.1", port, .. } => Some(letter(port)),
-            Choice::Nothing => None,
+            Choice::Refused { .. } => None,
             other => panic!("{other:?}"),
         }
     }
@@ -168,6 +177,14 @@ impl Gateway {
     fn best(&self, n: usize, now_ms: u64) -> Option<Value> {
         let json = self.worker.best(self.chat, n, now_ms)?;
         Some(serde_json::from_str(&json).unwrap())
+    }
+}
+
+/// Why a request is refused.
+fn refusal(gateway: &mut Gateway, request: Request<'_>) -> Refusal {
+    match gateway.worker.balance(gateway.chat, request) {
+        Choice::Refused { reason, .. } => reason,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -574,7 +591,7 @@ fn a_request_without_a_log_phase_is_counted_and_never_in_flight() {
     gateway.worker.balance(gateway.chat, retry);
     assert_eq!((gateway.in_flight(), gateway.counted('b')), (0, (1, 0)), "never the tried one");
     let retry = Request { tried: Some(b"127.0.0.1:9001, 127.0.0.1:9002, "), ..retry };
-    assert_eq!(gateway.worker.balance(gateway.chat, retry), Choice::Nothing);
+    assert_eq!(refusal(&mut gateway, retry), Refusal::AllTried);
     gateway.worker.finish(1, Outcome::Failed); // log_subrequest
     assert_eq!((gateway.in_flight(), gateway.counted('b')), (0, (1, 0)));
 }
@@ -592,7 +609,7 @@ fn nothing_is_kept_of_requests_without_a_log_phase() {
     assert_eq!((gateway.counted('a'), gateway.counted('b')), ((1000, 0), (1000, 0)));
     let many = "127.0.0.1:9001, ".repeat(MAX_TRIES + 1);
     let retry = Request { is_retry: true, tried: Some(many.as_bytes()), ..first_try(1) };
-    assert_eq!(gateway.worker.balance(gateway.chat, retry), Choice::Nothing, "as many as any");
+    assert_eq!(refusal(&mut gateway, retry), Refusal::AllTried, "as many as any");
 }
 
 // === how a request ended ===
@@ -708,8 +725,16 @@ fn what_a_picker_asks_for_is_what_the_board_has_seen() {
     let (service, worker) = (gateway.id(), &gateway.worker);
     let view = worker.services[0].view.as_ref().unwrap();
     let now_ms = board::coarse_ms() + 700;
-    let now =
-        Try { board: gateway.board, service, peers: &view.peers, tried: &[], key: None, now_ms };
+    let now = Try {
+        board: gateway.board,
+        service,
+        peers: &view.peers,
+        records: &view.ranking.records,
+        tried: &[],
+        key: None,
+        now_ms,
+        bars: Bars::default(),
+    };
     let seen = gateway.board.seen(view.peers.slots[0], now_ms);
     let live = now.live(0);
     assert_eq!((live.in_flight, live.failed, live.consecutive_failures), (1, 1.0, 1));

@@ -16,6 +16,7 @@ local exit             = ngx.exit
 local gmatch           = string.gmatch
 local log              = ngx.log
 local min              = math.min
+local now              = ngx.now
 local sub              = string.sub
 local tonumber         = tonumber
 local ERR              = ngx.ERR
@@ -25,6 +26,7 @@ local WARN             = ngx.WARN
 local OK       = cdefs.OK
 local AGAIN    = cdefs.AGAIN
 local OPEN     = cdefs.OPEN
+local DECLINED = cdefs.DECLINED
 local UNRANKED = cdefs.UNRANKED
 
 local LOOK_DUE  = cdefs.LOOK_DUE
@@ -52,19 +54,79 @@ function _M.reset()
 end
 
 
--- Ends the request with 503. nginx takes a status from balancer_by_lua only
--- with a patch that OpenResty applies and Debian does not (it makes it 500), so
--- the request is sent to a port of the plugin's thread that answers 503.
--- That port is no use while the thread is silent.
-local function refuse(self, service, reason)
-    log(ERR, "[ipconfig] nothing to offer for service ", service, ": ", reason)
+-- What the log says of the library's reasons.
+local WORDS = {
+    no_instance   = "it has no instances",
+    all_tried     = "all instances were tried",
+    max_in_flight = "all instances have as many requests in flight as they may",
+    retry_budget  = "too many requests have failed for one more try",
+}
 
-    local port = not self.fallen_back and native.refusal_port()
-    if port and set_current_peer("127.0.0.1", port) then
+
+-- Lines about requests that are refused here, service by service: when the last
+-- one was, and how many requests there were since. Any request may name a
+-- service, so that there is an end to them.
+local MAX_LINES = 1000
+
+local lines, line_count = {}, 0
+
+
+-- How many requests a line of the log is to tell of: one line a second and
+-- service, 0 for none.
+local function due_line(service)
+    local line = lines[service]
+    if not line then
+        if line_count >= MAX_LINES then
+            lines, line_count = {}, 0
+        end
+
+        line = { at = -1, count = 0 }
+        lines[service] = line
+        line_count = line_count + 1
+    end
+
+    line.count = line.count + 1
+    if now() - line.at < 1 then
+        return 0
+    end
+
+    local count = line.count
+    line.at, line.count = now(), 0
+
+    return count
+end
+
+
+-- Logs that so many requests are refused, for this reason the last of them.
+local function log_refusal(service, reason, count)
+    if count > 0 then
+        log(ERR, "[ipconfig] nothing to offer for service ", service, ": ",
+            reason, count > 1 and " (" .. count .. " requests)" or "")
+    end
+end
+
+
+-- Ends the request by a port of the plugin's thread that answers why, or with
+-- 503 where there is none. nginx takes a status from balancer_by_lua only
+-- with a patch that OpenResty applies and Debian does not (it makes it 500), so
+-- the request is sent to such a port everywhere. It is no use while the thread
+-- is silent.
+local function end_at(self, port)
+    if port and port ~= 0 and not self.fallen_back
+        and set_current_peer("127.0.0.1", port)
+    then
         return
     end
 
     return exit(HTTP_SERVICE_UNAVAILABLE)
+end
+
+
+-- Refuses a request that the library knows nothing of.
+local function refuse(self, service, reason)
+    log_refusal(service, reason, due_line(service))
+
+    return end_at(self, not self.fallen_back and native.refusal_port())
 end
 
 
@@ -192,7 +254,7 @@ end
 -- `self` is what resty.ipconfig knows: config, dict, fallen_back; `key` is what
 -- consistent hashing keeps requests together by, or nil.
 function _M.balance(self, service, key)
-    local failure = get_last_failure()
+    local failure, failed_status = get_last_failure()
     local retry = failure ~= nil
 
     if self.fallen_back then
@@ -211,7 +273,8 @@ function _M.balance(self, service, key)
 
     for _ = 1, MAX_CALLS do
         local code, host, port, more_tries =
-            native.balance(handle, request, failure, key, tried)
+            native.balance(handle, request, failure, failed_status, key,
+                           tried)
         if code == OK then
             return set_peer(self, service, host, port, more_tries, retry)
         end
@@ -228,9 +291,12 @@ function _M.balance(self, service, key)
         elseif code == UNRANKED then
             break
 
+        elseif code == DECLINED then
+            log_refusal(service, WORDS[host] or host, more_tries)
+            return end_at(self, port)
+
         else
-            return refuse(self, service, retry and "all instances were tried"
-                                   or "it has no instances")
+            return refuse(self, service, "an error of the library")
         end
     end
 

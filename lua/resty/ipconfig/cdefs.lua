@@ -59,7 +59,7 @@ ffi.cdef [[
 
 return {
     -- the border's version: the library must have the same
-    ABI      = 3,
+    ABI      = 4,
 
     -- codes, with OpenResty's numbers where the meaning is the same
     OK       = 0,

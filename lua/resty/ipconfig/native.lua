@@ -24,6 +24,7 @@ local type            = type
 local OK       = cdefs.OK
 local AGAIN    = cdefs.AGAIN
 local UNRANKED = cdefs.UNRANKED
+local DECLINED = cdefs.DECLINED
 
 local RANKING_DUE = cdefs.RANKING_DUE
 
@@ -188,7 +189,8 @@ function _M.fallback_after()
 end
 
 
--- The loopback port that answers 503, or nil.
+-- The loopback port that answers 503 as for a service without instances, or
+-- nil.
 function _M.refusal_port()
     local port = lib.ipconfig_refusal_port()
     if port ~= 0 then
@@ -246,22 +248,40 @@ function _M.refresh(handle, name, dict)
 end
 
 
--- Where a request goes; `failure` is what get_last_failure() says of its last
--- try, or false; `key` is what consistent hashing keeps requests together by,
+-- How a request's last try failed, in the library's words, from what
+-- get_last_failure() says of it.
+local function kind_of(failure, status)
+    -- nginx's word for an answer of 403 or 404 that it moves on from
+    if failure == "next" then
+        return 2
+    end
+
+    -- the try that is to come is the last one here, and has nothing yet
+    local times = ngx.var.upstream_header_time or ""
+    local was_answered = match(times, "(%S+)[ ,:]*$") ~= "-"
+
+    return was_answered and 4 or status == 504 and 3 or 1
+end
+
+
+-- Where a request goes; `failure` and `status` are what get_last_failure() says
+-- of its last try, or nil; `key` is what consistent hashing keeps requests together by,
 -- or nil; `tried` is nil for a request that comes to its log phase, and for
 -- another where it was sent so far, $upstream_addr. Returns a code, and with OK
--- the host, the port and how often the request may move on.
-function _M.balance(handle, request, failure, key, tried)
-    -- "next" is nginx's word for an answer of 403 or 404 that it moves on from
-    local retry = failure == "next" and 2 or failure and 1 or 0
+-- the host, the port and how often the request may move on; with DECLINED the
+-- reason, the port that answers with it (0 for none) and how many such requests
+-- a line of the log is to tell of (0 for no line).
+function _M.balance(handle, request, failure, status, key, tried)
+    local retry = failure and kind_of(failure, status) or 0
     local code = lib.ipconfig_balance(handle, request, retry,
                                       key, key and #key or 0,
                                       tried, tried and #tried or 0, peer)
-    if code ~= OK then
+    if code ~= OK and code ~= DECLINED then
         return code
     end
 
-    return OK, ffi_string(peer.host, peer.host_len), peer.port, peer.more_tries
+    return code, ffi_string(peer.host, peer.host_len), peer.port,
+           peer.more_tries
 end
 
 

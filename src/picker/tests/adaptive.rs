@@ -16,7 +16,7 @@ impl Moment for Sight {
         !self.tried.is_empty()
     }
 
-    fn is_tried(&self, index: usize) -> bool {
+    fn is_barred(&self, index: usize) -> bool {
         self.tried.contains(&index)
     }
 

@@ -60,7 +60,7 @@ impl Moment for Asked {
         false
     }
 
-    fn is_tried(&self, _: usize) -> bool {
+    fn is_barred(&self, _: usize) -> bool {
         false
     }
 
