@@ -265,12 +265,12 @@ end
 
 
 -- Where a request goes; `failure` and `status` are what get_last_failure() says
--- of its last try, or nil; `key` is what consistent hashing keeps requests together by,
--- or nil; `tried` is nil for a request that comes to its log phase, and for
--- another where it was sent so far, $upstream_addr. Returns a code, and with OK
--- the host, the port and how often the request may move on; with DECLINED the
--- reason, the port that answers with it (0 for none) and how many such requests
--- a line of the log is to tell of (0 for no line).
+-- of its last try, or nil; `key` is what consistent hashing keeps requests
+-- together by, or nil; `tried` is nil for a request that comes to its log
+-- phase, and for another where it was sent so far, $upstream_addr. Returns a
+-- code, and with OK the host, the port and how often the request may move on;
+-- with DECLINED the reason, the port that answers with it (0 for none) and how
+-- many such requests a line of the log is to tell of (0 for no line).
 function _M.balance(handle, request, failure, status, key, tried)
     local retry = failure and kind_of(failure, status) or 0
     local code = lib.ipconfig_balance(handle, request, retry,
