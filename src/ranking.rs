@@ -303,6 +303,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::window::Load;
 
     fn instance(id: &str, weight: f64) -> Instance {
         Instance {
@@ -315,6 +316,19 @@ mod tests {
             drain: false,
             max_in_flight: 0,
         }
+    }
+
+    #[test]
+    fn a_report_lowers_a_limit_and_never_raises_it() {
+        let limit = |registered, reported: Option<u32>| {
+            let instance = Instance { max_in_flight: registered, ..instance("a", 1.0) };
+            let load = reported.map(|max_in_flight| Load { max_in_flight, ..Load::default() });
+            let member = Member { instance: &instance, state: State::Reporting, load };
+            let ranking = rank(&[member], &ScoreConfig::default(), &[Observed::default()], None, 0);
+            ranking.entries[0].max_in_flight
+        };
+        assert_eq!([limit(0, None), limit(5, None), limit(5, Some(0))], [0, 5, 5]);
+        assert_eq!([limit(0, Some(7)), limit(5, Some(7)), limit(5, Some(3))], [7, 5, 3]);
     }
 
     /// A ranking of instances of which nothing but priors and scores is known, a

@@ -6,6 +6,8 @@ use crate::ranking::{Basis, State};
 use crate::reckon::Figures;
 use crate::value::{Record, seal};
 
+mod failures;
+
 const STRATEGIES: [&str; 6] =
     ["best", "weighted_random", "round_robin", "random", "p2c", "adaptive"];
 
@@ -33,7 +35,11 @@ fn first_try(address: usize) -> Request<'static> {
 
 impl Gateway {
     fn new(balance: &Value) -> Self {
-        let file = json!({"services": {"chat": {"balance": balance}}});
+        Self::with(balance, &json!({"budget": {"percent": 1000}}))
+    }
+
+    fn with(balance: &Value, failure: &Value) -> Self {
+        let file = json!({"services": {"chat": {"balance": balance, "failure": failure}}});
         let board = Board::map_for_tests();
         let config = Config::parse(&file.to_string()).unwrap();
         let mut worker = Worker::new(board, &config, 7);
@@ -56,6 +62,10 @@ impl Gateway {
 
     fn publish_weighted(&mut self, ranked: &[(char, f64)]) {
         self.store(ranked);
+        self.announce();
+    }
+
+    fn announce(&mut self) {
         let version = self.board.version(self.id()) + 1;
         self.board.set_version(self.id(), version, version);
     }
