@@ -2,7 +2,8 @@ use lib 't/lib';
 use IpconfigTest 'no_plan';
 
 # Each block's instances are those that its `ipconfig` names by letter: a to e,
-# and 1 to 3 for addresses that refuse connections.
+# and 1 to 3 for addresses that refuse connections. The retry budget, which t/250 is
+# about, is large.
 
 add_block_preprocessor(sub ($) {
     my $block = shift;
@@ -12,6 +13,7 @@ add_block_preprocessor(sub ($) {
     } split ' ', $letters;
     $block->set_value(ipconfig => <<"_EOC_");
 { "services": { "chat": { "balance": { "strategy": "$strategy", "tries": $tries },
+                          "failure": { "budget": { "percent": 1000 } },
                           "instances": [$instances] } } }
 _EOC_
 

@@ -469,6 +469,7 @@ impl InstanceArgs {
             labels: self.labels.into_iter().collect(),
             status: self.status,
             drain: false,
+            max_in_flight: 0,
         }
     }
 }
