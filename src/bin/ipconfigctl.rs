@@ -29,7 +29,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use ipconfig::ctl::simulate::Simulate;
 use ipconfig::ctl::{self, CtlError, Keeper, Overrides, Run, Settings, Wish, hand, print, view};
 use ipconfig::exporter;
-use ipconfig::model::{Instance, MAX_WEIGHT, StatusUrl, is_name, parse_addr};
+use ipconfig::model::{Instance, MAX_IN_FLIGHT, MAX_WEIGHT, StatusUrl, is_name, parse_addr};
 use ipconfig::sim;
 use rustix::process::Signal;
 use serde::Serialize;
@@ -198,6 +198,9 @@ struct InstanceArgs {
     /// The fallback weight, 0 to 1000.
     #[arg(long, default_value = "1", value_parser = weight)]
     weight: f64,
+    /// Requests that each gateway host may have in flight on it, 0 for no limit.
+    #[arg(long, default_value = "0", value_parser = max_in_flight)]
+    max_in_flight: u32,
     /// Where the instance runs.
     #[arg(long, default_value = "", hide_default_value = true)]
     zone: String,
@@ -272,6 +275,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
 fn name(text: &str) -> Result<String, String> {
     let why = "expected 1 to 128 characters of A-Z a-z 0-9 . _ : -";
     is_name(text).then(|| text.to_owned()).ok_or_else(|| why.to_owned())
+}
+
+fn max_in_flight(text: &str) -> Result<u32, String> {
+    let limit = text.parse().ok().filter(|limit| *limit <= MAX_IN_FLIGHT);
+    limit.ok_or_else(|| format!("expected an integer from 0 to {MAX_IN_FLIGHT}"))
 }
 
 fn weight(text: &str) -> Result<f64, String> {
@@ -469,7 +477,7 @@ impl InstanceArgs {
             labels: self.labels.into_iter().collect(),
             status: self.status,
             drain: false,
-            max_in_flight: 0,
+            max_in_flight: self.max_in_flight,
         }
     }
 }

@@ -52,6 +52,9 @@ impl Board {
     pub fn refill_retries(&self, passed: Duration, budget: impl Fn(&str) -> Budget) {
         let ms = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
         for (index, service) in self.layout.services.iter().enumerate() {
+            if service.name_len.load(Relaxed) == 0 {
+                return; // nor is any behind it taken
+            }
             if service.hot.0.retries_owed.load(Relaxed) != 0
                 && let Some(name) = service.name()
             {

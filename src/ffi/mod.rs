@@ -320,9 +320,9 @@ pub unsafe extern "C" fn ipconfig_load(
 }
 
 /// Chooses where a request goes. `request` is its address, `is_retry` is 1 when
-/// its last try failed without an answer, 2 when that was answered with a status that
-/// nginx moves on from though it is no failure, 3 when it timed out and 4 when it was
-/// answered with any other status that nginx moves on from; `key`, which may be NULL, is what consistent hashing keeps requests together
+/// its last try failed without an answer, 2 when it timed out, 3 when it was answered with
+/// a status that is a failure, and the status itself when nginx moves on from that though
+/// it is none; `key`, which may be NULL, is what consistent hashing keeps requests together
 /// by; `tried` is NULL when [`ipconfig_finish`] will follow, else `$upstream_addr`.
 /// [`OK`] with `peer` written; [`AGAIN`] when the service's values are to be loaded
 /// first; [`OPEN`] when the request is to be finished first, as it was sent
@@ -350,10 +350,10 @@ pub unsafe extern "C" fn ipconfig_balance(
         let request = Request {
             address: request as usize,
             is_retry: is_retry != 0,
-            has_answered: is_retry == 2,
+            has_answered: is_retry >= 100,
             failed_by: match is_retry {
-                2 | 4 => Refusal::Status,
-                3 => Refusal::Timeout,
+                2 => Refusal::Timeout,
+                3.. => Refusal::Status,
                 _ => Refusal::Error,
             },
             // Of an empty key nothing can be told apart: as if there were none.

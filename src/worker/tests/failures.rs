@@ -196,7 +196,8 @@ fn an_instance_at_its_limit_is_passed_over_by_every_strategy_and_every_key() {
         let ranked = [('a', 1.0, 2), ('b', 1.0, 0), ('c', 9.0, 1)];
         let mut gateway = limited(strategy.as_str(), &json!({}), &ranked);
         for address in 1..=200 {
-            let key = (address % 2 == 0).then_some((address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let key =
+                (address % 2 == 0).then_some((address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let request = Request { key, ..first_try(address) };
             let choice = gateway.worker.balance(gateway.chat, request);
             assert!(matches!(choice, Choice::Peer { .. }), "{choice:?}");
