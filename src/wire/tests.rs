@@ -213,7 +213,7 @@ fn a_batch_that_is_not_protobuf_is_refused_whole() {
 #[test]
 fn a_figure_out_of_range_drops_its_status() {
     type Spoil = fn(&mut proto::Status);
-    let cases: [(&str, Spoil); 20] = [
+    let cases: [(&str, Spoil); 21] = [
         ("boot_id", |s| s.boot_id = 0),
         ("age", |s| s.age = Some(prost_types::Duration { seconds: -1, nanos: 0 })),
         ("age", |s| s.age = Some(prost_types::Duration { seconds: 0, nanos: -1 })),
@@ -229,6 +229,7 @@ fn a_figure_out_of_range_drops_its_status() {
         ("cpu_limit_cores", |s| s.cpu_limit_cores = Some(-0.0)),
         ("cpu_limit_cores", |s| s.cpu_limit_cores = Some(-2.0)),
         ("memory_limit_bytes", |s| s.memory_limit_bytes = Some(0)),
+        ("max_in_flight", |s| s.max_in_flight = Some(MAX_IN_FLIGHT + 1)),
         ("application_utilization", |s| s.application_utilization = Some(f64::NAN)),
         ("application_utilization", |s| s.application_utilization = Some(f64::NEG_INFINITY)),
         ("application_utilization", |s| s.application_utilization = Some(f64::INFINITY)),

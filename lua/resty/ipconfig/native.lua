@@ -253,14 +253,14 @@ end
 local function kind_of(failure, status)
     -- nginx's word for an answer of 403 or 404 that it moves on from
     if failure == "next" then
-        return 2
+        return status
     end
 
     -- the try that is to come is the last one here, and has nothing yet
     local times = ngx.var.upstream_header_time or ""
     local was_answered = match(times, "(%S+)[ ,:]*$") ~= "-"
 
-    return was_answered and 4 or status == 504 and 3 or 1
+    return was_answered and 3 or status == 504 and 2 or 1
 end
 
 
