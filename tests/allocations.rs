@@ -53,7 +53,9 @@ fn allocations_of(work: impl FnOnce()) -> u64 {
 /// A worker that has loaded a ranking of 100 instances of different weights.
 fn worker(strategy: Strategy) -> (Worker, u32) {
     let name = strategy.as_str();
-    let file = format!(r#"{{"services": {{"{name}": {{"balance": {{"strategy": "{name}"}}}}}}}}"#);
+    let budget = r#"{"budget": {"percent": 1000}}"#;
+    let service = format!(r#"{{"balance": {{"strategy": "{name}"}}, "failure": {budget}}}"#);
+    let file = format!(r#"{{"services": {{"{name}": {service}}}}}"#);
     let config = Config::parse(&file).expect("a sound configuration");
     let board = Board::open().expect("memory for a board");
     let id = board.service(name).expect("room for a service");

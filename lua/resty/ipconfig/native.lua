@@ -10,6 +10,7 @@ local ffi_new         = ffi.new
 local ffi_string      = ffi.string
 local get_string_buf  = base.get_string_buf
 local get_size_ptr    = base.get_size_ptr
+local byte            = string.byte
 local ceil            = math.ceil
 local concat          = table.concat
 local gmatch          = string.gmatch
@@ -27,6 +28,8 @@ local UNRANKED = cdefs.UNRANKED
 local DECLINED = cdefs.DECLINED
 
 local RANKING_DUE = cdefs.RANKING_DUE
+
+local DASH = byte("-")
 
 -- room for an error or a line of the log; results ask for what they need
 local TEXT_SIZE = 4096
@@ -256,11 +259,14 @@ local function kind_of(failure, status)
         return status
     end
 
-    -- the try that is to come is the last one here, and has nothing yet
-    local times = ngx.var.upstream_header_time or ""
-    local was_answered = match(times, "(%S+)[ ,:]*$") ~= "-"
+    -- "0.003, - : " or "0.003, -, -": behind those that were made comes the try
+    -- that is to be made; one without an answer has a dash
+    local mark = byte(ngx.var.upstream_header_time or "", -4)
+    if mark and mark ~= DASH then
+        return 3
+    end
 
-    return was_answered and 3 or status == 504 and 2 or 1
+    return status == 504 and 2 or 1
 end
 
 
