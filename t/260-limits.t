@@ -237,8 +237,8 @@ it has no instances
 hold(2);
 await('a is full', sub { open_on() eq 'a:2' });
 kill KILL => $_ for worker_pids();
-await('its places are free', sub { my $view = eval { open_on() }; ($view // '') eq 'a:0' }, 10);
 let_go();
+await('its places are free', sub { my $view = eval { open_on() }; ($view // '') eq 'a:0' }, 10);
 await('it serves', sub { get_anew('/') eq 'a' }, 10);
 say 'served';
 --- response_body
