@@ -107,6 +107,7 @@ fn pick(criterion: &mut Criterion) {
                 factor: 1.0,
                 capacity_per_s: 400.0,
                 reported_s: 1,
+                max_in_flight: 0,
             };
             let records: Vec<Record> = (0..size).map(record).collect();
             let priors = vec![1.0; records.len()];
@@ -174,6 +175,7 @@ fn owners(criterion: &mut Criterion) {
                 capacity_per_s: 400.0,
                 reported_s: 1,
                 factor: 1.0,
+                max_in_flight: 0,
             };
             let (priors, records) = (vec![1.0; identities.len()], vec![record; identities.len()]);
             let ranked = Ranked {

@@ -22,9 +22,12 @@
 //! checked, and one out of range counts nowhere.
 
 pub(crate) mod average;
+mod budget;
 mod clock;
 mod ejections;
+mod refusals;
 mod report;
+mod rests;
 mod rows;
 mod rules;
 mod slots;
@@ -36,8 +39,11 @@ use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64};
 
 use once_cell::sync::OnceCell;
 
+pub use budget::Budget;
 pub use clock::{coarse_ms, monotonic_ms};
 pub use ejections::{Ejection, Reason};
+pub use refusals::Refusal;
+use refusals::Refusals;
 pub use report::LOOK_EVERY_MS;
 use rows::Row;
 pub use rows::RowId;
@@ -103,8 +109,8 @@ struct Header {
     slots_used: AtomicU32,
     /// Instances that are published without a slot.
     uncounted: AtomicU64,
-    /// Port of the loopback responder that says 503; 0 is none.
-    refusal_port: AtomicU32,
+    /// Ports of the loopback responder, by reason; 0 is none.
+    refusal_ports: [AtomicU32; Refusal::COUNT],
 }
 
 #[repr(C)]
@@ -122,7 +128,18 @@ struct Service {
     ejected: AtomicU32,
     /// By reason, since the beginning.
     ejections: [AtomicU64; Reason::ALL.len()],
-    in_flight: OwnLine<AtomicI64>,
+    hot: OwnLine<Hot>,
+    refusals: Refusals,
+}
+
+/// What each request of a service touches.
+#[repr(C)]
+struct Hot {
+    in_flight: AtomicI64,
+    /// Thousandths of tokens that the retry budget lacks: 0 is a full bucket.
+    retries_owed: AtomicU64,
+    /// Some instance rests until then.
+    resting_until_ms: AtomicU64,
 }
 
 /// Kept on a cache line of its own: each request of each worker writes it, and
@@ -256,23 +273,6 @@ impl Board {
         }
     }
 
-    /// The loopback port that answers 503 to whatever is sent; `None` for none.
-    pub fn refusal_port(&self) -> Option<u16> {
-        u16::try_from(self.layout.header.refusal_port.load(Relaxed)).ok().filter(|&port| port != 0)
-    }
-
-    /// Announces the loopback port that answers 503.
-    pub fn announce_refusal_port(&self, port: u16) {
-        self.layout.header.refusal_port.store(port.into(), Relaxed);
-    }
-
-    /// Takes a port back, unless another one was announced since: on reload the
-    /// old writer ends after the new one has begun.
-    pub fn retract_refusal_port(&self, port: u16) {
-        let announced = &self.layout.header.refusal_port;
-        let _ = announced.compare_exchange(port.into(), 0, Relaxed, Relaxed);
-    }
-
     /// Values that could not be stored.
     pub fn publish_errors(&self) -> u64 {
         self.layout.header.publish_errors.load(Relaxed)
@@ -359,12 +359,12 @@ impl Board {
     /// Requests that all workers of this host have open on a service's instances,
     /// as far as they have slots.
     pub fn service_in_flight(&self, id: ServiceId) -> u64 {
-        self.layout.services[id.0].in_flight.0.load(Relaxed).try_into().unwrap_or(0)
+        self.layout.services[id.0].hot.0.in_flight.load(Relaxed).try_into().unwrap_or(0)
     }
 
     /// Where a service's in-flight is counted; `None` for an index out of range.
     fn total(&self, service: u32) -> Option<&AtomicI64> {
-        self.layout.services.get(service as usize).map(|service| &service.in_flight.0)
+        self.layout.services.get(service as usize).map(|service| &service.hot.0.in_flight)
     }
 }
 

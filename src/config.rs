@@ -11,6 +11,7 @@
 //! defaults and ranges with this file.
 
 mod check;
+mod failure;
 mod gateway;
 mod health;
 pub(crate) mod rules;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 pub use self::check::{CheckConfig, StatusRange};
+pub use self::failure::{BudgetConfig, FailureConfig, FailureMode};
 pub use self::gateway::GatewayConfig;
 pub use self::health::{FailurePercentageConfig, HealthConfig, Statuses, SuccessRateConfig};
 pub use self::rules::{MAX_RULES, Rule, Wanted};
@@ -40,7 +42,7 @@ use self::values::{
     snapshot_path, status_url, unique_keys,
 };
 pub use self::zone::{SubsetConfig, ZoneConfig};
-use crate::model::{Allow, Instance, MAX_WEIGHT, StatusUrl};
+use crate::model::{Allow, Instance, MAX_IN_FLIGHT, MAX_WEIGHT, StatusUrl};
 
 /// A whole configuration file, valid by construction if it comes from
 /// [`Config::parse`].
@@ -233,6 +235,9 @@ pub struct ServiceConfig {
     /// How requests are shared out.
     #[serde(deserialize_with = "object")]
     pub balance: BalanceConfig,
+    /// What becomes of requests whose try failed.
+    #[serde(deserialize_with = "object")]
+    pub failure: FailureConfig,
     /// How instances are compared.
     #[serde(deserialize_with = "object")]
     pub score: ScoreConfig,
@@ -434,6 +439,8 @@ struct InstanceKeys {
     status: Option<StatusUrl>,
     #[serde(default)]
     drain: bool,
+    #[serde(default, deserialize_with = "integer::<0, { MAX_IN_FLIGHT as u64 }, _, _>")]
+    max_in_flight: u32,
 }
 
 fn default_weight() -> f64 {

@@ -315,6 +315,7 @@ mod tests {
             ability: None,
             estimate: Estimate::default(),
             state: State::Reporting,
+            max_in_flight: 0,
         };
         Ranking { entries: (0..).zip(weights).map(entry).collect(), ..Ranking::default() }
     }
@@ -395,6 +396,7 @@ mod tests {
             labels: BTreeMap::new(),
             status: None,
             drain: false,
+            max_in_flight: 0,
         }
     }
 

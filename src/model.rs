@@ -13,6 +13,9 @@ use thiserror::Error;
 /// The largest fallback weight of an instance.
 pub const MAX_WEIGHT: f64 = 1000.0;
 
+/// The largest limit of the requests that an instance may have in flight.
+pub const MAX_IN_FLIGHT: u32 = 1_000_000;
+
 /// The longest service name, instance id or exporter id, in bytes.
 pub const MAX_NAME_BYTES: usize = 128;
 
@@ -88,6 +91,9 @@ pub struct Instance {
     pub status: Option<StatusUrl>,
     /// Taken out of the ranking by its own wish.
     pub drain: bool,
+    /// Requests that each gateway host may have in flight on it, up to
+    /// [`MAX_IN_FLIGHT`]; 0 for no limit.
+    pub max_in_flight: u32,
 }
 
 /// How an instance is asked for its status.
@@ -291,6 +297,9 @@ pub struct Status {
     pub queue: Option<u64>,
     /// 1 is full; finite and not negative.
     pub application_utilization: Option<f64>,
+    /// Requests that a gateway host may have in flight on it, up to
+    /// [`MAX_IN_FLIGHT`]; 0 is no limit, as `None` is.
+    pub max_in_flight: Option<u32>,
 }
 
 impl Status {

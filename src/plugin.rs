@@ -16,9 +16,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use self::pace::Pace;
-use crate::board::{self, Board, SourceState};
+use crate::board::{self, Board, Budget, SourceState};
 use crate::check::{self, Checker};
-use crate::config::{Config, Discover};
+use crate::config::{BudgetConfig, Config, Discover};
 use crate::etcd::EtcdSource;
 use crate::govern::{self, Course, Facts, Gateway, Terms};
 use crate::health::Health;
@@ -156,6 +156,9 @@ struct Conductor<S> {
     restarts: u32,
     /// The last publishing error of each service, so that it is logged once.
     failing: HashMap<String, PublishError>,
+    /// The retry budgets of the configured services.
+    budgets: HashMap<String, Budget>,
+    last_beat: Instant,
 }
 
 impl<S: Store> Conductor<S> {
@@ -190,6 +193,12 @@ impl<S: Store> Conductor<S> {
             mode: "",
             restarts,
             failing: HashMap::new(),
+            budgets: config
+                .services
+                .iter()
+                .map(|(name, service)| (name.clone(), Budget::new(&service.failure.budget)))
+                .collect(),
+            last_beat: now,
         }
     }
 
@@ -210,6 +219,7 @@ impl<S: Store> Conductor<S> {
                 }
                 _ = beats.tick() => {
                     self.board.beat();
+                    self.refill_retries();
                     self.hear_responses();
                     self.look_at_health();
                     if beat.is_multiple_of(BEATS_A_ROUND) {
@@ -231,6 +241,14 @@ impl<S: Store> Conductor<S> {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    fn refill_retries(&mut self) {
+        let now = Instant::now();
+        let passed = now.duration_since(std::mem::replace(&mut self.last_beat, now));
+        let default = Budget::new(&BudgetConfig::default());
+        let budget = |service: &str| self.budgets.get(service).copied().unwrap_or(default);
+        self.board.refill_retries(passed, budget);
     }
 
     /// Takes in the load reports that responses brought.

@@ -369,6 +369,7 @@ pub fn by_id<'a>(governed: &'a Governed<'_>) -> Vec<(&'a Share<'a>, Record)> {
         capacity_per_s: share.entry.ability.map_or(0.0, |it| it.capacity_per_s as f32),
         reported_s: u32::try_from(share.entry.estimate.reported_ms() / 1000).unwrap_or(u32::MAX),
         factor: share.factor as f32,
+        max_in_flight: share.entry.max_in_flight,
     };
     ranked.iter().map(|ranked| (ranked.0, record(ranked))).collect()
 }
@@ -502,6 +503,7 @@ mod tests {
             ability: None,
             estimate: Estimate::default(),
             state: State::Reporting,
+            max_in_flight: 0,
         };
         Ranking { entries: ids.iter().zip(0..).map(entry).collect(), ..Ranking::default() }
     }

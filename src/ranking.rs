@@ -115,6 +115,8 @@ pub struct Entry {
     pub fallback_weight: f64,
     /// What the score rests on.
     pub state: State,
+    /// Requests that this host may have in flight on it; 0 for no limit.
+    pub max_in_flight: u32,
     /// What it can do, or what a typical one of its service can; `None` if nothing
     /// is known of any.
     pub ability: Option<Ability>,
@@ -210,6 +212,7 @@ fn rank_scored(candidates: &[Candidate<'_>], previous: Option<&Ranking>, now_ms:
             weight: weights[index],
             fallback_weight: priors[index],
             state: member.state,
+            max_in_flight: max_in_flight(member),
             ability: abilities.of.get(index).copied(),
             estimate: estimates[index],
         }
@@ -220,6 +223,17 @@ fn rank_scored(candidates: &[Candidate<'_>], previous: Option<&Ranking>, now_ms:
     entries.sort_unstable_by(by_rank);
     let Abilities { rate_per_s, own_part, .. } = abilities;
     Ranking { entries, basis, rate_per_s, own_part, made_ms: now_ms, is_moving }
+}
+
+/// The limit of the registration, or a lower one that the instance reports: what a
+/// report says of itself can lower it and not raise it.
+fn max_in_flight(member: &Member<'_>) -> u32 {
+    let reported = member.load.map_or(0, |load| load.max_in_flight);
+    match (member.instance.max_in_flight, reported) {
+        (0, reported) => reported,
+        (registered, 0) => registered,
+        (registered, reported) => registered.min(reported),
+    }
 }
 
 fn priors(candidates: &[Candidate<'_>]) -> Vec<f64> {
@@ -290,6 +304,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::window::Load;
 
     fn instance(id: &str, weight: f64) -> Instance {
         Instance {
@@ -300,7 +315,22 @@ mod tests {
             labels: BTreeMap::new(),
             status: None,
             drain: false,
+            max_in_flight: 0,
         }
+    }
+
+    #[test]
+    fn a_report_lowers_a_limit_and_never_raises_it() {
+        let limit = |registered, reported: Option<u32>| {
+            let instance = Instance { max_in_flight: registered, ..instance("a", 1.0) };
+            let load = reported.map(|max_in_flight| Load { max_in_flight, ..Load::default() });
+            let member =
+                Member { instance: &instance, state: State::Reporting, load, boot_id: None };
+            let ranking = rank(&[member], &ScoreConfig::default(), &[Observed::default()], None, 0);
+            ranking.entries[0].max_in_flight
+        };
+        assert_eq!([limit(0, None), limit(5, None), limit(5, Some(0))], [0, 5, 5]);
+        assert_eq!([limit(0, Some(7)), limit(5, Some(7)), limit(5, Some(3))], [7, 5, 3]);
     }
 
     /// A ranking of instances of which nothing but priors and scores is known, a

@@ -176,6 +176,7 @@ impl Reckoner {
             in_flight: whole(figures.in_flight),
             queue: whole(figures.queue),
             application_utilization: figures.application,
+            max_in_flight: None,
         })
     }
 

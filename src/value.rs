@@ -205,10 +205,12 @@ pub struct Record {
     /// What its weight was multiplied by, beside what the ranking says of it: 1 where
     /// nothing governs it, 0 where it is to get nothing.
     pub factor: f32,
+    /// Requests that this host may have in flight on it; 0 for no limit.
+    pub max_in_flight: u32,
 }
 
 const RANKING_HEAD: usize = 48;
-const RECORD_LEN: usize = 44;
+const RECORD_LEN: usize = 48;
 
 impl RankingValue {
     /// Whether too few were healthy to leave the others out: some are not, and get
@@ -220,7 +222,8 @@ impl RankingValue {
 
     /// Little-endian: `instances_version published_ms revision own_part rate_per_s
     /// basis` of 8 bytes each, then records of `score weight` in 8 bytes each and
-    /// `rank state service_ms concurrency capacity_per_s reported_s factor` in 4 each.
+    /// `rank state service_ms concurrency capacity_per_s reported_s factor max_in_flight` in 4
+    /// each.
     pub fn encode(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(RANKING_HEAD + self.records.len() * RECORD_LEN);
         body.extend_from_slice(&self.instances_version.to_le_bytes());
@@ -239,6 +242,7 @@ impl RankingValue {
             body.extend_from_slice(&record.capacity_per_s.to_le_bytes());
             body.extend_from_slice(&record.reported_s.to_le_bytes());
             body.extend_from_slice(&record.factor.to_le_bytes());
+            body.extend_from_slice(&record.max_in_flight.to_le_bytes());
         }
         body
     }
@@ -266,6 +270,7 @@ impl RankingValue {
                 capacity_per_s: f32::from_le_bytes(bytes(record, 32)),
                 reported_s: u32::from_le_bytes(bytes(record, 36)),
                 factor: f32::from_le_bytes(bytes(record, 40)),
+                max_in_flight: u32::from_le_bytes(bytes(record, 44)),
             };
             let is_figure = |figure: &f32| figure.is_finite() && *figure >= 0.0;
             let sound = record.score.is_finite()
@@ -350,6 +355,7 @@ mod tests {
             service_ms: 10.0,
             concurrency: 4.0,
             factor: 0.5,
+            max_in_flight: 250,
             capacity_per_s: 400.0,
             reported_s: 86_400,
         };

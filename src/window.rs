@@ -32,6 +32,8 @@ pub struct Load {
     pub busy: Option<f64>,
     /// Requests being served.
     pub in_flight: Option<f64>,
+    /// The most that it wants in flight, by its last status; 0 is no limit.
+    pub max_in_flight: u32,
 }
 
 /// The sliding window of one instance.
@@ -50,6 +52,7 @@ pub struct Window {
     /// Sum of all buckets, each times its weight.
     weighted: Sums,
     baseline: Option<Baseline>,
+    max_in_flight: u32,
 }
 
 /// What buckets sum. Gauges are summed beside the number of their samples.
@@ -112,6 +115,7 @@ impl Window {
             plain: [0; QUANTITIES],
             weighted: [0; QUANTITIES],
             baseline: None,
+            max_in_flight: 0,
         }
     }
 
@@ -150,6 +154,7 @@ impl Window {
         let (boot_id, seq) = (status.boot_id, status.seq);
         self.baseline = Some(Baseline { received_ms: self.now_ms, boot_id, seq, counters });
 
+        self.max_in_flight = status.max_in_flight.unwrap_or(0);
         let cpu_micros = status.cpu_utilization().and_then(to_micros);
         self.add_gauge(Quantity::CpuMicros, Quantity::CpuSamples, cpu_micros);
         let used = status.application_utilization.or_else(|| status.cpu_utilization());
@@ -175,6 +180,7 @@ impl Window {
             errors: self.ratio(Errors, Requests).map(|part| part.min(1.0)),
             busy: self.ratio(BusyNs, ElapsedMs).map(|ns_per_ms| (ns_per_ms / 1e6).min(1.0)),
             in_flight: self.ratio(InFlight, InFlightSamples),
+            max_in_flight: self.max_in_flight,
         }
     }
 

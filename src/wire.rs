@@ -12,13 +12,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use prost::Message;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use crate::config::ConfigError;
+use crate::config::values::integer;
 use crate::model::{
-    AddrError, Instance, InstanceReport, MAX_WEIGHT, Report, Status, StatusUrl, StatusUrlError,
-    is_name, parse_addr,
+    AddrError, Instance, InstanceReport, MAX_IN_FLIGHT, MAX_WEIGHT, Report, Status, StatusUrl,
+    StatusUrlError, is_name, parse_addr,
 };
 
 pub mod control;
@@ -265,6 +266,16 @@ struct InstanceJson {
     status: Option<String>,
     #[serde(default)]
     drain: bool,
+    #[serde(default, deserialize_with = "max_in_flight", skip_serializing_if = "is_zero")]
+    max_in_flight: u32,
+}
+
+fn max_in_flight<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    integer::<0, { MAX_IN_FLIGHT as u64 }, u32, D>(from)
+}
+
+fn is_zero(limit: &u32) -> bool {
+    *limit == 0
 }
 
 fn one() -> f64 {
@@ -297,6 +308,7 @@ pub fn decode_instance(id: &str, value: &[u8]) -> Result<Instance, RecordError> 
         labels: json.labels,
         status: status.transpose().map_err(RecordError::StatusUrl)?,
         drain: json.drain,
+        max_in_flight: json.max_in_flight,
     })
 }
 
@@ -309,6 +321,7 @@ pub fn encode_instance(instance: &Instance) -> Vec<u8> {
         labels: instance.labels.clone(),
         status: instance.status.as_ref().map(StatusUrl::to_string),
         drain: instance.drain,
+        max_in_flight: instance.max_in_flight,
     };
     serde_json::to_vec(&json).expect("strings, numbers and a map of strings are JSON")
 }
@@ -428,6 +441,9 @@ impl TryFrom<proto::Status> for Status {
         if message.boot_id == 0 {
             return Err(status_refused("boot_id", 0, "a random number other than 0"));
         }
+        if let Some(limit) = message.max_in_flight.filter(|limit| *limit > MAX_IN_FLIGHT) {
+            return Err(status_refused("max_in_flight", limit, "0 to 1000000"));
+        }
         if message.memory_limit_bytes == Some(0) {
             return Err(status_refused("memory_limit_bytes", 0, "more than 0"));
         }
@@ -449,6 +465,7 @@ impl TryFrom<proto::Status> for Status {
                 "application_utilization",
                 message.application_utilization,
             )?,
+            max_in_flight: message.max_in_flight,
         })
     }
 }
@@ -470,6 +487,7 @@ impl From<&Status> for proto::Status {
             in_flight: status.in_flight,
             queue: status.queue,
             application_utilization: status.application_utilization,
+            max_in_flight: status.max_in_flight,
         }
     }
 }

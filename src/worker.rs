@@ -1,6 +1,7 @@
 //! One worker's side: its views of the rankings, its pickers, and the requests
 //! that it has under way. All on nginx's event loop, so nothing here blocks.
 
+mod reach;
 mod routes;
 mod tries;
 
@@ -18,10 +19,14 @@ use rand::{RngExt, SeedableRng};
 use routes::{Plan, Routes, Rules};
 use serde::Serialize;
 
-use crate::board::{self, Board, NO_SLOT, Open, Outcome, RowId, ServiceId};
-use crate::config::{BalanceConfig, Config, Discover, HealthConfig, Rule, ServiceConfig, Strategy};
+use self::reach::{Bars, Try};
+use crate::board::{self, Board, Budget, NO_SLOT, Open, Outcome, Refusal, RowId, ServiceId};
+use crate::config::{
+    BalanceConfig, Config, Discover, FailureConfig, FailureMode, HealthConfig, Rule, ServiceConfig,
+    Strategy,
+};
 use crate::health;
-use crate::picker::{self, Live, Memory, Moment, Picker, Ranked};
+use crate::picker::{self, Memory, Picker, Ranked};
 use crate::ranking::{Basis, State};
 use crate::value::{
     self, ControlValue, InstanceValue, RankingValue, Record, ServiceValue, ValueError,
@@ -30,6 +35,9 @@ use crate::wire::orca::{self, HeaderError};
 
 /// Tries that one request can have: the first, and `balance.tries` of 16.
 const MAX_TRIES: usize = 17;
+
+/// Picks of one request whose last place another worker takes first.
+const OVERTAKEN: usize = 8;
 
 /// A worker's state; there is one a process.
 pub struct Worker {
@@ -58,6 +66,7 @@ struct Service {
     id: ServiceId,
     balance: BalanceConfig,
     health: HealthConfig,
+    failure: Failure,
     view: Option<View>,
     /// The newest version that was loaded, or tried in vain.
     attempted: u64,
@@ -65,6 +74,15 @@ struct Service {
     lacks_instances: bool,
     /// The last failure that was reported, so that it is reported once.
     failed: Option<ValueError>,
+}
+
+/// What becomes of tries that fail.
+#[derive(Clone, Copy)]
+struct Failure {
+    mode: FailureMode,
+    /// How long an instance rests after one; 0 unless the mode is `failcache`.
+    rest_ms: u64,
+    budget: Budget,
 }
 
 /// One version of a service's ranking, made ready to pick from.
@@ -80,6 +98,10 @@ struct View {
     most_ejected: Option<u32>,
     /// Where there are rules.
     routes: Option<Box<Routes>>,
+    /// Whether any of its instances has a limit of requests in flight.
+    is_limited: bool,
+    /// Whether no instance has a weight, so that all are alike.
+    is_weightless: bool,
 }
 
 /// The instances of one version, kept from ranking to ranking.
@@ -107,6 +129,10 @@ struct Flight {
     /// The rules that took it, those of this version of the instances.
     rules: Rules,
     rules_version: u64,
+    /// How long the instance rests if the try fails.
+    rest_ms: u64,
+    /// Why no instance gets it any more.
+    refused: Option<Refusal>,
     tries: usize,
     /// The handle of the service that it is a request of.
     service: u32,
@@ -150,6 +176,8 @@ pub struct Request<'a> {
     /// The status that the try before was answered with, where nginx moves on from it
     /// and does not call it a failure; else 0.
     pub moved_on_from: u16,
+    /// How the try before failed, for who is told.
+    pub failed_by: Refusal,
     /// `None` for one that will have a log phase; nginx gives subrequests none. One
     /// that will not is counted and is never in flight. As its end is not seen,
     /// nothing of it is kept: this is where it was sent so far, `$upstream_addr`.
@@ -245,8 +273,9 @@ pub enum Choice<'a> {
     Open,
     /// There is no ranking of the service yet.
     Unranked,
-    /// The service has nothing to offer, or nothing that was not tried.
-    Nothing,
+    /// To nobody: it ends with this reason. The log is to have a line that tells of so
+    /// many requests, unless that is 0.
+    Refused { reason: Refusal, to_log: u64 },
 }
 
 impl Worker {
@@ -300,6 +329,7 @@ impl Worker {
             id,
             balance: config.balance,
             health: config.health,
+            failure: Failure::new(&config.failure),
             view: None,
             attempted: 0,
             lacks_instances: false,
@@ -416,11 +446,31 @@ impl Worker {
                 &mut unlogged
             }
         };
+        self.last = Last { service, index: None, tries: flight.tries, rule: None };
+        let refuse = |flight: &mut Flight, reason| {
+            flight.refused = Some(reason);
+            let to_log = self.board.count_refusal(known.id, reason, now_ms);
+            Choice::Refused { reason, to_log }
+        };
+        // nginx may move on from a refusal, too; that is no news.
+        if let Some(reason) = flight.refused.filter(|_| request.is_retry) {
+            return Choice::Refused { reason, to_log: 0 };
+        }
+        if request.is_retry && known.failure.mode == FailureMode::Failback {
+            return refuse(flight, request.failed_by);
+        }
+        if flight.tries >= MAX_TRIES {
+            return refuse(flight, Refusal::AllTried);
+        }
+
         let rules = match view.routes {
             None => 0,
             Some(_) => flight.rules_of(request, view.peers.version),
         };
         let ejected = self.board.ejected(known.id);
+        let limits = view.is_limited;
+        let rests = known.failure.rest_ms > 0 && self.board.has_resting(known.id, now_ms);
+        let weightless = (limits || rests) && !view.is_weightless;
         let mut now = Try {
             board: self.board,
             service: known.id,
@@ -429,52 +479,70 @@ impl Worker {
             counted_weight: view.counted_weight,
             rounding: if view.counted_weight > 0.0 { self.rng.random() } else { 0.0 },
             tried: flight.tried(),
-            bars_ejected: ejected != 0 && view.most_ejected.is_some_and(|most| ejected <= most),
             key: request.key,
             now_ms,
+            bars: Bars {
+                limits,
+                rests,
+                ejected: ejected != 0 && view.most_ejected.is_some_and(|most| ejected <= most),
+                weightless,
+            },
         };
-        let (rng, room) = (&mut self.rng, flight.tries < MAX_TRIES);
-        let mut pick = |now: &Try<'_>| {
-            let routed = match &mut view.routes {
-                Some(routes) if room => routes.pick(rules, now, rng),
-                _ => None,
+        let mut is_paid_for = !request.is_retry;
+        let mut others = 0..OVERTAKEN;
+        let (index, rule, open) = loop {
+            let picked = now.pick(|now| {
+                let routed = view.routes.as_mut().and_then(|it| it.pick(rules, now, &mut self.rng));
+                routed.or_else(|| Some((view.picker.pick(now, &mut self.rng)?, None)))
+            });
+            let Some((index, rule)) = picked else {
+                let reason = now.why_none();
+                return refuse(flight, reason);
             };
-            match routed {
-                None if room => view.picker.pick(now, rng).map(|index| (index, None)),
-                routed => routed,
+            if !is_paid_for && !self.board.withdraw_retry(known.id, known.failure.budget) {
+                return refuse(flight, Refusal::RetryBudget);
+            }
+            is_paid_for = true;
+            let (slot, identity) = (view.peers.slots[index], view.peers.identities[index]);
+            if request.tried.is_some() {
+                self.board.count_request(slot, identity, now_ms);
+                break (index, rule, Open::default());
+            }
+            let max = view.ranking.records[index].max_in_flight;
+            if let Some(open) = self.board.begin_within(self.row, slot, identity, max, now_ms) {
+                break (index, rule, open);
+            }
+            // Another worker was quicker: the next pick sees it full.
+            if others.next().is_none() {
+                return refuse(flight, Refusal::MaxInFlight);
             }
         };
-        let mut picked = pick(&now);
-        if picked.is_none() && now.bars_ejected {
-            // One that is ejected is better than none.
-            now.bars_ejected = false;
-            picked = pick(&now);
-        }
-        let rule = picked.and_then(|(_, rule)| rule);
-        let index = picked.map(|(index, _)| index);
-        self.last = Last { service, index, tries: flight.tries, rule };
-        let Some(index) = index else { return Choice::Nothing };
+        self.last = Last { service, index: Some(index), tries: flight.tries, rule };
         if let (Some(rule), false) = (rule, request.is_retry)
             && let Some(counter) = view.peers.plan.counters[rule]
         {
             self.board.count_rule(known.id, counter);
         }
 
-        let (slot, identity) = (view.peers.slots[index], view.peers.identities[index]);
         let target = &view.peers.targets[index];
-        if request.tried.is_none() {
-            flight.add(identity);
-            flight.open = self.board.begin_request(self.row, slot, identity, now_ms);
-            flight.addr = Some(target.addr);
-            flight.service = service;
-        } else {
-            self.board.count_request(slot, identity, now_ms);
+        flight.add(view.peers.identities[index]);
+        flight.open = open;
+        flight.addr = Some(target.addr);
+        flight.service = service;
+        flight.rest_ms = known.failure.rest_ms;
+        match request.is_retry {
+            true => self.board.count_retry(known.id),
+            false => self.board.deposit_retry(known.id, known.failure.budget),
         }
-        let others = view.peers.instances.len() - 1;
+        let others = u32::try_from(view.peers.instances.len() - 1).unwrap_or(u32::MAX);
         Choice::Peer {
             host: target.host(),
             port: target.addr.port(),
-            more_tries: known.balance.tries.min(u32::try_from(others).unwrap_or(u32::MAX)),
+            more_tries: match known.failure.mode {
+                FailureMode::Failover | FailureMode::Failcache => known.balance.tries.min(others),
+                FailureMode::Failfast => 0,
+                FailureMode::Failback => 1, // in which the failure is told
+            },
         }
     }
 
@@ -484,12 +552,13 @@ impl Worker {
             return;
         }
         let Some(flight) = self.flights.get_mut(&request.address) else { return };
-        let (service, open) = (flight.service, std::mem::take(&mut flight.open));
+        let (service, rest_ms) = (flight.service, flight.rest_ms);
+        let open = std::mem::take(&mut flight.open);
         let outcome = match request.moved_on_from {
             0 => Outcome::Failed,
             status => self.outcome_of(service, status),
         };
-        self.end_open(service, open, outcome, now_ms);
+        self.end_open(service, open, rest_ms, outcome, now_ms);
     }
 
     /// Ends a request: counts how its last try ended, by nginx's final status of the
@@ -527,7 +596,7 @@ impl Worker {
     fn end(&mut self, flight: Flight, outcome: Outcome) -> End {
         let now_ms = board::coarse_ms();
         let slot = flight.open.slot();
-        self.end_open(flight.service, flight.open, outcome, now_ms);
+        self.end_open(flight.service, flight.open, flight.rest_ms, outcome, now_ms);
         let is_due = outcome == Outcome::Answered && self.board.is_look_due(slot, now_ms);
         self.looks_at = flight.addr.filter(|_| is_due).map(|addr| (slot, addr));
         if is_due { End::Look } else { End::Done }
@@ -538,8 +607,9 @@ impl Worker {
         service.map_or(Outcome::Unseen, |it| outcome_of(status, &it.health.failures))
     }
 
-    fn end_open(&mut self, service: u32, open: Open, outcome: Outcome, now_ms: u64) {
+    fn end_open(&mut self, service: u32, open: Open, rest_ms: u64, outcome: Outcome, now_ms: u64) {
         let who = (open.slot(), open.identity());
+        rest(self.board, &open, rest_ms, outcome, now_ms);
         self.board.end_request(self.row, open, outcome, now_ms);
         if outcome == Outcome::Failed {
             self.suspect(service, who, now_ms);
@@ -639,6 +709,7 @@ impl Worker {
                 weight: record.weight,
                 share: if total > 0.0 { record.weight / total } else { 0.0 },
                 in_flight: self.board.in_flight(instance.slot),
+                max_in_flight: record.max_in_flight,
                 state: record.state.as_str(),
             }
         });
@@ -725,6 +796,15 @@ impl Worker {
         })
     }
 
+    /// Each service's tries that were not their request's first, and the requests that
+    /// were refused, by reason.
+    pub fn failures(&self) -> impl Iterator<Item = (&str, u64, Vec<(Refusal, u64)>)> {
+        self.services.iter().map(|service| {
+            let refusals = self.board.refusals(service.id).collect();
+            (service.name.as_str(), self.board.retries(service.id), refusals)
+        })
+    }
+
     /// What each service's view rests on.
     pub fn bases(&self) -> impl Iterator<Item = (&str, Basis)> {
         self.services.iter().filter_map(|service| {
@@ -755,6 +835,23 @@ impl Worker {
     /// The board that this worker counts on.
     pub fn board(&self) -> Board {
         self.board
+    }
+}
+
+/// An instance whose try failed rests, if it is to.
+fn rest(board: Board, last: &Open, rest_ms: u64, outcome: Outcome, now_ms: u64) {
+    if rest_ms > 0 && outcome == Outcome::Failed {
+        board.rest(last, now_ms + rest_ms);
+    }
+}
+
+impl Failure {
+    fn new(config: &FailureConfig) -> Self {
+        let rest_ms = match config.mode {
+            FailureMode::Failcache => u64::try_from(config.rest.as_millis()).unwrap_or(u64::MAX),
+            _ => 0,
+        };
+        Failure { mode: config.mode, rest_ms, budget: Budget::new(&config.budget) }
     }
 }
 
@@ -831,6 +928,8 @@ impl Service {
             0.0
         };
         let most_ejected = most_ejected(&peers.priors, &ranking, self.health.panic);
+        let is_limited = ranking.records.iter().any(|record| record.max_in_flight > 0);
+        let is_weightless = ranking.records.iter().all(|record| record.weight == 0.0);
         Ok(Read::View(Box::new(View {
             version,
             peers,
@@ -839,6 +938,8 @@ impl Service {
             counted_weight,
             most_ejected,
             routes,
+            is_limited,
+            is_weightless,
         })))
     }
 }
@@ -973,80 +1074,6 @@ impl Flight {
     }
 }
 
-/// One try of one request.
-struct Try<'a> {
-    board: Board,
-    service: ServiceId,
-    peers: &'a Peers,
-    records: &'a [Record],
-    counted_weight: f64,
-    /// By chance: from which fraction on a part of a request is a whole one.
-    rounding: f64,
-    tried: &'a [u64],
-    /// Whether who is ejected is left out: somebody is, and there is no panic.
-    bars_ejected: bool,
-    key: Option<u64>,
-    now_ms: u64,
-}
-
-impl Moment for Try<'_> {
-    fn is_retry(&self) -> bool {
-        !self.tried.is_empty()
-    }
-
-    fn is_barred(&self, index: usize) -> bool {
-        let is_ejected = || self.board.is_ejected(self.peers.slots[index], self.now_ms);
-        self.tried.contains(&self.peers.identities[index]) || (self.bars_ejected && is_ejected())
-    }
-
-    fn key(&self) -> Option<u64> {
-        self.key
-    }
-
-    fn in_flight(&self, index: usize) -> u32 {
-        match self.peers.slots[index] {
-            NO_SLOT => self.presumed_in_flight(index),
-            slot => self.board.in_flight(slot),
-        }
-    }
-
-    fn total_in_flight(&self) -> u64 {
-        self.board.service_in_flight(self.service)
-    }
-
-    fn prepare(&self, index: usize) {
-        self.board.prefetch(self.peers.slots[index]);
-    }
-
-    fn live(&self, index: usize) -> Live {
-        let slot = self.peers.slots[index];
-        let seen = self.board.seen(slot, self.now_ms);
-        Live {
-            in_flight: match slot {
-                NO_SLOT => self.presumed_in_flight(index),
-                _ => seen.in_flight,
-            },
-            latency_ms: seen.latency_ms,
-            failed: seen.failed,
-            consecutive_failures: seen.consecutive_failures,
-            stalled_ms: seen.stalled_ms,
-            unpicked_ms: seen.unpicked_ms,
-        }
-    }
-}
-
-impl Try<'_> {
-    /// What an instance whose requests are counted nowhere has in flight if it has
-    /// as much for its weight as the others: taken for idle, it would get what they
-    /// all should. Rounded by chance, as the least of even loads is below the mean.
-    fn presumed_in_flight(&self, index: usize) -> u32 {
-        let for_a_weight_of_1 = self.total_in_flight() as f64 / self.counted_weight;
-        let presumed = for_a_weight_of_1 * self.records[index].weight;
-        // Without any that is counted, all are alike.
-        if presumed.is_finite() { (presumed + self.rounding) as u32 } else { 0 }
-    }
-}
-
 /// The object of `GET /ipconfig/v1/services/<service>`.
 #[derive(Serialize)]
 struct ServiceView<'a> {
@@ -1098,7 +1125,14 @@ struct InstanceView<'a> {
     weight: f64,
     share: f64,
     in_flight: u32,
+    /// Left out where there is no limit.
+    #[serde(skip_serializing_if = "is_zero")]
+    max_in_flight: u32,
     state: &'static str,
+}
+
+fn is_zero(limit: &u32) -> bool {
+    *limit == 0
 }
 
 /// Spreads the addresses of requests, which are aligned and close together.

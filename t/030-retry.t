@@ -3,7 +3,7 @@ use IpconfigTest 'no_plan';
 
 # Each block's instances are those that its `ipconfig` names by letter: a to e,
 # and 1 to 3 for addresses that refuse connections. Nobody is ejected, so that each
-# request meets what is dead.
+# request meets what is dead, and the retry budget, which t/250 is about, is large.
 
 add_block_preprocessor(sub ($) {
     my $block = shift;
@@ -14,6 +14,7 @@ add_block_preprocessor(sub ($) {
     $block->set_value(ipconfig => <<"_EOC_");
 { "services": { "chat": { "balance": { "strategy": "$strategy", "tries": $tries },
                           "health": { "max_ejected": 0 },
+                          "failure": { "budget": { "percent": 1000 } },
                           "instances": [$instances] } } }
 _EOC_
 

@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use ipconfig::board::{self, Board};
+use ipconfig::board::{self, Board, Refusal};
 use ipconfig::config::{Config, Strategy};
 use ipconfig::ranking::{Basis, State};
 use ipconfig::value::{InstanceValue, RankingValue, Record, ServiceValue, seal};
@@ -53,7 +53,9 @@ fn allocations_of(work: impl FnOnce()) -> u64 {
 /// A worker that has loaded a ranking of 100 instances of different weights.
 fn worker(strategy: Strategy) -> (Worker, u32) {
     let name = strategy.as_str();
-    let file = format!(r#"{{"services": {{"{name}": {{"balance": {{"strategy": "{name}"}}}}}}}}"#);
+    let budget = r#"{"budget": {"percent": 1000}}"#;
+    let service = format!(r#"{{"balance": {{"strategy": "{name}"}}, "failure": {budget}}}"#);
+    let file = format!(r#"{{"services": {{"{name}": {service}}}}}"#);
     let config = Config::parse(&file).expect("a sound configuration");
     let board = Board::open().expect("memory for a board");
     let id = board.service(name).expect("room for a service");
@@ -73,6 +75,7 @@ fn worker(strategy: Strategy) -> (Worker, u32) {
         factor: 1.0,
         capacity_per_s: 400.0,
         reported_s: 1,
+        max_in_flight: 0,
     };
     let instances: Vec<_> = (0..100).map(instance).collect();
     let ranking = RankingValue {
@@ -110,8 +113,15 @@ fn requests(worker: &mut Worker, service: u32, count: usize) {
             worker.finish_by_tries(address, status, &TRIES);
         }
         let key = (number % 2 == 0).then_some(number as u64);
-        let mut request =
-            Request { address, is_retry: false, moved_on_from: 0, tried: None, key, rules: 0 };
+        let mut request = Request {
+            address,
+            is_retry: false,
+            moved_on_from: 0,
+            failed_by: Refusal::Error,
+            tried: None,
+            key,
+            rules: 0,
+        };
         for is_retry in [false, true].into_iter().take(1 + usize::from(number % 3 == 0)) {
             request.is_retry = is_retry;
             let choice = worker.balance(service, request);

@@ -186,6 +186,7 @@ fn instance(index: usize) -> Instance {
         labels: BTreeMap::new(),
         status: Some(format!("grpc://{authority}").parse().expect("a status URL")),
         drain: false,
+        max_in_flight: 0,
     }
 }
 
@@ -212,6 +213,7 @@ pub fn status(index: usize, report: u64) -> Status {
         in_flight: Some(noise(6) / 64),
         queue: Some(0),
         application_utilization: None,
+        max_in_flight: None,
     }
 }
 

@@ -44,10 +44,10 @@ local function pick_loop(service)
 
     return function(iterations)
         for _ = 1, iterations do
-            local code, host = native.balance(handle, request, false)
+            local code, host = native.balance(handle, request)
             while code == AGAIN do -- a new ranking, as there is each second
                 assert(native.refresh(handle, service, dict))
-                code, host = native.balance(handle, request, false)
+                code, host = native.balance(handle, request)
             end
             if code ~= OK or not host then
                 error("no instance of " .. service .. ": code " .. code)

@@ -331,6 +331,7 @@ impl Instance {
             in_flight: Some(counts.in_flight),
             queue: Some(counts.queue),
             application_utilization: (possible > 0.0).then(|| busy / possible),
+            max_in_flight: None,
         }
     }
 }

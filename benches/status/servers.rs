@@ -264,6 +264,7 @@ impl Instance {
             in_flight: Some(near(IN_FLIGHT) as u64),
             queue: Some(0),
             application_utilization: None,
+            max_in_flight: None,
         };
         (status, is_failing)
     }

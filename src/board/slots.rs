@@ -45,9 +45,9 @@ pub enum Outcome {
 /// A request that is open on an instance: what [`Board::end_request`] ends.
 #[derive(Debug)]
 pub struct Open {
-    slot: u32,
-    service: u32,
-    identity: u64,
+    pub(super) slot: u32,
+    pub(super) service: u32,
+    pub(super) identity: u64,
     /// When it began, by the precise clock; 0 for one that is not timed.
     began_ns: u64,
 }
@@ -126,6 +126,8 @@ pub(super) struct Slot {
     pub(super) times_ejected: AtomicU32,
     /// Whether the ejection was told of.
     pub(super) is_told: AtomicU8,
+    /// See [`Board::rest`].
+    pub(super) resting_until_ms: AtomicU64,
 }
 
 /// A request that counts nowhere.
@@ -197,20 +199,40 @@ impl Board {
     /// Counts a request that goes to an instance. One whose slot is another's by
     /// now counts nowhere.
     pub fn begin_request(&self, row: Option<RowId>, slot: u32, identity: u64, now_ms: u64) -> Open {
-        let Some(counters) = self.slot_of(slot, identity) else { return Open::default() };
-        let is_first_in_tick = counters.count(now_ms);
+        self.begin_within(row, slot, identity, 0, now_ms).unwrap_or_default()
+    }
+
+    /// The same of an instance that may have no more than `max` requests in flight, 0
+    /// for no limit; `None` if it has. Workers that come at the same moment never
+    /// exceed it together.
+    pub fn begin_within(
+        &self,
+        row: Option<RowId>,
+        slot: u32,
+        identity: u64,
+        max: u32,
+        now_ms: u64,
+    ) -> Option<Open> {
+        let Some(counters) = self.slot_of(slot, identity) else { return Some(Open::default()) };
         if counters.open() == 0 {
             counters.busy_since_ms.store(now_ms, Relaxed);
         }
         // Whoever sees that it is busy sees since when.
-        counters.in_flight.fetch_add(1, Release);
+        if max == 0 {
+            counters.in_flight.fetch_add(1, Release);
+        } else {
+            let max = i32::try_from(max).unwrap_or(i32::MAX);
+            let one_more = |open: i32| (open < max).then_some(open + 1);
+            counters.in_flight.fetch_update(Release, Relaxed, one_more).ok()?;
+        }
+        let is_first_in_tick = counters.count(now_ms);
         let service = counters.service.load(Relaxed);
         if let Some(total) = self.total(service) {
             total.fetch_add(1, Relaxed);
         }
         self.add_to_row(row, slot, 1);
         let began_ns = if is_first_in_tick { precise_ns() } else { 0 };
-        Open { slot, service, identity, began_ns }
+        Some(Open { slot, service, identity, began_ns })
     }
 
     /// Counts a request whose end will not be seen.
@@ -318,6 +340,7 @@ impl Slot {
         self.ejection.store(0, Relaxed);
         self.times_ejected.store(0, Relaxed);
         self.is_told.store(0, Relaxed);
+        self.resting_until_ms.store(0, Relaxed);
         self.last_pick_ms.store(now_ms, Relaxed);
         self.latency.forget();
         self.peak.forget();

@@ -60,17 +60,6 @@ fn a_writer_that_was_killed_inside_a_store_does_not_stop_the_next() {
 }
 
 #[test]
-fn a_refusal_port_is_taken_back_by_its_owner_alone() {
-    let board = Board::map().unwrap();
-    board.announce_refusal_port(1);
-    board.announce_refusal_port(2);
-    board.retract_refusal_port(1);
-    assert_eq!(board.refusal_port(), Some(2));
-    board.retract_refusal_port(2);
-    assert_eq!(board.refusal_port(), None);
-}
-
-#[test]
 fn damage_is_that_of_the_current_version_alone() {
     let board = Board::map().unwrap();
     let id = board.service("chat").unwrap();

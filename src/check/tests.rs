@@ -29,6 +29,7 @@ fn instance(id: &str, addr: SocketAddr) -> Instance {
         labels: BTreeMap::new(),
         status: None,
         drain: false,
+        max_in_flight: 0,
     }
 }
 

@@ -67,6 +67,7 @@ fn the_reference_s_sample_means_what_it_says() {
                 authority: "127.0.0.1:9101".into(),
             }),
             drain: false,
+            max_in_flight: 0,
         }],
         ..ServiceConfig::default()
     };
@@ -92,6 +93,8 @@ fn every_key_is_read_into_its_field() {
         "fallback": {"after": "1m 30s"},
         "gateway": {"id": "g", "zone": "z"},
         "services": {"s.1_x:y-z": {
+            "failure": {"mode": "failcache", "rest": "3s",
+                        "budget": {"percent": 30, "reserve": 7, "per_second": 1}},
             "balance": {"strategy": "p2c", "tries": 0, "hash_balance_factor": 1000},
             "score": {"cpu": 1, "memory": 2, "rate": 3, "latency": 4, "errors": 5.5, "memory_unit_mib": 64},
             "status": {"missed": 7, "unreachable": "keep"},
@@ -105,12 +108,17 @@ fn every_key_is_read_into_its_field() {
                       "port": 8081, "host": "chat.example:80", "status": ["204", "5xx"]},
             "rules": [{"name": "r", "to": {"version": "1.4"}, "percent": 5}],
             "instances": [{"id": "i", "addr": "[fd00::5]:8080", "weight": 0.5, "zone": "z",
-                           "labels": {"version": "1.4"}, "status": "orcas://host:1", "drain": true}]}},
+                           "labels": {"version": "1.4"}, "status": "orcas://host:1", "drain": true, "max_in_flight": 9}]}},
         "exporter": {"id": "e", "interval": "2s", "timeout": "2s", "retries": 0, "listen": "[::]:1",
                      "lease_ttl": "3s", "deadband": 0.5, "refresh": "1s",
                      "tls": {"ca": "/ca2", "cert": "/cert2", "key": "/key2"}}
     }"#;
     let service = ServiceConfig {
+        failure: FailureConfig {
+            mode: FailureMode::Failcache,
+            rest: Duration::from_secs(3),
+            budget: BudgetConfig { percent: 30, reserve: 7, per_second: 1 },
+        },
         balance: BalanceConfig { strategy: Strategy::P2c, tries: 0, hash_balance_factor: 1000 },
         score: ScoreConfig {
             cpu: 1.0,
@@ -167,6 +175,7 @@ fn every_key_is_read_into_its_field() {
             labels: BTreeMap::from([("version".into(), "1.4".into())]),
             status: Some("orcas://host:1".parse().unwrap()),
             drain: true,
+            max_in_flight: 9,
         }],
     };
     let expected = Config {
@@ -908,7 +917,7 @@ fn the_reference_s_ranges_are_those_of_the_code() {
         assert!(!in_range(path, &above), "{path}: {above}");
         ranges += 1;
     }
-    assert_eq!(ranges, 42, "a range is not written as `low` to `high`");
+    assert_eq!(ranges, 48, "a range is not written as `low` to `high`");
 }
 
 /// The integer, or the duration in milliseconds, that is `steps` away.

@@ -346,6 +346,7 @@ mod tests {
             labels: BTreeMap::new(),
             status: None,
             drain: false,
+            max_in_flight: 0,
         };
         let settings = Settings::load(None, &Overrides::default()).unwrap();
         Keeper::new(&settings, "chat", instance, Duration::from_secs(10))

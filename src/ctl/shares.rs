@@ -171,6 +171,7 @@ fn all(registered: &[Instance], view: Option<&View>) -> Vec<Instance> {
             labels: BTreeMap::new(),
             status: None,
             drain: false,
+            max_in_flight: 0,
         });
     }
     all.into_values().collect()

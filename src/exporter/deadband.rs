@@ -39,6 +39,7 @@ pub struct Told {
     in_flight: Option<f64>,
     queue: Option<f64>,
     application: Option<f64>,
+    max_in_flight: Option<u32>,
 }
 
 impl Figures {
@@ -82,6 +83,7 @@ impl Told {
             in_flight: status.in_flight.map(|it| it as f64),
             queue: status.queue.map(|it| it as f64),
             application: status.application_utilization,
+            max_in_flight: status.max_in_flight,
         }
     }
 
@@ -95,6 +97,7 @@ impl Told {
             now.is_none() || before.is_none() || is_near(now, before, floor)
         };
         self.boot_id == before.boot_id
+            && self.max_in_flight == before.max_in_flight
             && is_near(self.rate, before.rate, RATE_FLOOR)
             && is_near_if_known(self.errors, before.errors, PART_FLOOR)
             && is_near_if_known(self.latency_ms, before.latency_ms, LATENCY_FLOOR_MS)
@@ -149,7 +152,7 @@ mod tests {
     #[test]
     fn each_figure_alone_is_a_change_beyond_the_deadband_and_none_within_it() {
         type Turn = fn(&mut Status);
-        let cases: [(&str, Turn, Turn); 7] = [
+        let cases: [(&str, Turn, Turn); 8] = [
             ("rate", |s| s.requests += 4, |s| s.requests += 6),
             ("errors", |s| s.errors = 1, |s| s.errors = 2),
             ("latency", |s| s.latency_sum_ns += 49_000_000, |s| s.latency_sum_ns += 51_000_000),
@@ -161,6 +164,7 @@ mod tests {
             ),
             ("in flight", |s| s.in_flight = Some(105), |s| s.in_flight = Some(106)),
             ("queue", |_| {}, |s| s.queue = Some(0)),
+            ("limit", |_| {}, |s| s.max_in_flight = Some(1000)),
         ];
         for (figure, within, beyond) in cases {
             for (turn, is_as) in [(within, true), (beyond, false)] {
@@ -173,6 +177,13 @@ mod tests {
                 assert_eq!(figures(turned).is_as(&steady(), DEADBAND), is_as, "{figure}");
             }
         }
+    }
+
+    #[test]
+    fn any_change_of_a_limit_is_a_change() {
+        let limited = |max| figures(Status { max_in_flight: Some(max), ..status(2, 100) });
+        assert!(limited(1000).is_as(&limited(1000), DEADBAND));
+        assert!(!limited(1001).is_as(&limited(1000), DEADBAND));
     }
 
     #[test]

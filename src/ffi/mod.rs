@@ -24,7 +24,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use border::{BorderError, Bytes, TextOut, guard};
 use thread::PluginThread;
 
-use crate::board::{self, Board};
+use crate::board::{self, Board, Refusal};
 use crate::config::Config;
 use crate::metrics::{self, Fallback};
 use crate::picker;
@@ -55,14 +55,16 @@ pub const LOOK_DUE: c_int = 3;
 /// The request's end is to be told by [`ipconfig_finish_by_tries`].
 pub const TRIES_DUE: c_int = 4;
 
-/// Where a request goes, written by [`ipconfig_balance`].
+/// Where a request goes, written by [`ipconfig_balance`]; or how it is refused.
 #[repr(C)]
 pub struct Peer {
-    /// Not terminated; valid until the next call.
+    /// Not terminated; valid until the next call. Of a refusal, its reason.
     pub host: *const c_char,
     pub host_len: u32,
+    /// Of a refusal, the port on 127.0.0.1 that answers so; 0 for none.
     pub port: u32,
-    /// How often the request may move on if this try fails.
+    /// How often the request may move on if this try fails. Of a refusal, how many a
+    /// line of the log is to tell of; 0 for no line.
     pub more_tries: u32,
 }
 
@@ -237,10 +239,15 @@ pub extern "C" fn ipconfig_fallback_after_ms() -> u32 {
     WORKER.with_borrow(|worker| worker.as_ref().map_or(0, Worker::patience_ms))
 }
 
-/// The port on 127.0.0.1 that answers 503, a number; 0 while there is none.
+/// The port on 127.0.0.1 that answers 503 as for a service without instances, a number;
+/// 0 while there is none.
 #[unsafe(no_mangle)]
 pub extern "C" fn ipconfig_refusal_port() -> u32 {
-    Board::open().ok().and_then(|board| board.refusal_port()).unwrap_or(0).into()
+    Board::open().map_or(0, |board| port_of(board, Refusal::NoInstance))
+}
+
+fn port_of(board: Board, reason: Refusal) -> u32 {
+    board.refusal_port(reason).unwrap_or(0).into()
 }
 
 /// The next line that the plugin's thread logged: [`OK`] with the text and its
@@ -338,15 +345,16 @@ pub unsafe extern "C" fn ipconfig_load(
 }
 
 /// Chooses where a request goes. `request` is its address, `is_retry` is 1 when
-/// its last try failed and the status of its answer when nginx moves on from that and
-/// does not call it a failure; `key`, which may be NULL, is what consistent hashing
-/// keeps requests together by; `tried` is NULL when [`ipconfig_finish`] will follow,
-/// else `$upstream_addr`; `rules` are those whose conditions hold for it, bit 0 for the
+/// its last try failed without an answer, 2 when it timed out, 3 when it was answered
+/// with a status that is a failure, and the status itself when nginx moves on from that
+/// though it is none; `key`, which may be NULL, is what consistent hashing keeps
+/// requests together by; `tried` is NULL when [`ipconfig_finish`] will follow, else
+/// `$upstream_addr`; `rules` are those whose conditions hold for it, bit 0 for the
 /// first.
 /// [`OK`] with `peer` written; [`AGAIN`] when the service's values are to be loaded
 /// first; [`OPEN`] when the request is to be finished first, as it was sent
 /// somewhere before and that try did not fail; [`UNRANKED`] while the service has
-/// no ranking; [`DECLINED`] when it has nothing (left) to offer.
+/// no ranking; [`DECLINED`] when the request is refused, with `peer` written.
 ///
 /// # Safety
 /// As the module says; `request` is never read through.
@@ -370,25 +378,42 @@ pub unsafe extern "C" fn ipconfig_balance(
         let request = Request {
             address: request as usize,
             is_retry: is_retry != 0,
-            moved_on_from: u16::try_from(is_retry).ok().filter(|&it| it > 1).unwrap_or(0),
+            moved_on_from: u16::try_from(is_retry).ok().filter(|&it| it >= 100).unwrap_or(0),
+            failed_by: match is_retry {
+                2 => Refusal::Timeout,
+                3.. => Refusal::Status,
+                _ => Refusal::Error,
+            },
             // Of an empty key nothing can be told apart: as if there were none.
             key: key.bytes().filter(|key| !key.is_empty()).map(picker::hash_of_key),
             tried: tried.bytes(),
             rules: rules as u16,
         };
-        with_worker(|worker| match worker.balance(service, request) {
-            Choice::Load => Ok(AGAIN),
-            Choice::Open => Ok(OPEN),
-            Choice::Unranked => Ok(UNRANKED),
-            Choice::Nothing => Ok(DECLINED),
-            Choice::Peer { host, port, more_tries } => {
-                *peer = Peer {
-                    host: host.as_ptr().cast(),
-                    host_len: u32::try_from(host.len()).unwrap_or(0),
-                    port: port.into(),
-                    more_tries,
-                };
-                Ok(OK)
+        with_worker(|worker| {
+            let board = worker.board();
+            match worker.balance(service, request) {
+                Choice::Load => Ok(AGAIN),
+                Choice::Open => Ok(OPEN),
+                Choice::Unranked => Ok(UNRANKED),
+                Choice::Refused { reason, to_log } => {
+                    let text = reason.as_str();
+                    *peer = Peer {
+                        host: text.as_ptr().cast(),
+                        host_len: u32::try_from(text.len()).unwrap_or(0),
+                        port: port_of(board, reason),
+                        more_tries: u32::try_from(to_log).unwrap_or(u32::MAX),
+                    };
+                    Ok(DECLINED)
+                }
+                Choice::Peer { host, port, more_tries } => {
+                    *peer = Peer {
+                        host: host.as_ptr().cast(),
+                        host_len: u32::try_from(host.len()).unwrap_or(0),
+                        port: port.into(),
+                        more_tries,
+                    };
+                    Ok(OK)
+                }
             }
         })
     })

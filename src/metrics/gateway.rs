@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::VERSION;
-use crate::board::Board;
+use crate::board::{Board, Refusal};
 use crate::check::RESULTS;
 use crate::plugin::Status;
 use crate::ranking::Basis;
@@ -36,6 +36,7 @@ pub fn gateway_page(
     let mut page = Page(Vec::new());
     page.library();
     page.instances(worker);
+    page.failures(worker);
     page.rankings(worker, now_ms);
     page.health(worker);
     page.state(worker, status, fallback, now_ms);
@@ -160,6 +161,37 @@ impl Page {
             "uncounted_instances",
             "Instances that are served without counters, as there is no more room for them",
             [(vec![], worker.board().uncounted() as f64)],
+        );
+    }
+
+    fn failures(&mut self, worker: &Worker) {
+        let all: Vec<_> = worker.failures().collect();
+        let label = |service| vec![("service", service)];
+        let retries = all.iter().map(|(service, retries, _)| (label(*service), *retries as f64));
+        self.add(
+            MetricType::Counter,
+            "retries",
+            "Tries that were not their request's first",
+            retries,
+        );
+        let refused = all.iter().flat_map(|(service, _, refusals)| {
+            refusals.iter().map(|(reason, count)| (*service, *reason, *count as f64))
+        });
+        let denied = refused.clone().filter(|(_, reason, _)| *reason == Refusal::RetryBudget);
+        self.add(
+            MetricType::Counter,
+            "retries_denied",
+            "Requests that failed and were not tried again, as the retry budget was used up",
+            denied.map(|(service, _, count)| (label(service), count)),
+        );
+        let refused = refused.map(|(service, reason, count)| {
+            (vec![("service", service), ("reason", reason.as_str())], count)
+        });
+        self.add(
+            MetricType::Counter,
+            "refused",
+            "Requests that the gateway answered in place of an instance",
+            refused,
         );
     }
 

@@ -84,6 +84,7 @@ pub fn ranking(
             weight,
             fallback_weight: instance.weight,
             state: record.state,
+            max_in_flight: record.max_in_flight,
             ability: None,
             estimate: Estimate::resumed(left, now_ms),
         }
@@ -133,6 +134,7 @@ mod tests {
             labels: BTreeMap::new(),
             status: None,
             drain: false,
+            max_in_flight: 0,
         };
         ids.iter().map(instance).collect()
     }
@@ -434,6 +436,7 @@ mod tests {
             let record = |(weight, service_ms, capacity_per_s, reported_s)| Record {
                 score: 0.0, weight, rank: 0, state: State::Reporting, concurrency: 1.0,
                 service_ms: service_ms as f32, capacity_per_s: capacity_per_s as f32, reported_s, factor: service_ms as f32,
+                max_in_flight: 0,
             };
             let value = RankingValue {
                 instances_version: version, published_ms: now_ms, revision: 1,

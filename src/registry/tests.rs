@@ -161,6 +161,7 @@ fn instance(id: &str, port: u16) -> Instance {
         labels: BTreeMap::new(),
         status: None,
         drain: false,
+        max_in_flight: 0,
     }
 }
 

@@ -15,7 +15,7 @@ use super::layer::TrafficLayer;
 use super::rpc::{MIN_ORCA_INTERVAL, Source, StatusRpc};
 use super::sampler::{Process, Resources, Sampler};
 use super::traffic::Traffic;
-use crate::model::Status;
+use crate::model::{MAX_IN_FLIGHT, Status};
 use crate::wire::proto::status_service_server::StatusServiceServer;
 use crate::wire::xds::service::orca::v3::open_rca_service_server::OpenRcaServiceServer;
 
@@ -41,6 +41,7 @@ struct Last {
     sampler: Sampler,
     seq: u64,
     application_utilization: Option<f64>,
+    max_in_flight: Option<u32>,
 }
 
 impl Reporter {
@@ -52,7 +53,12 @@ impl Reporter {
         // 0 stands for none.
         let boot_id = SysRng.try_next_u64().map_err(ServiceError::BootId)?.max(1);
         let sampler = Sampler::new(Process::Own);
-        let last = Mutex::new(Last { sampler, seq: 0, application_utilization: None });
+        let last = Mutex::new(Last {
+            sampler,
+            seq: 0,
+            application_utilization: None,
+            max_in_flight: None,
+        });
         let own = Arc::new(Own { traffic: Arc::default(), boot_id, last });
         let ended = watch::Sender::new(false);
         Ok(Self { own, min_orca_interval: MIN_ORCA_INTERVAL, ended })
@@ -81,6 +87,13 @@ impl Reporter {
     pub fn set_application_utilization(&self, utilization: Option<f64>) {
         let told = utilization.filter(|it| it.is_finite() && *it >= 0.0);
         self.own.last.lock().application_utilization = told;
+    }
+
+    /// The most requests that each gateway host may have in flight on this process,
+    /// until told otherwise: it can lower the registration's limit and not raise it.
+    /// `None` and 0 are no limit of its own; more than [`MAX_IN_FLIGHT`] is that.
+    pub fn set_max_in_flight(&self, limit: Option<u32>) {
+        self.own.last.lock().max_in_flight = limit.map(|limit| limit.min(MAX_IN_FLIGHT));
     }
 
     /// `ipconfig.v1.StatusService`, for a tonic server of one's own and its TLS.
@@ -171,6 +184,7 @@ impl Source for Own {
             in_flight: Some(counts.in_flight),
             queue: Some(counts.queue),
             application_utilization: last.application_utilization,
+            max_in_flight: last.max_in_flight,
         })
     }
 }
@@ -196,6 +210,18 @@ mod tests {
         for none in [f64::NAN, f64::INFINITY, -0.1] {
             assert_eq!(told(Some(none)), None, "{none}");
         }
+    }
+
+    #[test]
+    fn a_limit_is_told_and_never_more_than_is_read() {
+        let reporter = Reporter::new().unwrap();
+        let told = |limit| {
+            reporter.set_max_in_flight(limit);
+            reporter.own.status().unwrap().max_in_flight
+        };
+        assert_eq!(told(Some(8)), Some(8));
+        assert_eq!(told(Some(u32::MAX)), Some(MAX_IN_FLIGHT));
+        assert_eq!(told(None), None);
     }
 
     #[test]

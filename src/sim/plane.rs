@@ -194,6 +194,7 @@ pub fn instance(server: u32, weight: f64) -> Instance {
             authority: format!("10.{a}.{b}.{c}:90"),
         }),
         drain: false,
+        max_in_flight: 0,
     }
 }
 

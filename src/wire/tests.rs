@@ -7,7 +7,7 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{MAX_NAME_BYTES, StatusProtocol};
+use crate::model::{MAX_IN_FLIGHT, MAX_NAME_BYTES, StatusProtocol};
 
 const PREFIX: &str = "/ipconfig/v1";
 
@@ -28,6 +28,7 @@ fn full_status() -> Status {
         in_flight: Some(24),
         queue: Some(25),
         application_utilization: Some(0.5),
+        max_in_flight: Some(27),
     }
 }
 
@@ -112,6 +113,7 @@ fn an_address_is_all_that_a_registration_needs() {
         labels: BTreeMap::new(),
         status: None,
         drain: false,
+        max_in_flight: 0,
     };
     assert_eq!(instance, expected);
 }
@@ -119,7 +121,7 @@ fn an_address_is_all_that_a_registration_needs() {
 #[test]
 fn a_registration_with_every_field_is_read_and_unknown_fields_are_ignored() {
     let json = br#"{"addr":"[fd00::5]:8080","weight":0,"zone":"a","labels":{"version":"1.4"},
-        "status":"grpc://10.0.0.5:9090","drain":true,"from_a_newer_version":[1,{}]}"#;
+        "status":"grpc://10.0.0.5:9090","drain":true,"max_in_flight":7,"from_a_newer_version":[1,{}]}"#;
     let instance = decode_instance("x", json).unwrap();
     assert_eq!(instance.addr, "[fd00::5]:8080".parse().unwrap());
     assert_eq!(instance.weight, 0.0);
@@ -127,6 +129,7 @@ fn a_registration_with_every_field_is_read_and_unknown_fields_are_ignored() {
     assert_eq!(instance.labels["version"], "1.4");
     assert_eq!(instance.status.unwrap().to_string(), "grpc://10.0.0.5:9090");
     assert!(instance.drain);
+    assert_eq!(instance.max_in_flight, 7);
 }
 
 #[test]
@@ -136,6 +139,8 @@ fn a_bad_registration_is_refused_and_the_message_says_why() {
         ("{", "json", "EOF"),
         ("null", "json", "expected a map"),
         (r#"["127.0.0.1:80"]"#, "json", "expected a map"),
+        (r#"{"addr":"127.0.0.1:80","max_in_flight":-1}"#, "json", "max_in_flight: "),
+        (r#"{"addr":"127.0.0.1:80","max_in_flight":1000001}"#, "json", "0 to 1000000"),
         (r#"{"addr":"127.0.0.1:80"} trailing"#, "json", "trailing"),
         (r#"{"addr":80}"#, "json", "addr"),
         (r#"{"addr":"127.0.0.1:80","weight":"2"}"#, "json", "weight"),
@@ -208,7 +213,7 @@ fn a_batch_that_is_not_protobuf_is_refused_whole() {
 #[test]
 fn a_figure_out_of_range_drops_its_status() {
     type Spoil = fn(&mut proto::Status);
-    let cases: [(&str, Spoil); 20] = [
+    let cases: [(&str, Spoil); 21] = [
         ("boot_id", |s| s.boot_id = 0),
         ("age", |s| s.age = Some(prost_types::Duration { seconds: -1, nanos: 0 })),
         ("age", |s| s.age = Some(prost_types::Duration { seconds: 0, nanos: -1 })),
@@ -224,6 +229,7 @@ fn a_figure_out_of_range_drops_its_status() {
         ("cpu_limit_cores", |s| s.cpu_limit_cores = Some(-0.0)),
         ("cpu_limit_cores", |s| s.cpu_limit_cores = Some(-2.0)),
         ("memory_limit_bytes", |s| s.memory_limit_bytes = Some(0)),
+        ("max_in_flight", |s| s.max_in_flight = Some(MAX_IN_FLIGHT + 1)),
         ("application_utilization", |s| s.application_utilization = Some(f64::NAN)),
         ("application_utilization", |s| s.application_utilization = Some(f64::NEG_INFINITY)),
         ("application_utilization", |s| s.application_utilization = Some(f64::INFINITY)),
@@ -353,6 +359,7 @@ const STATUS: &[&[u8]] = &[
     b"\xc0\x01\x18",                 // 24 in_flight
     b"\xc8\x01\x19",                 // 25 queue
     b"\xd1\x01\0\0\0\0\0\0\xe0\x3f", // 26 application_utilization
+    b"\xd8\x01\x1b",                 // 27 max_in_flight
 ];
 
 #[test]
@@ -450,6 +457,7 @@ fn a_batch_of_100_instances_is_smaller_than_64_kib_whatever_their_figures() {
         in_flight: Some(u64::MAX),
         queue: Some(u64::MAX),
         application_utilization: Some(f64::MAX),
+        max_in_flight: Some(MAX_IN_FLIGHT),
     };
     let entry = |n| InstanceReport {
         id: format!("{n:0>width$}", width = MAX_NAME_BYTES),
@@ -491,11 +499,13 @@ prop_compose! {
         memory_limit_bytes in option::of(1u64..),
         (in_flight, queue) in any::<(Option<u64>, Option<u64>)>(),
         application_utilization in option::of(0.0..f64::MAX),
+        max_in_flight in option::of(0..=MAX_IN_FLIGHT),
     ) -> Status {
         Status {
             boot_id, seq, age: Duration::new(secs, nanos), requests, errors, busy_ns,
             latency_sum_ns, cpu_used_cores, cpu_limit_cores, memory_used_bytes,
             memory_limit_bytes, in_flight, queue, application_utilization,
+            max_in_flight,
         }
     }
 }
@@ -527,13 +537,14 @@ prop_compose! {
         labels in btree_map(".{0,10}", ".{0,10}", 0..4),
         status in option::of((1u16.., any::<bool>())),
         drain in any::<bool>(),
+        max_in_flight in 0..=MAX_IN_FLIGHT,
     ) -> Instance {
         let status = status.map(|(port, tls)| StatusUrl {
             tls,
             protocol: StatusProtocol::Grpc,
             authority: format!("10.0.0.5:{port}"),
         });
-        Instance { id, addr: SocketAddr::new(ip, port), weight, zone, labels, status, drain }
+        Instance { id, addr: SocketAddr::new(ip, port), weight, zone, labels, status, drain, max_in_flight }
     }
 }
 

@@ -3,9 +3,12 @@ mod rules;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::picker::{Live, Moment};
 use crate::ranking::{Basis, State};
 use crate::reckon::Figures;
 use crate::value::{Record, seal};
+
+mod failures;
 
 const STRATEGIES: [&str; 6] =
     ["best", "weighted_random", "round_robin", "random", "p2c", "adaptive"];
@@ -26,7 +29,15 @@ struct Gateway {
 }
 
 fn first_try(address: usize) -> Request<'static> {
-    Request { address, is_retry: false, moved_on_from: 0, tried: None, key: None, rules: 0 }
+    Request {
+        address,
+        is_retry: false,
+        moved_on_from: 0,
+        failed_by: Refusal::Error,
+        tried: None,
+        key: None,
+        rules: 0,
+    }
 }
 
 /// nginx's final status of a request that ended so.
@@ -42,7 +53,11 @@ fn status_of(outcome: Outcome) -> u16 {
 
 impl Gateway {
     fn new(balance: &Value) -> Self {
-        let file = json!({"services": {"chat": {"balance": balance}}});
+        Self::with(balance, &json!({"budget": {"percent": 1000}}))
+    }
+
+    fn with(balance: &Value, failure: &Value) -> Self {
+        let file = json!({"services": {"chat": {"balance": balance, "failure": failure}}});
         let board = Board::map_for_tests();
         let config = Config::parse(&file.to_string()).unwrap();
         let mut worker = Worker::new(board, &config, 7);
@@ -66,6 +81,10 @@ impl Gateway {
 
     fn publish_weighted(&mut self, ranked: &[(char, f64)]) {
         self.store(ranked);
+        self.announce();
+    }
+
+    fn announce(&mut self) {
         let version = self.board.version(self.id()) + 1;
         self.board.set_version(self.id(), version, version);
     }
@@ -86,6 +105,7 @@ impl Gateway {
             factor: 1.0,
             capacity_per_s: 0.0,
             reported_s: 0,
+            max_in_flight: 0,
         };
         let ranking = RankingValue {
             instances_version: version,
@@ -144,7 +164,7 @@ impl Gateway {
                 self.balance(request.address, retry)
             }
             Choice::Peer { host: "127.0.0.1", port, .. } => Some(letter(port)),
-            Choice::Nothing => None,
+            Choice::Refused { .. } => None,
             other => panic!("{other:?}"),
         }
     }
@@ -191,6 +211,14 @@ impl Gateway {
     fn best(&self, n: usize, now_ms: u64) -> Option<Value> {
         let json = self.worker.best(self.chat, n, now_ms)?;
         Some(serde_json::from_str(&json).unwrap())
+    }
+}
+
+/// Why a request is refused.
+fn refusal(gateway: &mut Gateway, request: Request<'_>) -> Refusal {
+    match gateway.worker.balance(gateway.chat, request) {
+        Choice::Refused { reason, .. } => reason,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -597,7 +625,7 @@ fn a_request_without_a_log_phase_is_counted_and_never_in_flight() {
     gateway.worker.balance(gateway.chat, retry);
     assert_eq!((gateway.in_flight(), gateway.counted('b')), (0, (1, 0)), "never the tried one");
     let retry = Request { tried: Some(b"127.0.0.1:9001, 127.0.0.1:9002, "), ..retry };
-    assert_eq!(gateway.worker.balance(gateway.chat, retry), Choice::Nothing);
+    assert_eq!(refusal(&mut gateway, retry), Refusal::AllTried);
     gateway.worker.finish(1, status_of(Outcome::Failed)); // log_subrequest
     assert_eq!((gateway.in_flight(), gateway.counted('b')), (0, (1, 0)));
 }
@@ -615,7 +643,7 @@ fn nothing_is_kept_of_requests_without_a_log_phase() {
     assert_eq!((gateway.counted('a'), gateway.counted('b')), ((1000, 0), (1000, 0)));
     let many = "127.0.0.1:9001, ".repeat(MAX_TRIES + 1);
     let retry = Request { is_retry: true, tried: Some(many.as_bytes()), ..first_try(1) };
-    assert_eq!(gateway.worker.balance(gateway.chat, retry), Choice::Nothing, "as many as any");
+    assert_eq!(refusal(&mut gateway, retry), Refusal::AllTried, "as many as any");
 }
 
 // === how a request ended ===
@@ -743,9 +771,9 @@ fn what_a_picker_asks_for_is_what_the_board_has_seen() {
         counted_weight: view.counted_weight,
         rounding: 0.0,
         tried: &[],
-        bars_ejected: false,
         key: None,
         now_ms,
+        bars: Bars::default(),
     };
     let seen = gateway.board.seen(view.peers.slots[0], now_ms);
     let live = now.live(0);
@@ -812,6 +840,7 @@ fn what_governs_a_prior_goes_by_steps_and_nothing_stays_nothing() {
         factor,
         capacity_per_s: 0.0,
         reported_s: 0,
+        max_in_flight: 0,
     };
     let of = |factors: [f32; 4]| governed_priors(&[2.0; 4], &factors.map(record)).into_owned();
     assert_eq!(of([1.0; 4]), [2.0; 4]);

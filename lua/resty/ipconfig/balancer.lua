@@ -19,6 +19,7 @@ local exit             = ngx.exit
 local gmatch           = string.gmatch
 local log              = ngx.log
 local min              = math.min
+local now              = ngx.now
 local sub              = string.sub
 local tonumber         = tonumber
 local ERR              = ngx.ERR
@@ -28,6 +29,7 @@ local WARN             = ngx.WARN
 local OK       = cdefs.OK
 local AGAIN    = cdefs.AGAIN
 local OPEN     = cdefs.OPEN
+local DECLINED = cdefs.DECLINED
 local UNRANKED = cdefs.UNRANKED
 
 local BY_RULE  = cdefs.BY_RULE
@@ -62,24 +64,89 @@ function _M.reset()
 end
 
 
--- Ends the request with 503. nginx takes a status from balancer_by_lua only
--- with a patch that OpenResty applies and Debian does not (it makes it 500), so
--- the request is sent to a port of the plugin's thread that answers 503.
--- That port is no use while the thread is silent.
--- `word` says the reason in $ipconfig_reason.
-local function refuse(self, service, reason, word, tries, mode)
-    log(ERR, "[ipconfig] nothing to offer for service ", service, ": ", reason)
+-- What the log says of the library's reasons.
+local WORDS = {
+    no_instance   = "it has no instances",
+    all_tried     = "all instances were tried",
+    max_in_flight = "all instances have as many requests in flight as they may",
+    retry_budget  = "too many requests have failed for one more try",
+}
 
-    if identity.is_wanted() then
-        identity.set("", tries, mode, "refused:" .. word)
+
+-- Lines about requests that are refused here, service by service: when the last
+-- one was, and how many requests there were since. Any request may name a
+-- service, so that there is an end to them.
+local MAX_LINES = 1000
+
+local lines, line_count = {}, 0
+
+
+-- How many requests a line of the log is to tell of: one line a second and
+-- service, 0 for none.
+local function due_line(service)
+    local line = lines[service]
+    if not line then
+        if line_count >= MAX_LINES then
+            lines, line_count = {}, 0
+        end
+
+        line = { at = -1, count = 0 }
+        lines[service] = line
+        line_count = line_count + 1
     end
 
-    local port = not self.fallen_back and native.refusal_port()
-    if port and set_current_peer("127.0.0.1", port) then
+    line.count = line.count + 1
+    if now() - line.at < 1 then
+        return 0
+    end
+
+    local count = line.count
+    line.at, line.count = now(), 0
+
+    return count
+end
+
+
+-- Logs that so many requests are refused, for this reason the last of them.
+local function log_refusal(service, reason, count)
+    if count > 0 then
+        log(ERR, "[ipconfig] nothing to offer for service ", service, ": ",
+            reason, count > 1 and " (" .. count .. " requests)" or "")
+    end
+end
+
+
+-- Ends the request by a port of the plugin's thread that answers why, or with
+-- 503 where there is none. nginx takes a status from balancer_by_lua only
+-- with a patch that OpenResty applies and Debian does not (it makes it 500), so
+-- the request is sent to such a port everywhere. It is no use while the thread
+-- is silent.
+local function end_at(self, port)
+    if port and port ~= 0 and not self.fallen_back
+        and set_current_peer("127.0.0.1", port)
+    then
         return
     end
 
     return exit(HTTP_SERVICE_UNAVAILABLE)
+end
+
+
+-- Says in variables that the current request goes nowhere, and why.
+local function tell_refusal(word, tries, mode)
+    if identity.is_wanted() then
+        identity.set("", tries, mode, "refused:" .. word)
+    end
+end
+
+
+-- Refuses a request that the library knows nothing of; `word` says the reason in
+-- $ipconfig_reason.
+local function refuse(self, service, reason, word, tries, mode)
+    log_refusal(service, reason, due_line(service))
+    tell_refusal(word, tries, mode)
+
+    return end_at(self, not self.fallen_back and native.refusal_port())
 end
 
 
@@ -142,7 +209,8 @@ local function balance_in_lua(self, service, retry, key, status)
         local is_empty = #list == 0
         return refuse(self, service, is_empty and "it has no instances"
                                or "all instances were tried",
-                      is_empty and "empty" or "tried", tries, mode)
+                      is_empty and "no_instance" or "all_tried", tries,
+                      mode)
     end
 
     self.dict:incr("fallback_requests", 1)
@@ -235,15 +303,16 @@ local function explain(handle, retry, status)
 end
 
 
--- Ends a request that the library has nobody for.
-local function refuse_by_library(self, service)
-    local _, tries, mode = native.explain()
-    if (tries or 0) > 0 then
-        return refuse(self, service, "all instances were tried", "tried", tries,
-                      mode)
+-- Ends a request that the library has nobody for; `reason` is its word.
+local function refuse_by_library(self, service, reason, port, to_log)
+    log_refusal(service, WORDS[reason] or reason, to_log)
+
+    if identity.is_wanted() then
+        local _, tries, mode = native.explain()
+        tell_refusal(reason, tries or 0, mode or "")
     end
 
-    return refuse(self, service, "it has no instances", "empty", 0, mode or "")
+    return end_at(self, port)
 end
 
 
@@ -337,8 +406,12 @@ function _M.balance(self, service, key)
         elseif code == UNRANKED then
             break
 
+        elseif code == DECLINED then
+            return refuse_by_library(self, service, host, port, more_tries)
+
         else
-            return refuse_by_library(self, service)
+            return refuse(self, service, "an error of the library", "error",
+                          0, "")
         end
     end
 

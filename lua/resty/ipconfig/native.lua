@@ -10,6 +10,7 @@ local ffi_new         = ffi.new
 local ffi_string      = ffi.string
 local get_string_buf  = base.get_string_buf
 local get_size_ptr    = base.get_size_ptr
+local byte            = string.byte
 local ceil            = math.ceil
 local concat          = table.concat
 local gmatch          = string.gmatch
@@ -24,11 +25,14 @@ local type            = type
 local OK       = cdefs.OK
 local AGAIN    = cdefs.AGAIN
 local UNRANKED = cdefs.UNRANKED
+local DECLINED = cdefs.DECLINED
 
 local RANKING_DUE = cdefs.RANKING_DUE
 
 -- in the library's order
 local MODES = { [0] = "live", "manual", "stale", "fallback", "static" }
+
+local DASH = byte("-")
 
 -- room for an error or a line of the log; results ask for what they need
 local TEXT_SIZE = 4096
@@ -192,7 +196,8 @@ function _M.fallback_after()
 end
 
 
--- The loopback port that answers 503, or nil.
+-- The loopback port that answers 503 as for a service without instances, or
+-- nil.
 function _M.refusal_port()
     local port = lib.ipconfig_refusal_port()
     if port ~= 0 then
@@ -266,24 +271,44 @@ function _M.rules(handle)
 end
 
 
--- Where a request goes; `failure` and `status` are what get_last_failure()
--- says of its last try, or false; `key` is what consistent hashing keeps
--- requests together by, or nil; `tried` is nil for a request that comes to its
--- log phase, else $upstream_addr, where it was sent so far; `rules` are those
--- that take it. Returns a code, and with OK the host, the port and how often
--- the request may move on.
+-- How a request's last try failed, in the library's words, from what
+-- get_last_failure() says of it.
+local function kind_of(failure, status)
+    -- nginx's word for an answer of 403 or 404 that it moves on from
+    if failure == "next" then
+        return status
+    end
+
+    -- "0.003, - : " or "0.003, -, -": behind those that were made comes the try
+    -- that is to be made; one without an answer has a dash
+    local mark = byte(ngx.var.upstream_header_time or "", -4)
+    if mark and mark ~= DASH then
+        return 3
+    end
+
+    return status == 504 and 2 or 1
+end
+
+
+-- Where a request goes; `failure` and `status` are what get_last_failure() says
+-- of its last try, or nil; `key` is what consistent hashing keeps requests
+-- together by, or nil; `tried` is nil for a request that comes to its log
+-- phase, and for another where it was sent so far, $upstream_addr; `rules` are
+-- those that take it. Returns a code, and with OK the host, the port and how often the request may move on;
+-- with DECLINED the reason, the port that answers with it (0 for none) and how
+-- many such requests a line of the log is to tell of (0 for no line).
 function _M.balance(handle, request, failure, status, key, tried, rules)
-    -- "next" is nginx's word for an answer of 403 or 404 that it moves on from
-    local retry = failure == "next" and status or failure and 1 or 0
+    local retry = failure and kind_of(failure, status) or 0
     local code = lib.ipconfig_balance(handle, request, retry,
                                       key, key and #key or 0,
                                       tried, tried and #tried or 0,
                                       rules or 0, peer)
-    if code ~= OK then
+    if code ~= OK and code ~= DECLINED then
         return code
     end
 
-    return OK, ffi_string(peer.host, peer.host_len), peer.port, peer.more_tries
+    return code, ffi_string(peer.host, peer.host_len), peer.port,
+           peer.more_tries
 end
 
 

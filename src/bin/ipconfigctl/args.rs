@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use ipconfig::ctl::{CtlError, Overrides, Run, Settings};
-use ipconfig::model::{Instance, MAX_WEIGHT, StatusUrl, is_name, parse_addr};
+use ipconfig::model::{Instance, MAX_IN_FLIGHT, MAX_WEIGHT, StatusUrl, is_name, parse_addr};
 use ipconfig::sim;
 
 use crate::control::ControlCommand;
@@ -121,6 +121,9 @@ pub struct InstanceArgs {
     /// The fallback weight, 0 to 1000.
     #[arg(long, default_value = "1", value_parser = weight)]
     weight: f64,
+    /// Requests that each gateway host may have in flight on it, 0 for no limit.
+    #[arg(long, default_value = "0", value_parser = max_in_flight)]
+    max_in_flight: u32,
     /// Where the instance runs.
     #[arg(long, default_value = "", hide_default_value = true)]
     zone: String,
@@ -197,6 +200,11 @@ pub fn name(text: &str) -> Result<String, String> {
     is_name(text).then(|| text.to_owned()).ok_or_else(|| why.to_owned())
 }
 
+pub fn max_in_flight(text: &str) -> Result<u32, String> {
+    let limit = text.parse().ok().filter(|limit| *limit <= MAX_IN_FLIGHT);
+    limit.ok_or_else(|| format!("expected an integer from 0 to {MAX_IN_FLIGHT}"))
+}
+
 pub fn weight(text: &str) -> Result<f64, String> {
     let weight = text.parse().ok().filter(|weight| (0.0..=MAX_WEIGHT).contains(weight));
     weight.ok_or_else(|| format!("expected a number from 0 to {MAX_WEIGHT}"))
@@ -242,6 +250,7 @@ impl InstanceArgs {
             labels: self.labels.into_iter().collect(),
             status: self.status,
             drain: false,
+            max_in_flight: self.max_in_flight,
         }
     }
 }

@@ -50,6 +50,34 @@ impl One {
     }
 }
 
+// === limits ===
+
+#[test]
+fn workers_that_come_together_never_exceed_a_limit_and_use_it_all() {
+    let One { board, slot, .. } = One::new();
+    let most = std::sync::atomic::AtomicU32::new(0);
+    let places: usize = std::thread::scope(|scope| {
+        let worker = || {
+            let take = || board.begin_within(None, slot, 7, 1, 2_000);
+            let mut taken = 0;
+            for _ in 0..20_000 {
+                let Some(open) = take() else { continue };
+                most.fetch_max(board.in_flight(slot), Relaxed);
+                taken += 1;
+                board.end_request(None, open, Outcome::Unseen, 2_000);
+            }
+            taken
+        };
+        let workers: Vec<_> = (0..4).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+    });
+    assert!(most.into_inner() <= 1);
+    assert!(places > 0 && board.in_flight(slot) == 0);
+    let all: Vec<_> = (0..9).filter_map(|_| board.begin_within(None, slot, 7, 3, 2_000)).collect();
+    assert_eq!((all.len(), board.in_flight(slot)), (3, 3));
+    assert_eq!(board.counters(slot).0, places as u64 + 3, "who had no place was no request");
+}
+
 // === slots ===
 
 #[test]

@@ -18,6 +18,7 @@ fn instance(number: u16) -> Instance {
         labels: Default::default(),
         status: None,
         drain: false,
+        max_in_flight: 0,
     }
 }
 

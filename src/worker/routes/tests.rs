@@ -66,6 +66,7 @@ fn record(weight: f64) -> Record {
         factor: 1.0,
         capacity_per_s: 0.0,
         reported_s: 0,
+        max_in_flight: 0,
     }
 }
 

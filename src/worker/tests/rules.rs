@@ -28,7 +28,7 @@ impl Gateway {
         let request = Request { is_retry, rules, ..first_try(request) };
         match self.worker.balance(self.chat, request) {
             Choice::Peer { port, .. } => Some(letter(port)),
-            Choice::Nothing => None,
+            Choice::Refused { .. } => None,
             other => panic!("{other:?}"),
         }
     }

@@ -218,6 +218,7 @@ my %FIELD = (
     boot_id => 1, seq => 2, requests => 10, errors => 11, busy_ns => 12,
     latency_sum_ns => 13, cpu_used_cores => 20, cpu_limit_cores => 21,
     memory_used_bytes => 22, memory_limit_bytes => 23, in_flight => 24,
+    max_in_flight => 27,
 );
 my %IS_DOUBLE = (cpu_used_cores => 1, cpu_limit_cores => 1);
 
