@@ -256,7 +256,7 @@ qr{$::TABLE\Qservices.chat.balance.tries: invalid value: integer `17`, expected 
     }
 --- must_die
 --- error_log eval
-qr{$::TABLE\Qwindows: unknown field `windows`, expected one of `etcd`, `window`, `snapshot`, `allow`, `discover`, `fallback`, `services`, `exporter` at line 1 column \E\d}
+qr{$::TABLE\Qwindows: unknown field `windows`, expected one of `etcd`, `window`, `snapshot`, `allow`, `discover`, `fallback`, `gateway`, `services`, `exporter` at line 1 column \E\d}
 
 
 

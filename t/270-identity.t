@@ -148,7 +148,7 @@ say($_) for @lines;
 /who [] 0 static refused:unknown 503
 /one [n] 1 live strategy 502
 /two [n] 2 live retry:error 502
-/three [] 0 live refused:empty 503
+/three [] 0 live refused:no_instance 503
 --- error_log
 nothing to offer for service
 

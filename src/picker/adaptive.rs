@@ -50,6 +50,8 @@
 //! shortest expected delay. The blend was found by simulation, from 1 to 64
 //! gateways; `doc/adaptive.md` has the figures.
 
+use std::ops::RangeInclusive;
+
 use rand::rngs::SmallRng;
 
 use super::draw::{AliasTable, Draw, another, one_untried};
@@ -98,6 +100,10 @@ const LATENCY_FLOOR_MS: f32 = 2.0;
 
 /// Each failure in a row doubles the cost, up to so many.
 const DOUBLINGS: u32 = 10;
+
+/// Latencies that differ by no more than this from what is usual are alike: among
+/// idle instances the least difference would decide, and the weights nothing.
+const ALIKE: RangeInclusive<f32> = 0.8..=1.25;
 
 /// The part of a further instance in what is usual.
 const USUAL_PART: f32 = 1.0 / 64.0;
@@ -260,6 +266,7 @@ impl Adaptive {
                 Some(ms) if slow == 1.0 => times(ms, usual_ms).clamp(FASTEST, NOT_SLOW),
                 _ => 1.0,
             };
+            let pace = if ALIKE.contains(&pace) { 1.0 } else { pace };
             let ms = (open * it.little_ms + 1.0) * pace * slow;
             return Cost { index, ms, slow, is_calm: true };
         }

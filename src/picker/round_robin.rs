@@ -29,7 +29,8 @@ use super::{Memory, Moment, Picker, Ranked};
 /// move on with each request, and every request would try the dead one first.
 pub struct RoundRobin {
     due: BinaryHeap<Turn>,
-    /// Set aside while a retry looks for an instance that it has not tried.
+    /// Set aside while a request looks for an instance that it may go to; with room for
+    /// all, so that no request allocates.
     passed: Vec<Turn>,
     /// Instances of weight 0, for when nothing else is left to try.
     idle: Vec<usize>,
@@ -76,7 +77,8 @@ impl RoundRobin {
             }
         }
         let identities = ranked.identities.to_vec();
-        RoundRobin { due: due.into(), passed: Vec::new(), idle, identities, clock: 0.0 }
+        let passed = Vec::with_capacity(due.len());
+        RoundRobin { due: due.into(), passed, idle, identities, clock: 0.0 }
     }
 }
 
