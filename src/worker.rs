@@ -178,6 +178,9 @@ pub struct Request<'a> {
     pub moved_on_from: u16,
     /// How the try before failed, for who is told.
     pub failed_by: Refusal,
+    /// The try before was a request to its instance, not a connection in vain, which
+    /// costs no instance anything and is not paid for.
+    pub has_reached: bool,
     /// `None` for one that will have a log phase; nginx gives subrequests none. One
     /// that will not is counted and is never in flight. As its end is not seen,
     /// nothing of it is kept: this is where it was sent so far, `$upstream_addr`.
@@ -488,7 +491,7 @@ impl Worker {
                 weightless,
             },
         };
-        let mut is_paid_for = !request.is_retry;
+        let mut is_paid_for = !request.is_retry || !request.has_reached;
         let mut others = 0..OVERTAKEN;
         let (index, rule, open) = loop {
             let picked = now.pick(|now| {

@@ -5,19 +5,27 @@ use lib 't/lib';
 use IpconfigTest 'no_plan';
 
 # `ipconfig` has the strategy, `failure` as JSON and the instances by letter, as
-# in t/030-retry.t.
+# in t/030-retry.t; 8 and 9 take a request and close the connection. Nobody is
+# ejected.
 add_block_preprocessor(sub ($) {
     my $block = shift;
     if ($block->ipconfig && $block->ipconfig =~ /^(\w+) (\{.*\}) tries (\d+): (.*)/) {
         my ($strategy, $failure, $tries, $letters) = ($1, $2, $3, $4);
         my $instances = join ', ', map {
-            sprintf '{ "id": "%s", "addr": "$%s" }', $_, /\d/ ? "DEAD_$_" : uc "BACKEND_$_"
+            sprintf '{ "id": "%s", "addr": "%s" }', $_,
+                { 8 => '127.0.0.1:$FREE_PORT_1', 9 => '127.0.0.1:$FREE_PORT_2' }->{$_}
+                    // (/\d/ ? "\$DEAD_$_" : "\$BACKEND_" . uc)
         } split ' ', $letters;
         $block->set_value(ipconfig => <<"_EOC_");
 { "services": { "chat": { "balance": { "strategy": "$strategy", "tries": $tries },
+                          "health": { "max_ejected": 0 },
                           "failure": $failure, "instances": [$instances] } } }
 _EOC_
     }
+
+    $block->set_value(http_config => ($block->http_config // '') . <<'_EOC_');
+    server { listen 127.0.0.1:$FREE_PORT_1; listen 127.0.0.1:$FREE_PORT_2; return 444; }
+_EOC_
 
     my $next = $block->next_upstream // 'error timeout';
     $block->set_value(config => $block->config // <<"_EOC_");
@@ -259,7 +267,7 @@ upstream prematurely closed connection
 
 
 === TEST 13: a bad day costs a part of the requests in retries, and the reserve, and is told
---- ipconfig: round_robin {"budget":{"percent":20,"reserve":10,"per_second":0}} tries 2: a b 1 2
+--- ipconfig: round_robin {"budget":{"percent":20,"reserve":10,"per_second":0}} tries 2: a b 8 9
 --- script
 my (%seen, $tries);
 for (1 .. 500) {
@@ -282,12 +290,12 @@ those denied are told so
 500
 counted
 --- error_log
-connect() failed
+upstream prematurely closed connection
 
 
 
 === TEST 14: all workers have one budget
---- ipconfig: round_robin {"budget":{"percent":0,"reserve":10,"per_second":0}} tries 2: a 1
+--- ipconfig: round_robin {"budget":{"percent":0,"reserve":10,"per_second":0}} tries 2: a 8
 --- workers: 2
 --- script
 my %seen;
@@ -296,15 +304,15 @@ say counter('retries');
 --- response_body
 10
 --- error_log
-connect() failed
+upstream prematurely closed connection
 
 
 
 === TEST 15: time fills the budget of a service of few requests
---- ipconfig: best {"budget":{"percent":0,"reserve":3,"per_second":4}} tries 1: 1 a
+--- ipconfig: best {"budget":{"percent":0,"reserve":3,"per_second":4}} tries 1: 8 a
 --- script
 sub statuses { my %seen; $seen{ fetch('/')->{status} }++ for 1 .. shift; return \%seen }
-# `best` asks 1 first, each time
+# `best` asks 8 first, each time
 statuses(3);
 await('it is used up', sub { statuses(1)->{503} });
 sleep 1.5;
@@ -313,12 +321,12 @@ say $seen->{200} >= 3 && $seen->{503} >= 1 ? 'filled' : counts($seen);
 --- response_body
 filled
 --- error_log
-connect() failed
+upstream prematurely closed connection
 
 
 
 === TEST 16: a retry that is denied is denied once, whatever proxy_next_upstream says of 503
---- ipconfig: best {"budget":{"percent":0,"reserve":0}} tries 3: 1 a b
+--- ipconfig: best {"budget":{"percent":0,"reserve":0}} tries 3: 8 a b
 --- next_upstream: error timeout http_503
 --- script
 say told(fetch('/')) for 1 .. 3;
@@ -329,12 +337,12 @@ say counter('retries_denied'), ' ', counter('retries');
 503 retry_budget 1 3
 3 0
 --- error_log
-connect() failed
+upstream prematurely closed connection
 
 
 
 === TEST 17: a bad day is one line a second and service in the log
---- ipconfig: best {"budget":{"percent":0,"reserve":0,"per_second":0}} tries 1: 1 a
+--- ipconfig: best {"budget":{"percent":0,"reserve":0,"per_second":0}} tries 1: 8 a
 --- script
 my $begin = time;
 get('/') for 1 .. 400;
@@ -348,5 +356,16 @@ say logged(qr/too many requests have failed for one more try \(\d+ requests\)/) 
 --- response_body
 few lines
 with how many they are of
+--- error_log
+upstream prematurely closed connection
+
+
+
+=== TEST 18: a connection in vain costs no instance anything, and is not paid for
+--- ipconfig: best {"budget":{"percent":0,"reserve":0,"per_second":0}} tries 1: 1 a
+--- script
+say counts(served(50)), ' ', counter('retries'), ' ', counter('retries_denied');
+--- response_body
+a:50 50 0
 --- error_log
 connect() failed

@@ -118,6 +118,7 @@ fn requests(worker: &mut Worker, service: u32, count: usize) {
             is_retry: false,
             moved_on_from: 0,
             failed_by: Refusal::Error,
+            has_reached: true,
             tried: None,
             key,
             rules: 0,

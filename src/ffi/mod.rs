@@ -345,9 +345,9 @@ pub unsafe extern "C" fn ipconfig_load(
 }
 
 /// Chooses where a request goes. `request` is its address, `is_retry` is 1 when
-/// its last try failed without an answer, 2 when it timed out, 3 when it was answered
-/// with a status that is a failure, and the status itself when nginx moves on from that
-/// though it is none; `key`, which may be NULL, is what consistent hashing keeps
+/// its last try failed without an answer, 2 when it timed out, 4 and 5 when it did so
+/// before there was a connection, 3 when it was answered with a status that is a failure,
+/// and the status itself when nginx moves on from that though it is none; `key`, which may be NULL, is what consistent hashing keeps
 /// requests together by; `tried` is NULL when [`ipconfig_finish`] will follow, else
 /// `$upstream_addr`; `rules` are those whose conditions hold for it, bit 0 for the
 /// first.
@@ -380,10 +380,11 @@ pub unsafe extern "C" fn ipconfig_balance(
             is_retry: is_retry != 0,
             moved_on_from: u16::try_from(is_retry).ok().filter(|&it| it >= 100).unwrap_or(0),
             failed_by: match is_retry {
-                2 => Refusal::Timeout,
-                3.. => Refusal::Status,
-                _ => Refusal::Error,
+                2 | 5 => Refusal::Timeout,
+                1 | 4 => Refusal::Error,
+                _ => Refusal::Status,
             },
+            has_reached: !matches!(is_retry, 4 | 5),
             // Of an empty key nothing can be told apart: as if there were none.
             key: key.bytes().filter(|key| !key.is_empty()).map(picker::hash_of_key),
             tried: tried.bytes(),

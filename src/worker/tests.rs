@@ -34,6 +34,7 @@ fn first_try(address: usize) -> Request<'static> {
         is_retry: false,
         moved_on_from: 0,
         failed_by: Refusal::Error,
+        has_reached: true,
         tried: None,
         key: None,
         rules: 0,

@@ -140,8 +140,8 @@ local function tell_refusal(word, tries, mode)
 end
 
 
--- Refuses a request that the library knows nothing of; `word` says the reason in
--- $ipconfig_reason.
+-- Refuses a request that the library knows nothing of; `word` says the reason
+-- in $ipconfig_reason.
 local function refuse(self, service, reason, word, tries, mode)
     log_refusal(service, reason, due_line(service))
     tell_refusal(word, tries, mode)

@@ -72,21 +72,6 @@ local function candidates_of(instances)
 end
 
 
--- The product of two numbers modulo 2^32, the first one signed.
-local function multiplied(a, b)
-    local high = lshift(tobit(rshift(a, 16) * b), 16)
-    return tobit(band(a, 0xffff) * b + high)
-end
-
-
--- murmur3's fmix32
-local function mixed(h)
-    h = multiplied(bxor(h, rshift(h, 16)), 0x85ebca6b)
-    h = multiplied(bxor(h, rshift(h, 13)), 0xc2b2ae35)
-    return bxor(h, rshift(h, 16))
-end
-
-
 -- A permutation of the numbers below 65536: hash16_xm2.
 local function shuffled(x)
     x = band(bxor(x, rshift(x, 8)) * 0x88b5, 0xffff)

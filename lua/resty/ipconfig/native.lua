@@ -286,7 +286,13 @@ local function kind_of(failure, status)
         return 3
     end
 
-    return status == 504 and 2 or 1
+    local kind = status == 504 and 2 or 1
+    -- and so has one without a connection: the instance knows nothing of it
+    if byte(ngx.var.upstream_connect_time or "", -4) == DASH then
+        return kind + 3
+    end
+
+    return kind
 end
 
 
@@ -294,9 +300,10 @@ end
 -- of its last try, or nil; `key` is what consistent hashing keeps requests
 -- together by, or nil; `tried` is nil for a request that comes to its log
 -- phase, and for another where it was sent so far, $upstream_addr; `rules` are
--- those that take it. Returns a code, and with OK the host, the port and how often the request may move on;
--- with DECLINED the reason, the port that answers with it (0 for none) and how
--- many such requests a line of the log is to tell of (0 for no line).
+-- those that take it. Returns a code, and with OK the host, the port and how
+-- often the request may move on; with DECLINED the reason, the port that
+-- answers with it (0 for none) and how many such requests a line of the log is
+-- to tell of (0 for no line).
 function _M.balance(handle, request, failure, status, key, tried, rules)
     local retry = failure and kind_of(failure, status) or 0
     local code = lib.ipconfig_balance(handle, request, retry,

@@ -188,6 +188,17 @@ fn a_subrequest_lives_by_the_same_budget() {
     assert_eq!(refusal(&mut gateway, again(2)), Refusal::RetryBudget);
 }
 
+#[test]
+fn a_connection_in_vain_is_not_paid_for() {
+    let failure = json!({"budget": {"percent": 0, "reserve": 0, "per_second": 0}});
+    let mut gateway = ranked_with(&failure, "ab");
+    gateway.send(1);
+    let again = Request { has_reached: false, ..retry(1) };
+    assert!(matches!(gateway.worker.balance(gateway.chat, again), Choice::Peer { .. }));
+    gateway.send(2);
+    assert_eq!(refusal(&mut gateway, retry(2)), Refusal::RetryBudget);
+}
+
 // === limits ===
 
 #[test]
