@@ -124,6 +124,8 @@ struct Service {
     instances_version: AtomicU64,
     /// The newest version that some worker could not read.
     damaged: AtomicU64,
+    /// So many of its instances somebody wants explained; 0 while nobody does.
+    asked: AtomicU32,
     /// Instances that are ejected, in the line of `version`, which each request reads.
     ejected: AtomicU32,
     /// By reason, since the beginning.
@@ -347,6 +349,17 @@ impl Board {
     pub fn report_damaged(&self, id: ServiceId, version: u64) {
         self.layout.header.view_errors.fetch_add(1, Relaxed);
         self.layout.services[id.0].damaged.store(version, Relaxed);
+    }
+
+    /// Asks the writer to explain so many of a service's instances.
+    pub fn ask(&self, id: ServiceId, instances: u32) {
+        self.layout.services[id.0].asked.fetch_max(instances, Relaxed);
+    }
+
+    /// How many of a service's instances are to be explained, once.
+    pub fn take_asked(&self, id: ServiceId) -> u32 {
+        let asked = &self.layout.services[id.0].asked;
+        if asked.load(Relaxed) == 0 { 0 } else { asked.swap(0, Relaxed) }
     }
 
     /// Whether a worker could not read the current version.

@@ -27,6 +27,8 @@ use std::collections::BTreeMap;
 use self::ramp::Ages;
 pub use self::subset::Gateway;
 use self::zone::{Flow, Known, Zone};
+use serde::Serialize;
+
 use crate::config::rules::groups_of;
 use crate::config::{Rule, ServiceConfig, SlowStartConfig, ZoneConfig};
 use crate::ranking::{Basis, Entry, Ranking, State};
@@ -88,8 +90,21 @@ pub struct Share<'a> {
     pub prior: f64,
     /// What the weight is multiplied by; finite, not negative.
     pub factor: f64,
+    /// Of what that is the product.
+    pub factors: Factors,
     /// The rules that select it: bit 0 for the first.
     pub groups: u16,
+}
+
+/// The factors of one weight, each finite and not negative.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Factors {
+    /// 0 for one that is not healthy, unless there is a panic.
+    pub health: f64,
+    /// Of its zone.
+    pub zone: f64,
+    /// 1 for one that is not new.
+    pub slow_start: f64,
 }
 
 impl Share<'_> {
@@ -147,7 +162,8 @@ pub fn govern<'a>(
             Health::Ejected => State::Ejected,
             Health::Failing => State::Failing,
         };
-        Share { entry, state, base, prior, factor: health, groups: 0 }
+        let factors = Factors { health, zone: 1.0, slow_start: 1.0 };
+        Share { entry, state, base, prior, factor: health, factors, groups: 0 }
     };
     let shares = all.map(share).collect();
     let starts = BTreeMap::new();
@@ -230,6 +246,7 @@ impl Course {
         }
         for (share, ramp) in governed.shares.iter_mut().zip(ramps) {
             share.factor *= ramp;
+            share.factors.slow_start = ramp;
         }
     }
 
@@ -264,7 +281,9 @@ impl Course {
         let factors: BTreeMap<String, f64> =
             zones.iter().zip(factors).map(|(zone, it)| (zone.name.to_owned(), it / most)).collect();
         for share in &mut governed.shares {
-            share.factor *= factors.get(&share.entry.zone).copied().unwrap_or(1.0);
+            let factor = factors.get(&share.entry.zone).copied().unwrap_or(1.0);
+            share.factor *= factor;
+            share.factors.zone = factor;
         }
     }
 }

@@ -53,6 +53,7 @@ pub mod value;
 pub mod picker;
 pub mod worker;
 
+pub mod explain;
 pub mod plugin;
 
 pub mod metrics;

@@ -5,7 +5,7 @@ pub mod log;
 mod pace;
 mod refusal;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::board::{self, Board, Budget, SourceState};
 use crate::check::{self, Checker};
 use crate::config::{BudgetConfig, Config, Discover};
 use crate::etcd::EtcdSource;
+use crate::explain::Explanation;
 use crate::govern::{self, Course, Facts, Gateway, Terms};
 use crate::health::Health;
 use crate::model::Instance;
@@ -141,6 +142,8 @@ struct Conductor<S> {
     /// What governs each service, and where that is on its way to.
     courses: HashMap<String, (Terms, Course)>,
     gateway: Gateway,
+    /// Services that somebody wants explained, with how many of their instances.
+    asked: HashMap<String, u32>,
     checker: Checker,
     /// The services that are to be published.
     pace: Pace,
@@ -180,6 +183,7 @@ impl<S: Store> Conductor<S> {
             courses: HashMap::new(),
             gateway: Gateway::new(&config.gateway.identity(), config.gateway.zone.clone()),
             checker,
+            asked: HashMap::new(),
             pace: Pace::new(now),
             // An outage does not begin anew with the thread that meets it.
             lost_since_ms: match board.source().lost_since_ms {
@@ -222,6 +226,7 @@ impl<S: Store> Conductor<S> {
                     self.refill_retries();
                     self.hear_responses();
                     self.look_at_health();
+                    self.look_for_questions();
                     if beat.is_multiple_of(BEATS_A_ROUND) {
                         self.round();
                     }
@@ -261,6 +266,17 @@ impl<S: Store> Conductor<S> {
         for (service, id, slot) in self.publisher.slots() {
             if let Some(figures) = reports.remove(&slot) {
                 self.registry.in_band(service, id, figures, now);
+            }
+        }
+    }
+
+    /// Takes in who wants what explained.
+    fn look_for_questions(&mut self) {
+        for (service, id, _) in self.publisher.published() {
+            let instances = self.board.take_asked(id);
+            if instances > 0 {
+                self.asked.insert(service.to_owned(), instances);
+                self.pace.add_urgent([service.to_owned()]);
             }
         }
     }
@@ -389,6 +405,10 @@ impl<S: Store> Conductor<S> {
             course.steer(&mut governed, terms, now_ms);
         }
         self.health.tell_panic(service, governed.is_panic);
+        let explanation = self.asked.remove(service).map(|n| {
+            let slot = |id: &str, addr: &_| self.publisher.slot(service, id, addr);
+            Explanation::new(service, &governed, n, self.board, slot, now_ms)
+        });
         match self.publisher.publish(service, &governed, revision, now_ms) {
             Ok(()) => {
                 self.failing.remove(service);
@@ -400,6 +420,14 @@ impl<S: Store> Conductor<S> {
                 }
                 self.failing.insert(service.to_owned(), error);
             }
+        }
+        if let Some(explanation) = explanation {
+            let offered: HashSet<&str> = ranking.entries.iter().map(|it| &*it.id).collect();
+            let known = self.registry.known(service, Instant::now());
+            let explanation = explanation.with(known, |id| offered.contains(id));
+            let text = serde_json::to_vec(&explanation).expect("plain data has a JSON form");
+            // A failure is counted; whoever asked hears of nothing, and asks again.
+            let _ = self.publisher.publish_explanation(service, &text, now_ms);
         }
         self.rankings.insert(service.to_owned(), ranking);
     }

@@ -223,6 +223,30 @@ impl<S: Store> Publisher<S> {
         }
     }
 
+    /// Publishes a service's explanation, any text; each one is another value.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
+    pub fn publish_explanation(
+        &mut self,
+        service: &str,
+        text: &[u8],
+        now_ms: u64,
+    ) -> Result<(), PublishError> {
+        let store = &self.store;
+        let key = format!("explain:{service}");
+        match self.board.fenced(self.epoch, || set(store, key, now_ms, text)) {
+            None => Err(PublishError::Superseded),
+            Some(result) => result.inspect_err(|_| self.board.count_publish_error()),
+        }
+    }
+
+    /// Where the board counts an instance; [`NO_SLOT`] where it does not.
+    pub fn slot(&self, service: &str, id: &str, addr: &SocketAddr) -> u32 {
+        let identity = board::identity(service, id, addr);
+        self.slots.by_identity.get(&identity).map_or(NO_SLOT, |tenant| tenant.slot)
+    }
+
     /// The instances that are published: service, id, and slot on the board.
     pub fn slots(&self) -> impl Iterator<Item = (&str, &str, u32)> {
         self.services.iter().flat_map(|(service, published)| {

@@ -689,6 +689,16 @@ impl Worker {
         })
     }
 
+    /// Asks the plugin's thread to explain `n` of a service's instances; whether there
+    /// is such a service.
+    pub fn ask(&self, service: u32, n: u32) -> bool {
+        let service = self.services.get(service as usize);
+        if let Some(service) = service {
+            self.board.ask(service.id, n);
+        }
+        service.is_some()
+    }
+
     /// The best `n` of a service as the HTTP API shows them, as JSON. `None`
     /// while this worker has no ranking of it.
     pub fn best(&self, service: u32, n: usize, now_ms: u64) -> Option<String> {

@@ -111,7 +111,7 @@ int ipconfig_init(void) { __builtin_trap(); }
 say why();
 tell_how_it_serves();
 --- response_body
-FOLDER/libipconfig.so has ABI 999 and this Lua code needs 4: install both from one release, and restart nginx (a reload keeps the old library)
+FOLDER/libipconfig.so has ABI 999 and this Lua code needs 5: install both from one release, and restart nginx (a reload keeps the old library)
 served: fits
 mode: static chat:static empty:static
 logged: 1

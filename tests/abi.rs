@@ -174,6 +174,8 @@ fn exports() -> BTreeSet<(String, String)> {
         ipconfig_finish(_, _),
         ipconfig_finish_by_tries(_, _, _, _, _, _, _, _, _),
         ipconfig_report(_, _, _, _, _, _, _),
+        ipconfig_ask(_, _),
+        ipconfig_open(_, _, _, _),
         ipconfig_best(_, _, _, _),
         ipconfig_services(_, _),
         ipconfig_metrics(_, _, _, _, _, _),

@@ -422,6 +422,25 @@ function _M.best(service, n)
 end
 
 
+-- Why the best `n` instances of a service get what they get, as the library's
+-- JSON, or nil, why there is none and the status that says so. Waits for the
+-- thread.
+function _M.explanation(service, n)
+    local handle = not self.load_error and balancer.view(self, service)
+    if not handle then
+        return nil, "no such service: " .. service, 404
+    end
+
+    if self.fallen_back then
+        return nil, "the plugin's thread is silent", 503
+    end
+
+    local json, err = native.explanation(handle, service, self.dict, n)
+
+    return json, err, 503
+end
+
+
 -- The names of all services.
 function _M.services()
     if not self.load_error then

@@ -9,6 +9,8 @@ use http::{StatusCode, Uri};
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use thiserror::Error;
 use tokio::time::timeout;
 
@@ -124,12 +126,33 @@ pub enum GatewayError {
 /// # Errors
 /// [`GatewayError`], at the latest after 5 s.
 pub async fn view(url: &GatewayUrl, service: &str) -> Result<View, GatewayError> {
-    let asked = timeout(LIMIT, ask(url, service)).await;
+    page(url, service, "").await
+}
+
+/// Asks a gateway why the best `n` instances of a service, 1 to 1000, get what they
+/// get.
+///
+/// # Errors
+/// [`GatewayError`], at the latest after 5 s.
+pub async fn explain(url: &GatewayUrl, service: &str, n: u32) -> Result<Value, GatewayError> {
+    page(url, service, &format!("/explain?n={n}")).await
+}
+
+async fn page<T: DeserializeOwned>(
+    url: &GatewayUrl,
+    service: &str,
+    rest: &str,
+) -> Result<T, GatewayError> {
+    let asked = timeout(LIMIT, ask(url, service, rest)).await;
     asked.unwrap_or_else(|_| Err(GatewayError::Timeout(url.clone())))
 }
 
-async fn ask(url: &GatewayUrl, service: &str) -> Result<View, GatewayError> {
-    let path = format!("{url}/ipconfig/v1/services/{service}");
+async fn ask<T: DeserializeOwned>(
+    url: &GatewayUrl,
+    service: &str,
+    rest: &str,
+) -> Result<T, GatewayError> {
+    let path = format!("{url}/ipconfig/v1/services/{service}{rest}");
     let uri = Uri::try_from(path).expect("a checked URL and a checked name");
     let client: Client<_, Body> = Client::builder(TokioExecutor::new()).build_http();
     let unreachable = |cause| GatewayError::Unreachable { url: url.clone(), cause };

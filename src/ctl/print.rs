@@ -12,8 +12,10 @@ use super::view::{
 };
 
 mod control;
+mod explain;
 
 pub use control::{standing, steered};
+pub use explain::explained;
 
 /// Between columns.
 const GAP: usize = 2;

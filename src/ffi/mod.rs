@@ -29,11 +29,12 @@ use crate::config::Config;
 use crate::metrics::{self, Fallback};
 use crate::picker;
 use crate::plugin;
+use crate::value;
 use crate::worker::{self, Choice, Due, End, Reason, ReportHeader, Request, Tries, Worker};
 
 /// The version of this border. It grows with every change of a declaration, and
 /// the Lua side refuses another.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 /// Done.
 pub const OK: c_int = 0;
@@ -589,6 +590,34 @@ pub unsafe extern "C" fn ipconfig_best(
             Some(json) => out.write(&json),
             None => Ok(UNRANKED),
         })
+    })
+}
+
+/// Asks the plugin's thread to explain `n` instances of a service: it stores the
+/// value `explain:<service>` soon. [`DECLINED`] for a service that is not served here.
+#[unsafe(no_mangle)]
+pub extern "C" fn ipconfig_ask(service: u32, n: u32) -> c_int {
+    guard(TextOut::none(), || {
+        with_worker(|worker| Ok(if worker.ask(service, n) { OK } else { DECLINED }))
+    })
+}
+
+/// What a value of the shared dict holds: [`OK`] with its body, which is text.
+///
+/// # Safety
+/// As the module says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ipconfig_open(
+    value: *const c_char,
+    value_len: usize,
+    text: *mut c_char,
+    text_len: *mut usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let (value, out) = unsafe { (Bytes::new(value, value_len), TextOut::new(text, text_len)) };
+    guard(out, || {
+        let (_, body) = value::open(value.bytes().ok_or(BorderError::Null)?)?;
+        out.write(&String::from_utf8_lossy(body))
     })
 }
 

@@ -91,6 +91,29 @@ local function service(name)
 end
 
 
+-- The most instances that are explained at once (src/explain.rs), and how many
+-- are unless ?n= says.
+local MAX_EXPLAINED = 1000
+local EXPLAINED     = 100
+
+
+local function explain(name)
+    local arg = ngx.var.arg_n
+    local n = arg and tonumber(match(arg, "^%d+$")) or nil
+    if arg and (not n or n < 1 or n > MAX_EXPLAINED) then
+        return send_error(400, "n: found '" .. arg .. "', expected a whole "
+                               .. "number from 1 to " .. MAX_EXPLAINED)
+    end
+
+    local json, err, status = ipconfig.explanation(name, n or EXPLAINED)
+    if not json then
+        return send_error(status, err)
+    end
+
+    return send(200, json)
+end
+
+
 local function healthz()
     local status = ipconfig.status()
     local not_ready = status.not_ready
@@ -135,6 +158,11 @@ function _M.serve()
     local name = match(uri, "^/ipconfig/v1/services/([^/]+)$")
     if name then
         return service(name)
+    end
+
+    name = match(uri, "^/ipconfig/v1/services/([^/]+)/explain$")
+    if name then
+        return explain(name)
     end
 
     if uri == "/ipconfig/healthz" then

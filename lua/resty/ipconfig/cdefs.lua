@@ -58,6 +58,9 @@ ffi.cdef [[
         const char *value, size_t value_len,
         char *text, size_t *text_len);
 
+    int ipconfig_ask(uint32_t service, uint32_t n);
+    int ipconfig_open(const char *value, size_t value_len,
+                      char *text, size_t *text_len);
     int ipconfig_best(uint32_t service, uint32_t n,
         char *text, size_t *text_len);
     int ipconfig_services(char *text, size_t *text_len);
@@ -71,7 +74,7 @@ ffi.cdef [[
 
 return {
     -- the border's version: the library must have the same
-    ABI      = 4,
+    ABI      = 5,
 
     -- codes, with OpenResty's numbers where the meaning is the same
     OK       = 0,

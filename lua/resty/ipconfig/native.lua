@@ -18,6 +18,7 @@ local gsub            = string.gsub
 local match           = string.match
 local open            = io.open
 local pcall           = pcall
+local sleep           = ngx.sleep
 local tonumber        = tonumber
 local type            = type
 
@@ -383,6 +384,33 @@ function _M.best(handle, n)
     end
 
     return done_or_error(code, text) and text, text
+end
+
+
+-- How long the plugin's thread is given to explain, in steps of so many
+-- seconds.
+local STEPS, STEP = 60, 0.05
+
+
+-- Has the plugin's thread explain the best `n` instances of a service, and
+-- waits for it. Returns JSON, or nil and why there is none.
+function _M.explanation(handle, name, dict, n)
+    local key = "explain:" .. name
+    local before = dict:get(key)
+
+    lib.ipconfig_ask(handle, n)
+
+    for _ = 1, STEPS do
+        sleep(STEP)
+
+        local value = dict:get(key)
+        if type(value) == "string" and value ~= before then
+            local code, text = call_for_text("ipconfig_open", value, #value)
+            return done_or_error(code, text) and text, text
+        end
+    end
+
+    return nil, "the plugin's thread does not answer"
 end
 
 

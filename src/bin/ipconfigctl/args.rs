@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+use ipconfig::ctl::gateway::GatewayUrl;
 use ipconfig::ctl::{CtlError, Overrides, Run, Settings};
 use ipconfig::model::{Instance, MAX_IN_FLIGHT, MAX_WEIGHT, StatusUrl, is_name, parse_addr};
 use ipconfig::sim;
@@ -106,6 +107,22 @@ pub enum Command {
     /// most; how far the servers' shares swing (0: not at all, 1: fully); and how
     /// unevenly they are used (deviation over mean of their utilization).
     Simulate(SimulateArgs),
+    /// Show why each instance of a service gets what it gets: every factor of its
+    /// weight, by a gateway's account. With --json, all that the gateway tells.
+    ///
+    /// share = base x health x zone x slow start, of the sum of all.
+    Explain {
+        /// The service's name.
+        #[arg(value_parser = name)]
+        service: String,
+        /// The gateway to ask, http://HOST:PORT.
+        #[arg(long, value_name = "URL")]
+        gateway: GatewayUrl,
+        /// The best so many instances.
+        #[arg(short, long = "instances", default_value = "100", value_name = "N")]
+        #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
+        n: u32,
+    },
     #[command(flatten)]
     Hand(Hand),
     #[command(flatten)]

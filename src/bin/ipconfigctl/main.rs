@@ -82,6 +82,11 @@ async fn execute(etcd: &EtcdArgs, json: bool, command: Command) -> Result<ExitCo
             ctl::run(&etcd.settings()?, args.into_run(), wishes).await.map(ExitCode::from)
         }
         Command::Simulate(args) => simulate(json, args),
+        Command::Explain { service, gateway, n } => {
+            let explained = ctl::gateway::explain(&gateway, &service, n).await?;
+            say(&answer(json, &explained, print::explained));
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Hand(hand) => {
             say(&hand.execute(&etcd.settings()?, json).await?);
             Ok(ExitCode::SUCCESS)
