@@ -161,7 +161,7 @@ a b c
 
 === TEST 6: what etcd lost while it could not be seen goes when it can
 --- ipconfig
-{ "services": { "chat": {} } }
+{ "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- etcd
 put instances/chat/a {"addr":"$BACKEND_A"}
 put instances/chat/b {"addr":"$BACKEND_B"}

@@ -12,7 +12,7 @@ _EOC_
 
 add_block_preprocessor(sub {
     my $block = shift;
-    $block->set_value(ipconfig => '{ "services": { "chat": {} } }') if !defined $block->ipconfig;
+    $block->set_value(ipconfig => '{ "services": { "chat": { "balance": { "strategy": "round_robin" } } } }') if !defined $block->ipconfig;
     $block->set_value(etcd => $GOOD . ($block->etcd // ''));
 });
 
@@ -225,7 +225,7 @@ refused a status: cpu_limit_cores is 0
 
 === TEST 8: a batch that goes on naming an unknown instance is counted, and the others of it are heard
 --- ipconfig
-{ "exporter": { "interval": "100ms", "timeout": "100ms" }, "services": { "chat": {} } }
+{ "exporter": { "interval": "100ms", "timeout": "100ms" }, "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- script
 my $seq = 0;
 await('the stranger is counted', sub {

@@ -6,7 +6,7 @@ use IpconfigTest 'no_plan';
 
 add_block_preprocessor(sub {
     my $block = shift;
-    my $services = $block->ipconfig // '{ "chat": {} }';
+    my $services = $block->ipconfig // '{ "chat": { "balance": { "strategy": "round_robin" } } }';
     $block->set_value(ipconfig => qq({ "exporter": { "interval": "200ms" }, "services": $services }));
     $block->set_value(etcd => <<'_EOC_');
 put instances/chat/a {"addr":"$BACKEND_A","status":"grpc://127.0.0.1:9"}
@@ -105,7 +105,7 @@ a b c
 
 === TEST 4: where `unreachable` is "keep" it stays
 --- ipconfig
-{ "chat": { "status": { "unreachable": "keep" } } }
+{ "chat": { "balance": { "strategy": "round_robin" }, "status": { "unreachable": "keep" } } }
 --- script
 begin_well();
 go_on(1.5, a => \&well, b => \&well, c => sub { unreachable(60) });

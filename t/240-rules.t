@@ -156,7 +156,7 @@ a b
 
 === TEST 6: rules that cannot be are refused whole and counted, and the old ones stay
 --- ipconfig
-{ "services": { "chat": {} } }
+{ "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- etcd eval: $main::Two
 --- script
 ready('chat', 'a b');

@@ -6,7 +6,8 @@ package IpconfigTest;
 #
 #   --- ipconfig        the configuration file; `etcd` is added, so that the file
 #                       needs `services` alone. Default: the service `chat` with
-#                       the instances a, b and c of weight 1
+#                       the instances a, b and c of weight 1, which take turns:
+#                       `adaptive` may leave one alone for some seconds
 #   --- ipconfig_file   the same, with nothing added
 #   --- etcd            what etcd holds before nginx starts, a line each:
 #                       "put instances/chat/a {...}" or "del instances/chat/a".
@@ -43,7 +44,7 @@ my $SAID = server_root() . '/html/said';
 my ($script, $waits);
 
 our $DEFAULT_IPCONFIG = <<'_EOC_';
-{ "services": { "chat": { "instances": [
+{ "services": { "chat": { "balance": { "strategy": "round_robin" }, "instances": [
     { "id": "a", "addr": "$BACKEND_A" },
     { "id": "b", "addr": "$BACKEND_B" },
     { "id": "c", "addr": "$BACKEND_C" } ] } } }
