@@ -515,6 +515,15 @@ async fn a_gateway_acts_on_a_change_at_once_and_tells_what_a_dry_run_foretold() 
     .await;
     assert_eq!(served(20).await, BTreeMap::from([("c".to_owned(), 20)]));
 
+    let explained = system.answer(&["explain", "chat", "--gateway", &api]);
+    let words = |id: &str| {
+        let line = explained.lines().find(|line| line.split_whitespace().next() == Some(id));
+        line.expect("a line for each").split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert!(words("c").starts_with("c unreported 0 - 0.000 - 1.000 1 1.00 1.00 100.0 %"));
+    assert!(words("a").starts_with("a draining - "), "{explained}");
+    assert!(explained.contains("the operator's weight"), "{explained}");
+
     system.answer(&["control", "chat", "--clear"]);
     wait_until("it is over", Duration::from_secs(5), async || view().await["mode"] == "live").await;
     assert_eq!(served(40).await.len(), 3);
