@@ -88,9 +88,7 @@ pub struct Share<'a> {
     /// What serves where nothing is known of load: the operator's weight in manual
     /// mode, else the fallback weight.
     pub prior: f64,
-    /// What the weight is multiplied by; finite, not negative.
-    pub factor: f64,
-    /// Of what that is the product.
+    /// What the weight is multiplied by.
     pub factors: Factors,
     /// The rules that select it: bit 0 for the first.
     pub groups: u16,
@@ -108,9 +106,15 @@ pub struct Factors {
 }
 
 impl Share<'_> {
+    /// What the weight is multiplied by: the product of the factors.
+    pub fn factor(&self) -> f64 {
+        let Factors { health, zone, slow_start } = self.factors;
+        health * zone * slow_start
+    }
+
     /// Its share of the traffic is this over the sum of all.
     pub fn weight(&self) -> f64 {
-        self.base * self.factor
+        self.base * self.factor()
     }
 }
 
@@ -163,7 +167,7 @@ pub fn govern<'a>(
             Health::Failing => State::Failing,
         };
         let factors = Factors { health, zone: 1.0, slow_start: 1.0 };
-        Share { entry, state, base, prior, factor: health, factors, groups: 0 }
+        Share { entry, state, base, prior, factors, groups: 0 }
     };
     let shares = all.map(share).collect();
     let starts = BTreeMap::new();
@@ -245,7 +249,6 @@ impl Course {
             self.is_moving |= self.flow.is_moving();
         }
         for (share, ramp) in governed.shares.iter_mut().zip(ramps) {
-            share.factor *= ramp;
             share.factors.slow_start = ramp;
         }
     }
@@ -281,9 +284,7 @@ impl Course {
         let factors: BTreeMap<String, f64> =
             zones.iter().zip(factors).map(|(zone, it)| (zone.name.to_owned(), it / most)).collect();
         for share in &mut governed.shares {
-            let factor = factors.get(&share.entry.zone).copied().unwrap_or(1.0);
-            share.factor *= factor;
-            share.factors.zone = factor;
+            share.factors.zone = factors.get(&share.entry.zone).copied().unwrap_or(1.0);
         }
     }
 }
@@ -299,7 +300,7 @@ fn zones_of<'a>(shares: &[Share<'a>]) -> Vec<Zone<'a>> {
         zone.name = &entry.zone;
         zone.all += entry.fallback_weight;
         zone.rate_per_s += entry.estimate.rate_per_s();
-        if share.factor > 0.0 {
+        if share.factor() > 0.0 {
             zone.natural += share.weight() / largest;
             zone.healthy += entry.fallback_weight;
             zone.capacity_per_s += entry.ability.map_or(0.0, |it| it.capacity_per_s);

@@ -392,7 +392,7 @@ pub fn by_id<'a>(governed: &'a Governed<'_>) -> Vec<(&'a Share<'a>, Record)> {
         concurrency: share.entry.ability.map_or(0.0, |it| it.concurrency() as f32),
         capacity_per_s: share.entry.ability.map_or(0.0, |it| it.capacity_per_s as f32),
         reported_s: u32::try_from(share.entry.estimate.reported_ms() / 1000).unwrap_or(u32::MAX),
-        factor: share.factor as f32,
+        factor: share.factor() as f32,
         max_in_flight: share.entry.max_in_flight,
     };
     ranked.iter().map(|ranked| (ranked.0, record(ranked))).collect()

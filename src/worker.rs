@@ -559,7 +559,7 @@ impl Worker {
         let open = std::mem::take(&mut flight.open);
         let outcome = match request.moved_on_from {
             0 => Outcome::Failed,
-            status => self.outcome_of(service, status),
+            status => outcome_for(&self.services, service, status),
         };
         self.end_open(service, open, rest_ms, outcome, now_ms);
     }
@@ -569,10 +569,7 @@ impl Worker {
     /// of ours.
     pub fn finish(&mut self, request: usize, status: u16) -> End {
         let Entry::Occupied(flight) = self.flights.entry(request) else { return End::Done };
-        let outcome = match self.services.get(flight.get().service as usize) {
-            Some(service) => outcome_of(status, &service.health.failures),
-            None => Outcome::Unseen,
-        };
+        let outcome = outcome_for(&self.services, flight.get().service, status);
         if self.board.is_unclear(&flight.get().open, outcome) {
             return End::Unclear;
         }
@@ -585,7 +582,7 @@ impl Worker {
     /// nothing if it went elsewhere, such as to where requests are refused.
     pub fn finish_by_tries(&mut self, request: usize, status: u16, tries: &Tries<'_>) -> End {
         let Some(mut flight) = self.flights.remove(&request) else { return End::Done };
-        let outcome = self.outcome_of(flight.service, status);
+        let outcome = outcome_for(&self.services, flight.service, status);
         let service = self.services.get(flight.service as usize);
         let failures = service.map(|it| it.health.failures).unwrap_or_default();
         let told = flight.addr.and_then(|addr| tries.last_to(addr, &failures));
@@ -603,11 +600,6 @@ impl Worker {
         let is_due = outcome == Outcome::Answered && self.board.is_look_due(slot, now_ms);
         self.looks_at = flight.addr.filter(|_| is_due).map(|addr| (slot, addr));
         if is_due { End::Look } else { End::Done }
-    }
-
-    fn outcome_of(&self, service: u32, status: u16) -> Outcome {
-        let service = self.services.get(service as usize);
-        service.map_or(Outcome::Unseen, |it| outcome_of(status, &it.health.failures))
     }
 
     fn end_open(&mut self, service: u32, open: Open, rest_ms: u64, outcome: Outcome, now_ms: u64) {
@@ -852,6 +844,13 @@ impl Worker {
 }
 
 /// An instance whose try failed rests, if it is to.
+/// How a try with this status ended, by what the service of this handle calls a
+/// failure.
+fn outcome_for(services: &[Service], service: u32, status: u16) -> Outcome {
+    let service = services.get(service as usize);
+    service.map_or(Outcome::Unseen, |it| outcome_of(status, &it.health.failures))
+}
+
 fn rest(board: Board, last: &Open, rest_ms: u64, outcome: Outcome, now_ms: u64) {
     if rest_ms > 0 && outcome == Outcome::Failed {
         board.rest(last, now_ms + rest_ms);

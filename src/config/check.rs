@@ -61,7 +61,7 @@ impl Default for CheckConfig {
     }
 }
 
-/// StatusRange of HTTP that count as good.
+/// Statuses of HTTP that count as good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StatusRange {
     /// `204`.

@@ -353,7 +353,7 @@ mod tests {
         let ranking = writer.rank(&IDS, false, 1000).clone();
         let mut governed = ungoverned(&ranking);
         governed.starts = [("b".to_owned(), 900)].into();
-        governed.shares.iter_mut().for_each(|share| share.factor = 0.5);
+        governed.shares.iter_mut().for_each(|share| share.factors.zone = 0.5);
         writer.publisher.publish("chat", &governed, 1, 1000).unwrap();
         let left = writer.publisher.course_left("chat").unwrap();
         assert_eq!(left.starts, [("b".to_owned(), 900)].into());

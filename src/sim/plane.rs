@@ -22,6 +22,7 @@ use crate::ranking::{self, Ranking};
 use crate::registry::Registry;
 use crate::value::Record;
 use crate::watcher::{Event, WatchState};
+use crate::worker::governed_priors;
 use crate::{board, publish, wire};
 
 /// The service that all servers serve.
@@ -130,7 +131,7 @@ impl Plane {
             let entry = share.entry;
             ranked.servers.push(number_of(&entry.id));
             ranked.identities.push(board::identity(SERVICE, &entry.id, &entry.addr));
-            ranked.priors.push(share.prior * share.factor);
+            ranked.priors.push(share.prior);
             ranked.records.push(record);
         }
         self.ranked = ranked;
@@ -148,6 +149,7 @@ impl Plane {
         let RankedServers { identities, priors, records, .. } = &self.ranked;
         let (own_part, rate_per_s) =
             self.ranking.as_ref().map_or((0.0, 0.0), |it| (it.own_part, it.rate_per_s));
+        let priors = &governed_priors(priors, records);
         let ranked = Ranked { identities, priors, records, own_part, rate_per_s };
         let memory = last.map_or_else(Default::default, |last| last.into_memory());
         picker::rebuild(balance, ranked, memory, rng)
