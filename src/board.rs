@@ -6,16 +6,16 @@
 //!
 //! ```text
 //! header    epoch, store gate, heartbeat, source state
-//! services  name -> version of the ranking in the shared dict, in-flight, ejected
+//! services  name -> version of the ranking in the shared dict, ejected
 //! slots     instance -> counters, in-flight and live averages (of the whole host),
 //!           ejection
-//! rows      worker   -> owner's pid, its part of each slot's in-flight
+//! rows      worker   -> owner's pid, its part of each slot's and service's in-flight
 //! reports   instance -> the load report that its last responses brought
 //! rules     service  -> requests by routing rule
 //! ```
 //!
-//! Each worker adds its in-flight to the slot, to the service and to a row of its
-//! own, so that the share of a worker that was killed can be given back.
+//! Each worker adds its in-flight to the slot and to a row of its own, so that the
+//! share of a worker that was killed can be given back.
 //!
 //! Everything here is atomics, relaxed unless a comment says otherwise: the
 //! figures steer and show, and are never locks. Indexes from outside are
@@ -49,6 +49,7 @@ use rows::Row;
 pub use rows::RowId;
 pub use rules::RuleId;
 use slots::Slot;
+pub(crate) use slots::prefetch;
 pub use slots::{NO_SLOT, Open, Outcome, Seen, identity};
 
 /// Services that the board has room for.
@@ -107,6 +108,8 @@ struct Header {
     view_errors: AtomicU64,
     /// Slots at and past this one were never used.
     slots_used: AtomicU32,
+    /// And rows.
+    rows_used: AtomicU32,
     /// Instances that are published without a slot.
     uncounted: AtomicU64,
     /// Ports of the loopback responder, by reason; 0 is none.
@@ -134,18 +137,17 @@ struct Service {
     refusals: Refusals,
 }
 
-/// What each request of a service touches.
+/// What requests that fail write, and each one reads.
 #[repr(C)]
 struct Hot {
-    in_flight: AtomicI64,
     /// Thousandths of tokens that the retry budget lacks: 0 is a full bucket.
     retries_owed: AtomicU64,
     /// Some instance rests until then.
     resting_until_ms: AtomicU64,
 }
 
-/// Kept on a cache line of its own: each request of each worker writes it, and
-/// what stands around it would have to be fetched anew as often.
+/// Kept on a cache line of its own: where what it holds is written, what stands around
+/// it would have to be fetched anew as often.
 #[repr(C, align(64))]
 struct OwnLine<T>(T);
 
@@ -367,17 +369,6 @@ impl Board {
         let service = &self.layout.services[id.0];
         let damaged = service.damaged.load(Relaxed);
         damaged != 0 && damaged == service.version.load(Relaxed)
-    }
-
-    /// Requests that all workers of this host have open on a service's instances,
-    /// as far as they have slots.
-    pub fn service_in_flight(&self, id: ServiceId) -> u64 {
-        self.layout.services[id.0].hot.0.in_flight.load(Relaxed).try_into().unwrap_or(0)
-    }
-
-    /// Where a service's in-flight is counted; `None` for an index out of range.
-    fn total(&self, service: u32) -> Option<&AtomicI64> {
-        self.layout.services.get(service as usize).map(|service| &service.hot.0.in_flight)
     }
 }
 

@@ -18,6 +18,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use routes::{Plan, Routes, Rules};
 use serde::Serialize;
+use smallvec::SmallVec;
 
 use self::reach::{Bars, Try};
 use crate::board::{self, Board, Budget, NO_SLOT, Open, Outcome, Refusal, RowId, ServiceId};
@@ -90,7 +91,7 @@ struct View {
     version: u64,
     peers: Peers,
     ranking: RankingValue,
-    picker: Box<dyn Picker>,
+    picker: Picker,
     /// The weight of all instances whose requests in flight are counted; 0 where
     /// none is without a slot.
     counted_weight: f64,
@@ -133,11 +134,10 @@ struct Flight {
     rest_ms: u64,
     /// Why no instance gets it any more.
     refused: Option<Refusal>,
-    tries: usize,
     /// The handle of the service that it is a request of.
     service: u32,
-    /// Identities of the instances that it went to, by try.
-    tried: [u64; MAX_TRIES],
+    /// Identities of the instances that it went to, by try: [`MAX_TRIES`] at the most.
+    tried: SmallVec<[u64; 2]>,
 }
 
 /// What the board counts for one instance, of all workers of this host.
@@ -427,29 +427,26 @@ impl Worker {
         if self.due(service) != Due::Nothing {
             return Choice::Load;
         }
-        // Without a try that failed, an open request was sent elsewhere by an internal
-        // redirect, or its address was an earlier one's whose log phase never came (a
-        // location without the hook). A retry that is not open was begun by Lua, which
-        // knows what it tried.
-        match self.flights.contains_key(&request.address) {
-            true if !request.is_retry => return Choice::Open,
-            false if request.is_retry && request.tried.is_none() => return Choice::Unranked,
-            _ => {}
-        }
         let now_ms = board::coarse_ms();
         self.end_try(&request, now_ms);
         let Some(known) = self.services.get_mut(service as usize) else { return Choice::Unranked };
         let Some(view) = &mut known.view else { return Choice::Unranked };
 
         let mut unlogged;
-        let flight = match request.tried {
-            None => self.flights.entry(request.address).or_default(),
-            Some(addrs) => {
+        // Without a try that failed, an open request was sent elsewhere by an internal
+        // redirect, or its address was an earlier one's whose log phase never came (a
+        // location without the hook). A retry that is not open was begun by Lua, which
+        // knows what it tried.
+        let flight = match (request.tried, self.flights.entry(request.address)) {
+            (_, Entry::Occupied(_)) if !request.is_retry => return Choice::Open,
+            (None, Entry::Vacant(_)) if request.is_retry => return Choice::Unranked,
+            (None, flight) => flight.or_default(),
+            (Some(addrs), _) => {
                 unlogged = view.peers.flight_to(addrs);
                 &mut unlogged
             }
         };
-        self.last = Last { service, index: None, tries: flight.tries, rule: None };
+        self.last = Last { service, index: None, tries: flight.tried.len(), rule: None };
         let refuse = |flight: &mut Flight, reason| {
             flight.refused = Some(reason);
             let to_log = self.board.count_refusal(known.id, reason, now_ms);
@@ -462,7 +459,7 @@ impl Worker {
         if request.is_retry && known.failure.mode == FailureMode::Failback {
             return refuse(flight, request.failed_by);
         }
-        if flight.tries >= MAX_TRIES {
+        if flight.tried.len() >= MAX_TRIES {
             return refuse(flight, Refusal::AllTried);
         }
 
@@ -481,7 +478,7 @@ impl Worker {
             records: &view.ranking.records,
             counted_weight: view.counted_weight,
             rounding: if view.counted_weight > 0.0 { self.rng.random() } else { 0.0 },
-            tried: flight.tried(),
+            tried: &flight.tried,
             key: request.key,
             now_ms,
             bars: Bars {
@@ -506,12 +503,14 @@ impl Worker {
                 return refuse(flight, Refusal::RetryBudget);
             }
             is_paid_for = true;
+            // Not after the board's atomics, which no load overtakes.
+            board::prefetch(&view.peers.targets[index]);
             let (slot, identity) = (view.peers.slots[index], view.peers.identities[index]);
             if request.tried.is_some() {
                 self.board.count_request(slot, identity, now_ms);
                 break (index, rule, Open::default());
             }
-            let max = view.ranking.records[index].max_in_flight;
+            let max = if limits { view.ranking.records[index].max_in_flight } else { 0 };
             if let Some(open) = self.board.begin_within(self.row, slot, identity, max, now_ms) {
                 break (index, rule, open);
             }
@@ -520,7 +519,7 @@ impl Worker {
                 return refuse(flight, Refusal::MaxInFlight);
             }
         };
-        self.last = Last { service, index: Some(index), tries: flight.tries, rule };
+        self.last = Last { service, index: Some(index), tries: flight.tried.len(), rule };
         if let (Some(rule), false) = (rule, request.is_retry)
             && let Some(counter) = view.peers.plan.counters[rule]
         {
@@ -528,7 +527,7 @@ impl Worker {
         }
 
         let target = &view.peers.targets[index];
-        flight.add(view.peers.identities[index]);
+        flight.tried.push(view.peers.identities[index]);
         flight.open = open;
         flight.addr = Some(target.addr);
         flight.service = service;
@@ -1029,19 +1028,21 @@ impl Peers {
         let mut flight = Flight::default();
         for addr in tries::addrs(addrs).take(MAX_TRIES) {
             if let Some(index) = self.targets.iter().position(|target| target.addr == addr) {
-                flight.add(self.identities[index]);
+                flight.tried.push(self.identities[index]);
             }
         }
         flight
     }
 }
 
-/// Where an instance is, in one piece: a pick among thousands waits for memory.
+/// Where an instance is, in one piece, and that of IPv4 in one cache line: a pick among
+/// thousands waits for memory.
+#[repr(C, align(64))]
 struct Target {
     addr: SocketAddr,
     /// The host as `set_current_peer` wants it, and its length.
-    host: [u8; Self::MAX_HOST],
     host_len: u8,
+    host: [u8; Self::MAX_HOST],
 }
 
 impl Target {
@@ -1065,12 +1066,6 @@ impl Target {
 }
 
 impl Flight {
-    /// Adds a try of an instance; there is room.
-    fn add(&mut self, identity: u64) {
-        self.tried[self.tries] = identity;
-        self.tries += 1;
-    }
-
     /// The rules that take the request: those of its first try, unless the rules are
     /// others since, for a percentage may go by chance.
     #[cold]
@@ -1079,10 +1074,6 @@ impl Flight {
             (self.rules, self.rules_version) = (request.rules, version);
         }
         self.rules
-    }
-
-    fn tried(&self) -> &[u64] {
-        &self.tried[..self.tries]
     }
 }
 

@@ -1,17 +1,19 @@
 //! Rows: each worker's part of the in-flight, so that it can be given back when
-//! the worker is gone.
+//! the worker is gone. A row is written by its owner alone, which takes no atomic
+//! addition, and no other core's cache line.
 
 use std::io;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use super::{Board, MAX_ROWS, MAX_SLOTS};
+use super::{Board, MAX_ROWS, MAX_SERVICES, MAX_SLOTS, ServiceId};
 
 #[repr(C)]
 pub(super) struct Row {
     /// Pid of the worker; 0 while the row is free.
     owner: AtomicU32,
-    in_flight: [AtomicU32; MAX_SLOTS],
+    of_services: [AtomicU32; MAX_SERVICES],
+    of_slots: [AtomicU32; MAX_SLOTS],
 }
 
 /// One worker's row, claimed by [`Board::claim_row`].
@@ -24,9 +26,10 @@ impl Board {
     pub fn claim_row(&self, pid: u32) -> Option<RowId> {
         self.reclaim_rows();
         let rows = &self.layout.rows;
-        (0..MAX_ROWS)
-            .find(|&row| rows[row].owner.compare_exchange(0, pid, AcqRel, Relaxed).is_ok())
-            .map(RowId)
+        let row = (0..MAX_ROWS)
+            .find(|&row| rows[row].owner.compare_exchange(0, pid, AcqRel, Relaxed).is_ok())?;
+        self.layout.header.rows_used.fetch_max(row as u32 + 1, AcqRel);
+        Some(RowId(row))
     }
 
     /// Gives back the in-flight of workers that are gone.
@@ -45,7 +48,10 @@ impl Board {
         if row.owner.compare_exchange(owner, std::process::id(), AcqRel, Relaxed).is_err() {
             return;
         }
-        for (slot, part) in (0..self.slots_used()).zip(&row.in_flight) {
+        for part in &row.of_services {
+            part.store(0, Relaxed);
+        }
+        for (slot, part) in (0..self.slots_used()).zip(&row.of_slots) {
             let open = part.swap(0, Relaxed);
             if open != 0 {
                 self.give_back(slot, open);
@@ -54,13 +60,22 @@ impl Board {
         row.owner.store(0, Release);
     }
 
-    /// A row is written by its owner alone, so that it takes no atomic addition.
-    /// `slot` is one that the board has.
-    pub(super) fn add_to_row(&self, row: Option<RowId>, slot: u32, change: i32) {
-        if let Some(row) = row {
-            let part = &self.layout.rows[row.0].in_flight[slot as usize];
+    /// Adds to a worker's own row. `slot` is one that the board has; `service` may be
+    /// what somebody scribbled.
+    pub(super) fn add_to_row(&self, row: Option<RowId>, slot: u32, service: u32, change: i32) {
+        let Some(row) = row.map(|row| &self.layout.rows[row.0]) else { return };
+        let parts = [row.of_slots.get(slot as usize), row.of_services.get(service as usize)];
+        for part in parts.into_iter().flatten() {
             part.store(part.load(Relaxed).wrapping_add_signed(change), Relaxed);
         }
+    }
+
+    /// Requests that all workers of this host have open on a service's instances, as far
+    /// as those have slots and the workers rows. A word a worker is read for it.
+    pub fn service_in_flight(&self, id: ServiceId) -> u64 {
+        let used = self.layout.header.rows_used.load(Relaxed) as usize;
+        let rows = self.layout.rows.iter().take(used);
+        rows.map(|row| row.of_services[id.0].load(Relaxed)).map(u64::from).sum()
     }
 }
 

@@ -227,10 +227,7 @@ impl Board {
         }
         let is_first_in_tick = counters.count(now_ms);
         let service = counters.service.load(Relaxed);
-        if let Some(total) = self.total(service) {
-            total.fetch_add(1, Relaxed);
-        }
-        self.add_to_row(row, slot, 1);
+        self.add_to_row(row, slot, service, 1);
         let began_ns = if is_first_in_tick { precise_ns() } else { 0 };
         Some(Open { slot, service, identity, began_ns })
     }
@@ -266,10 +263,7 @@ impl Board {
     pub fn end_request(&self, row: Option<RowId>, open: Open, outcome: Outcome, now_ms: u64) {
         let Some(counters) = self.slot(open.slot) else { return };
         counters.in_flight.fetch_sub(1, Relaxed);
-        if let Some(total) = self.total(open.service) {
-            total.fetch_sub(1, Relaxed);
-        }
-        self.add_to_row(row, open.slot, -1);
+        self.add_to_row(row, open.slot, open.service, -1);
         if counters.identity.load(Relaxed) == open.identity {
             counters.learn(outcome, open.began_ns, now_ms);
         }
@@ -282,14 +276,9 @@ impl Board {
 
     /// Has the processor fetch what [`seen`](Self::seen) reads.
     pub fn prefetch(&self, slot: u32) {
-        #[cfg(target_arch = "x86_64")]
         if let Some(slot) = self.slot(slot) {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a hint, of an address that is mapped; it reads nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(slot).cast()) };
+            prefetch(slot);
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = slot;
     }
 
     /// Mean latency of the slot's instance over the last second, in milliseconds.
@@ -298,6 +287,7 @@ impl Board {
     }
 
     /// What this host has seen of the slot's instance lately.
+    #[inline(always)]
     pub fn seen(&self, slot: u32, now_ms: u64) -> Seen {
         self.slot(slot).map_or_else(Seen::default, |slot| slot.seen(now_ms))
     }
@@ -312,9 +302,6 @@ impl Board {
     pub(super) fn give_back(&self, slot: u32, open: u32) {
         let (Some(slot), Ok(open)) = (self.slot(slot), i32::try_from(open)) else { return };
         slot.in_flight.fetch_sub(open, Relaxed);
-        if let Some(total) = self.total(slot.service.load(Relaxed)) {
-            total.fetch_sub(open.into(), Relaxed);
-        }
     }
 
     pub(super) fn slot(&self, slot: u32) -> Option<&Slot> {
@@ -410,6 +397,7 @@ impl Slot {
         self.peak.add_to_peak(sample_ms, dt_ms);
     }
 
+    #[inline(always)]
     fn seen(&self, now_ms: u64) -> Seen {
         let in_flight = self.open();
         let since = |ms: u64| u32::try_from(now_ms.saturating_sub(ms)).unwrap_or(u32::MAX);
@@ -424,6 +412,18 @@ impl Slot {
             unpicked_ms: since(self.last_pick_ms.load(Relaxed)),
         }
     }
+}
+
+/// Has the processor fetch the first cache line of a thing that is wanted soon.
+pub(crate) fn prefetch<T>(thing: &T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, of an address that is mapped; it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(thing).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = thing;
 }
 
 /// What ended without an answer would have taken longer: of that the mean learns

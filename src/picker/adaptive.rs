@@ -55,7 +55,7 @@ use std::ops::RangeInclusive;
 use rand::rngs::SmallRng;
 
 use super::draw::{AliasTable, Draw, another, one_untried};
-use super::{Live, Memory, Moment, Picker, Ranked};
+use super::{Live, Memory, Moment, Pick, Ranked};
 use crate::ranking::{FAILURE_FACTOR, wait};
 
 /// Candidates of a pick.
@@ -255,6 +255,7 @@ impl Adaptive {
         }
     }
 
+    #[inline(always)]
     fn cost(&self, index: usize, live: Live) -> Cost {
         let it = &self.instances[index];
         let open = live.in_flight as f32;
@@ -272,7 +273,8 @@ impl Adaptive {
         }
         let slow = self.usual.slowness(live, it.expected_ms);
         let s = it.service_ms * slow;
-        let wait = s * (open * it.in_all + 1.0 - it.concurrency).max(0.0) / it.concurrency;
+        let behind = open * it.in_all + 1.0 - it.concurrency;
+        let wait = if behind > 0.0 { s * behind / it.concurrency } else { 0.0 };
         let little = open * it.little_ms;
         let delay = s + wait;
         let trusted = (1.0 - self.by_delay) * little * slow + self.by_delay * delay;
@@ -284,7 +286,7 @@ impl Adaptive {
 
     /// Takes a further candidate, if it costs less. One that was tried is not made
     /// up for: another one will do.
-    fn consider(&self, index: usize, now: &dyn Moment, best: &mut Cost) {
+    fn consider(&self, index: usize, now: &impl Moment, best: &mut Cost) {
         let cost = self.cost(index, now.live(index));
         if cost.ms < best.ms && !now.is_barred(index) {
             *best = cost;
@@ -316,13 +318,16 @@ impl Usual {
             true => times(seen_ms, expected_ms).max(times(overdue_ms, patience_ms)),
             false => 1.0,
         };
+        if live.failed == 0.0 && live.consecutive_failures == 0 {
+            return late; // nearly always
+        }
         let failing = 1.0 + (FAILURE_FACTOR as f32 - 1.0) * live.failed;
         late * failing * (1_u32 << live.consecutive_failures.min(DOUBLINGS)) as f32
     }
 }
 
-impl Picker for Adaptive {
-    fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
+impl Pick for Adaptive {
+    fn pick(&mut self, now: &impl Moment, rng: &mut SmallRng) -> Option<usize> {
         let first = one_untried(&self.table, now, rng)?;
         // All are drawn before one is looked at, so that the waits for memory, of
         // which picks among thousands are made, go on side by side.
@@ -353,7 +358,7 @@ impl Picker for Adaptive {
         Some(best.index)
     }
 
-    fn into_memory(self: Box<Self>) -> Memory {
+    fn into_memory(self) -> Memory {
         Memory::Usual(self.usual)
     }
 }

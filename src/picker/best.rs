@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use rand::rngs::SmallRng;
 
 use super::draw::in_force;
-use super::{Moment, Picker, Ranked};
+use super::{Moment, Pick, Ranked};
 
 /// Every request goes to the best instance, a retry to the next best. Fair to
 /// nobody by design: all gateways agree on the best, so use it where one
@@ -35,8 +35,8 @@ fn class(factor: f32) -> i32 {
     factor.log2().round() as i32
 }
 
-impl Picker for Best {
-    fn pick(&mut self, now: &dyn Moment, _: &mut SmallRng) -> Option<usize> {
+impl Pick for Best {
+    fn pick(&mut self, now: &impl Moment, _: &mut SmallRng) -> Option<usize> {
         self.order.iter().copied().find(|&index| !now.is_barred(index))
     }
 }

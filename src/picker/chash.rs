@@ -6,7 +6,7 @@ use std::ops::Range;
 use rand::rngs::SmallRng;
 
 use super::draw::{AliasTable, Draw, in_force, one_untried};
-use super::{Memory, Moment, Picker, Ranked};
+use super::{Memory, Moment, Pick, Ranked};
 
 /// Weighted rendezvous hashing over 65,536 buckets, with bounded load.
 ///
@@ -84,8 +84,8 @@ impl Chash {
     }
 }
 
-impl Picker for Chash {
-    fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
+impl Pick for Chash {
+    fn pick(&mut self, now: &impl Moment, rng: &mut SmallRng) -> Option<usize> {
         let Some(key) = now.key() else { return one_untried(&self.table, now, rng) };
         let bucket = bucket_of(key);
         let home = self.owners.of(bucket).filter(|&home| !now.is_barred(home));
@@ -116,7 +116,7 @@ impl Picker for Chash {
             .min_by(|one, two| load(one).total_cmp(&load(two)))
     }
 
-    fn into_memory(self: Box<Self>) -> Memory {
+    fn into_memory(self) -> Memory {
         Memory::Owners(self.owners)
     }
 }

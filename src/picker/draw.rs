@@ -22,7 +22,7 @@ const DRAWS: usize = 8;
 const FURTHER_DRAWS: usize = 7;
 
 /// An instance that was not tried.
-pub fn one_untried(by: &impl Draw, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
+pub fn one_untried(by: &impl Draw, now: &impl Moment, rng: &mut SmallRng) -> Option<usize> {
     for _ in 0..DRAWS {
         let index = by.draw(rng)?;
         if !now.is_barred(index) {
@@ -33,7 +33,11 @@ pub fn one_untried(by: &impl Draw, now: &dyn Moment, rng: &mut SmallRng) -> Opti
 }
 
 /// Two different instances that were not tried, or the same one twice.
-pub fn two_untried(by: &impl Draw, now: &dyn Moment, rng: &mut SmallRng) -> Option<(usize, usize)> {
+pub fn two_untried(
+    by: &impl Draw,
+    now: &impl Moment,
+    rng: &mut SmallRng,
+) -> Option<(usize, usize)> {
     let first = one_untried(by, now, rng)?;
     let second = another(by, first, |index| !now.is_barred(index), rng)?;
     Some((first, second))
@@ -58,7 +62,7 @@ pub fn another(
 
 /// By weight among those that were not tried, and any of weight 0 only when no
 /// other is left. O(n), for retries alone.
-fn among_untried(weights: &[f64], now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
+fn among_untried(weights: &[f64], now: &impl Moment, rng: &mut SmallRng) -> Option<usize> {
     let untried = || (0..weights.len()).filter(|&index| !now.is_barred(index));
     // Divided by the largest, so that no sum of finite weights overflows.
     let largest = untried().map(|index| weights[index]).fold(0.0, f64::max);

@@ -4,7 +4,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use super::draw::{AliasTable, Draw, one_untried};
-use super::{Moment, Picker, Ranked};
+use super::{Moment, Pick, Ranked};
 
 /// The instance with the least requests in flight, of all workers of this host,
 /// for its weight: nginx's rule, `in-flight / weight`. Of equal ones each has its
@@ -30,8 +30,8 @@ impl LeastConn {
     }
 }
 
-impl Picker for LeastConn {
-    fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
+impl Pick for LeastConn {
+    fn pick(&mut self, now: &impl Moment, rng: &mut SmallRng) -> Option<usize> {
         let weights = self.table.weights();
         let mut least = Least { load: f64::INFINITY, chances: 0.0, index: None };
         if weights.len() <= ALL {

@@ -14,7 +14,15 @@ mod weighted_random;
 
 use rand::rngs::SmallRng;
 
+use self::adaptive::Adaptive;
+use self::best::Best;
+use self::chash::Chash;
 pub use self::chash::hash_of_key;
+use self::least_conn::LeastConn;
+use self::p2c::P2c;
+use self::random::Random;
+use self::round_robin::RoundRobin;
+use self::weighted_random::WeightedRandom;
 use crate::config::{BalanceConfig, Strategy};
 use crate::value::Record;
 
@@ -85,16 +93,57 @@ pub trait Moment {
     fn live(&self, index: usize) -> Live;
 }
 
-/// A strategy over one ranking; a new ranking makes a new one.
-pub trait Picker {
+/// A strategy over one ranking; a new ranking makes a new one. An enum and no `dyn`,
+/// as a pick asks of its moment a dozen times: the compiler then sees through both.
+pub enum Picker {
+    Best(Best),
+    WeightedRandom(WeightedRandom),
+    RoundRobin(RoundRobin),
+    Random(Random),
+    LeastConn(LeastConn),
+    P2c(P2c),
+    Adaptive(Adaptive),
+    Chash(Chash),
+}
+
+/// What each strategy can do.
+trait Pick: Sized {
+    /// See [`Picker::pick`].
+    fn pick(&mut self, now: &impl Moment, rng: &mut SmallRng) -> Option<usize>;
+
+    /// See [`Picker::into_memory`].
+    fn into_memory(self) -> Memory {
+        Memory::Nothing
+    }
+}
+
+/// The same of whichever strategy it is.
+macro_rules! each {
+    ($picker:expr, $it:ident => $call:expr) => {
+        match $picker {
+            Picker::Best($it) => $call,
+            Picker::WeightedRandom($it) => $call,
+            Picker::RoundRobin($it) => $call,
+            Picker::Random($it) => $call,
+            Picker::LeastConn($it) => $call,
+            Picker::P2c($it) => $call,
+            Picker::Adaptive($it) => $call,
+            Picker::Chash($it) => $call,
+        }
+    };
+}
+
+impl Picker {
     /// The instance for this request, among those that are not barred; `None`
     /// only when all are. Costs the same for 3 instances and 10,000, a
     /// retry's aside.
-    fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize>;
+    pub fn pick(&mut self, now: &impl Moment, rng: &mut SmallRng) -> Option<usize> {
+        each!(self, it => it.pick(now, rng))
+    }
 
     /// What the strategy over the next ranking goes on from.
-    fn into_memory(self: Box<Self>) -> Memory {
-        Memory::Nothing
+    pub fn into_memory(self) -> Memory {
+        each!(self, it => it.into_memory())
     }
 }
 
@@ -109,7 +158,7 @@ pub enum Memory {
 }
 
 /// The strategy over a first ranking, all else as by default.
-pub fn build(strategy: Strategy, ranked: Ranked<'_>, rng: &mut SmallRng) -> Box<dyn Picker> {
+pub fn build(strategy: Strategy, ranked: Ranked<'_>, rng: &mut SmallRng) -> Picker {
     let balance = BalanceConfig { strategy, ..BalanceConfig::default() };
     rebuild(&balance, ranked, Memory::Nothing, rng)
 }
@@ -121,16 +170,16 @@ pub fn rebuild(
     ranked: Ranked<'_>,
     memory: Memory,
     rng: &mut SmallRng,
-) -> Box<dyn Picker> {
+) -> Picker {
     match balance.strategy {
-        Strategy::Best => Box::new(best::Best::new(ranked)),
-        Strategy::WeightedRandom => Box::new(weighted_random::WeightedRandom::new(ranked)),
-        Strategy::RoundRobin => Box::new(round_robin::RoundRobin::new(ranked, memory, rng)),
-        Strategy::Random => Box::new(random::Random::new(ranked)),
-        Strategy::LeastConn => Box::new(least_conn::LeastConn::new(ranked)),
-        Strategy::P2c => Box::new(p2c::P2c::new(ranked)),
-        Strategy::Adaptive => Box::new(adaptive::Adaptive::new(ranked, memory)),
-        Strategy::Chash => Box::new(chash::Chash::new(ranked, balance.hash_balance_factor, memory)),
+        Strategy::Best => Picker::Best(Best::new(ranked)),
+        Strategy::WeightedRandom => Picker::WeightedRandom(WeightedRandom::new(ranked)),
+        Strategy::RoundRobin => Picker::RoundRobin(RoundRobin::new(ranked, memory, rng)),
+        Strategy::Random => Picker::Random(Random::new(ranked)),
+        Strategy::LeastConn => Picker::LeastConn(LeastConn::new(ranked)),
+        Strategy::P2c => Picker::P2c(P2c::new(ranked)),
+        Strategy::Adaptive => Picker::Adaptive(Adaptive::new(ranked, memory)),
+        Strategy::Chash => Picker::Chash(Chash::new(ranked, balance.hash_balance_factor, memory)),
     }
 }
 

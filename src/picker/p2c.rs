@@ -3,7 +3,7 @@
 use rand::rngs::SmallRng;
 
 use super::draw::{AliasTable, Draw, two_untried};
-use super::{Moment, Picker, Ranked};
+use super::{Moment, Pick, Ranked};
 
 /// Draws two instances by weight and takes the one with less in flight for its
 /// weight.
@@ -24,8 +24,8 @@ impl P2c {
     }
 }
 
-impl Picker for P2c {
-    fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
+impl Pick for P2c {
+    fn pick(&mut self, now: &impl Moment, rng: &mut SmallRng) -> Option<usize> {
         let (first, second) = two_untried(&self.table, now, rng)?;
         let weights = self.table.weights();
         // Multiplied crosswise, so that a weight of 0 divides nothing.

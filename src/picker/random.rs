@@ -3,7 +3,7 @@
 use rand::rngs::SmallRng;
 
 use super::draw::{AliasTable, in_force, one_untried};
-use super::{Moment, Picker, Ranked};
+use super::{Moment, Pick, Ranked};
 
 /// Draws evenly, whatever the ranking's weights, but for those that are 0; by what
 /// governs an instance beside them (its zone, its slow start), where anything does.
@@ -23,8 +23,8 @@ impl Random {
     }
 }
 
-impl Picker for Random {
-    fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
+impl Pick for Random {
+    fn pick(&mut self, now: &impl Moment, rng: &mut SmallRng) -> Option<usize> {
         one_untried(&self.table, now, rng)
     }
 }

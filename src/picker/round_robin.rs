@@ -7,7 +7,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use super::draw::{AliasTable, Draw, in_force};
-use super::{Memory, Moment, Picker, Ranked};
+use super::{Memory, Moment, Pick, Ranked};
 
 /// Earliest deadline first: an instance of weight `w` is due every `1/w`, and
 /// the one that is due first gets the request. Turns come out evenly spread
@@ -94,8 +94,8 @@ impl Turns {
     }
 }
 
-impl Picker for RoundRobin {
-    fn pick(&mut self, now: &dyn Moment, _: &mut SmallRng) -> Option<usize> {
+impl Pick for RoundRobin {
+    fn pick(&mut self, now: &impl Moment, _: &mut SmallRng) -> Option<usize> {
         let mut picked = None;
         while let Some(mut turn) = self.due.pop() {
             if now.is_barred(turn.index) {
@@ -114,7 +114,7 @@ impl Picker for RoundRobin {
         picked.or_else(|| self.idle.iter().copied().find(|&index| !now.is_barred(index)))
     }
 
-    fn into_memory(self: Box<Self>) -> Memory {
+    fn into_memory(self) -> Memory {
         let mut phases = vec![None; self.identities.len()];
         for turn in self.due {
             phases[turn.index] = Some((turn.deadline - self.clock) / turn.period);

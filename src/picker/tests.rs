@@ -44,18 +44,13 @@ impl Moment for Now {
     }
 }
 
-fn picker(strategy: Strategy, weights: &[f64], rng: &mut SmallRng) -> Box<dyn Picker> {
+fn picker(strategy: Strategy, weights: &[f64], rng: &mut SmallRng) -> Picker {
     let ranks: Vec<u32> = (0..weights.len() as u32).collect();
     build_ranked(strategy, weights, &ranks, rng)
 }
 
 /// A picker over instances of which nothing but this is known.
-fn build_ranked(
-    strategy: Strategy,
-    weights: &[f64],
-    ranks: &[u32],
-    rng: &mut SmallRng,
-) -> Box<dyn Picker> {
+fn build_ranked(strategy: Strategy, weights: &[f64], ranks: &[u32], rng: &mut SmallRng) -> Picker {
     let records: Vec<Record> =
         weights.iter().zip(ranks).map(|(&weight, &rank)| record(weight, rank)).collect();
     let identities: Vec<u64> = (1..=weights.len() as u64).collect();
@@ -91,7 +86,7 @@ fn after(
     balance: &BalanceConfig,
     instances: &[(u64, f64)],
     rng: &mut SmallRng,
-) -> Box<dyn Picker> {
+) -> Picker {
     let (identities, weights): (Vec<u64>, Vec<f64>) = instances.iter().copied().unzip();
     let records: Vec<Record> = weights.iter().map(|&weight| record(weight, 0)).collect();
     let ranked = Ranked {

@@ -3,7 +3,7 @@
 use rand::rngs::SmallRng;
 
 use super::draw::{AliasTable, one_untried};
-use super::{Moment, Picker, Ranked};
+use super::{Moment, Pick, Ranked};
 
 /// Draws by weight, independently for each request.
 pub struct WeightedRandom {
@@ -16,8 +16,8 @@ impl WeightedRandom {
     }
 }
 
-impl Picker for WeightedRandom {
-    fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
+impl Pick for WeightedRandom {
+    fn pick(&mut self, now: &impl Moment, rng: &mut SmallRng) -> Option<usize> {
         one_untried(&self.table, now, rng)
     }
 }

@@ -76,7 +76,7 @@ impl Chooser {
 /// One worker's way to decide.
 pub enum Decider {
     /// A picker over the ranking in force; `None` before there is one.
-    Strategy(Option<Box<dyn Picker>>),
+    Strategy(Option<Picker>),
     /// It sees to itself.
     Peer(Box<dyn Policy>),
 }
@@ -90,13 +90,13 @@ impl Decider {
         rng: &mut SmallRng,
     ) -> Option<usize> {
         match self {
-            Self::Strategy(picker) => plane?.pick(picker.as_mut()?.as_mut(), view, rng),
+            Self::Strategy(picker) => plane?.pick(picker.as_mut()?, view, rng),
             Self::Peer(policy) => policy.pick(view, rng),
         }
     }
 
     /// The picker of the ranking before, for what it remembers.
-    pub fn take_picker(&mut self) -> Option<Box<dyn Picker>> {
+    pub fn take_picker(&mut self) -> Option<Picker> {
         match self {
             Self::Strategy(picker) => picker.take(),
             Self::Peer(_) => None,

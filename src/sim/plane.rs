@@ -143,9 +143,9 @@ impl Plane {
     pub fn picker(
         &self,
         balance: &BalanceConfig,
-        last: Option<Box<dyn Picker>>,
+        last: Option<Picker>,
         rng: &mut SmallRng,
-    ) -> Box<dyn Picker> {
+    ) -> Picker {
         let RankedServers { identities, priors, records, .. } = &self.ranked;
         let (own_part, rate_per_s) =
             self.ranking.as_ref().map_or((0.0, 0.0), |it| (it.own_part, it.rate_per_s));
@@ -156,7 +156,7 @@ impl Plane {
     }
 
     /// The server that a worker's picker chooses.
-    pub fn pick(&self, by: &mut dyn Picker, view: &View<'_>, rng: &mut SmallRng) -> Option<usize> {
+    pub fn pick(&self, by: &mut Picker, view: &View<'_>, rng: &mut SmallRng) -> Option<usize> {
         let servers = &self.ranked.servers;
         let index = by.pick(&Now { view, servers }, rng)?;
         servers.get(index).map(|server| *server as usize)

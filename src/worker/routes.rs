@@ -42,7 +42,7 @@ pub struct Plan {
 /// Some of the instances.
 struct Group {
     /// `None` where no member has a weight: it has nobody to offer.
-    picker: Option<Box<dyn Picker>>,
+    picker: Option<Picker>,
     /// By instance: whether it is one, and has a weight.
     is_member: Vec<bool>,
     members: Vec<usize>,
@@ -92,7 +92,7 @@ impl Routes {
     pub fn pick(
         &mut self,
         rules: Rules,
-        now: &dyn Moment,
+        now: &impl Moment,
         rng: &mut SmallRng,
     ) -> Option<(usize, Option<usize>)> {
         for (rule, group) in self.groups.iter_mut().enumerate() {
@@ -147,20 +147,20 @@ impl Group {
         Group { picker, is_member, members }
     }
 
-    fn pick(&mut self, now: &dyn Moment, rng: &mut SmallRng) -> Option<usize> {
+    fn pick(&mut self, now: &impl Moment, rng: &mut SmallRng) -> Option<usize> {
         let (is_member, members) = (&self.is_member[..], &self.members[..]);
         self.picker.as_mut()?.pick(&Within { now, is_member, members }, rng)
     }
 }
 
 /// A moment as a group's picker sees it.
-struct Within<'a> {
-    now: &'a dyn Moment,
+struct Within<'a, M> {
+    now: &'a M,
     is_member: &'a [bool],
     members: &'a [usize],
 }
 
-impl Moment for Within<'_> {
+impl<M: Moment> Moment for Within<'_, M> {
     fn is_retry(&self) -> bool {
         self.now.is_retry()
     }

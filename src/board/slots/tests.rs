@@ -6,6 +6,7 @@ struct One {
     board: Board,
     service: ServiceId,
     slot: u32,
+    row: Option<RowId>,
 }
 
 impl One {
@@ -14,15 +15,16 @@ impl One {
         board.service("other").unwrap();
         let service = board.service("chat").unwrap();
         let slot = board.claim_slot(7, service, 0, 1_000).unwrap();
-        One { board, service, slot }
+        let row = board.claim_row(std::process::id());
+        One { board, service, slot, row }
     }
 
     fn begin(&self, now_ms: u64) -> Open {
-        self.board.begin_request(None, self.slot, 7, now_ms)
+        self.board.begin_request(self.row, self.slot, 7, now_ms)
     }
 
     fn end(&self, open: Open, outcome: Outcome, now_ms: u64) {
-        self.board.end_request(None, open, outcome, now_ms);
+        self.board.end_request(self.row, open, outcome, now_ms);
     }
 
     /// A request that is over within the millisecond.
@@ -102,7 +104,7 @@ fn the_next_instance_of_a_slot_begins_from_nothing() {
     assert_eq!(one.board.claim_slot(8, other, 0, 2_500), Some(one.slot));
     assert_eq!(one.seen(3_000), Seen { unpicked_ms: 500, ..Seen::default() });
     assert_eq!(one.board.counters(one.slot), (0, 0));
-    one.board.begin_request(None, one.slot, 8, 3_000);
+    one.board.begin_request(one.row, one.slot, 8, 3_000);
     let of = |service| one.board.service_in_flight(service);
     assert_eq!((of(one.service), of(other)), (0, 1), "of its own service");
 }

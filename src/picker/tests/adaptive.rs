@@ -61,11 +61,11 @@ impl Service {
         self
     }
 
-    fn picker(&self, rate_per_s: f64, rng: &mut SmallRng) -> Box<dyn Picker> {
+    fn picker(&self, rate_per_s: f64, rng: &mut SmallRng) -> Picker {
         self.picker_after(Memory::Nothing, rate_per_s, rng)
     }
 
-    fn picker_after(&self, memory: Memory, rate_per_s: f64, rng: &mut SmallRng) -> Box<dyn Picker> {
+    fn picker_after(&self, memory: Memory, rate_per_s: f64, rng: &mut SmallRng) -> Picker {
         let identities: Vec<u64> = (1..=self.records.len() as u64).collect();
         let priors = vec![1.0; self.records.len()];
         let ranked = Ranked {

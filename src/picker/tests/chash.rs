@@ -10,15 +10,15 @@ fn chash(hash_balance_factor: u32) -> BalanceConfig {
     BalanceConfig { strategy, hash_balance_factor, ..BalanceConfig::default() }
 }
 
-fn over(instances: &[Instance]) -> Box<dyn Picker> {
+fn over(instances: &[Instance]) -> Picker {
     over_after(Memory::Nothing, instances)
 }
 
-fn over_after(memory: Memory, instances: &[Instance]) -> Box<dyn Picker> {
+fn over_after(memory: Memory, instances: &[Instance]) -> Picker {
     after(memory, &chash(0), instances, &mut SmallRng::seed_from_u64(1))
 }
 
-fn index_of(picker: &mut dyn Picker, now: &Now) -> usize {
+fn index_of(picker: &mut Picker, now: &Now) -> usize {
     picker.pick(now, &mut SmallRng::seed_from_u64(1)).unwrap()
 }
 
@@ -27,12 +27,12 @@ fn key(key: u32) -> Now {
 }
 
 /// The identities that these many keys go to.
-fn homes(picker: &mut dyn Picker, instances: &[Instance], keys: u32) -> Vec<u64> {
+fn homes(picker: &mut Picker, instances: &[Instance], keys: u32) -> Vec<u64> {
     (0..keys).map(|k| instances[index_of(picker, &key(k))].0).collect()
 }
 
 fn homes_over(instances: &[Instance], keys: u32) -> Vec<u64> {
-    homes(&mut *over(instances), instances, keys)
+    homes(&mut over(instances), instances, keys)
 }
 
 /// Identities as the board makes them.
@@ -78,7 +78,7 @@ fn the_order_of_the_instances_does_not_matter_nor_do_the_rankings_weights() {
         rate_per_s: 0.0,
     };
     let mut picker = rebuild(&chash(0), ranked, Memory::Nothing, &mut SmallRng::seed_from_u64(1));
-    assert_eq!(homes(&mut *picker, &instances, 2000), before);
+    assert_eq!(homes(&mut picker, &instances, 2000), before);
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn what_the_ranking_gives_weight_0_owns_no_key() {
         rate_per_s: 0.0,
     };
     let mut picker = rebuild(&chash(0), ranked, Memory::Nothing, &mut SmallRng::seed_from_u64(1));
-    assert!((0..500).all(|k| index_of(&mut *picker, &key(k)) != 1));
+    assert!((0..500).all(|k| index_of(&mut picker, &key(k)) != 1));
 }
 
 #[test]
@@ -106,11 +106,11 @@ fn a_retry_goes_where_the_key_goes_once_the_tried_one_has_left() {
     let instances = instances(&[1.0, 2.0, 3.0, 4.0]);
     let mut picker = over(&instances);
     for k in 0..500 {
-        let home = index_of(&mut *picker, &key(k));
-        let retry = index_of(&mut *picker, &Now { tried: vec![home], ..key(k) });
+        let home = index_of(&mut picker, &key(k));
+        let retry = index_of(&mut picker, &Now { tried: vec![home], ..key(k) });
         let mut left = instances.clone();
         left.remove(home);
-        let next = index_of(&mut *over(&left), &key(k));
+        let next = index_of(&mut over(&left), &key(k));
         assert_eq!(instances[retry], left[next]);
     }
 }
@@ -119,10 +119,10 @@ fn a_retry_goes_where_the_key_goes_once_the_tried_one_has_left() {
 fn without_a_bound_a_key_stays_however_loaded_its_instance_is() {
     let instances = instances(&[1.0; 3]);
     let mut picker = over(&instances);
-    let home = index_of(&mut *picker, &key(1));
+    let home = index_of(&mut picker, &key(1));
     let busy = Now { in_flight: vec![1000; 3].into(), ..key(1) };
     busy.in_flight.borrow_mut()[home] = 1_000_000;
-    assert_eq!(index_of(&mut *picker, &busy), home);
+    assert_eq!(index_of(&mut picker, &busy), home);
 }
 
 /// Sends requests that never end; each of a key's must find its instance within
@@ -155,14 +155,14 @@ fn one_hot_key_fills_one_instance_after_another_to_the_bound() {
 fn the_overflow_of_two_keys_of_one_instance_goes_different_ways() {
     let instances = instances(&[1.0; 10]);
     let mut picker = over(&instances);
-    let home = index_of(&mut *picker, &key(0));
+    let home = index_of(&mut picker, &key(0));
     let mut rng = SmallRng::seed_from_u64(1);
     let mut bounded = after(Memory::Nothing, &chash(125), &instances, &mut rng);
     let full = RefCell::new(vec![0; 10]);
     full.borrow_mut()[home] = 100;
     let ways: std::collections::HashSet<usize> = (0..1000)
-        .filter(|&k| index_of(&mut *picker, &key(k)) == home)
-        .map(|k| index_of(&mut *bounded, &Now { in_flight: full.clone(), ..key(k) }))
+        .filter(|&k| index_of(&mut picker, &key(k)) == home)
+        .map(|k| index_of(&mut bounded, &Now { in_flight: full.clone(), ..key(k) }))
         .collect();
     assert_eq!(ways.len(), 9, "all the others, and not the full one");
 }
@@ -219,7 +219,7 @@ fn many(weights: impl Fn(u64) -> f64) -> Vec<Instance> {
     (0..600).map(|i: u64| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15), weights(i))).collect()
 }
 
-fn owners_of(picker: Box<dyn Picker>) -> super::super::chash::Owners {
+fn owners_of(picker: Picker) -> super::super::chash::Owners {
     match picker.into_memory() {
         Memory::Owners(owners) => owners,
         _ => panic!("chash remembers its owners"),
@@ -304,8 +304,8 @@ fn owners_that_are_remembered_are_those_that_would_be_found_anew() {
     .into_iter()
     .enumerate()
     {
-        let with_some_known = |mut picker: Box<dyn Picker>| {
-            homes(&mut *picker, instances, 3000);
+        let with_some_known = |mut picker: Picker| {
+            homes(&mut picker, instances, 3000);
             owners_of(picker)
         };
         let owners = with_some_known(over_after(memory, instances));
@@ -320,7 +320,7 @@ fn owners_that_are_remembered_are_those_that_would_be_found_anew() {
 fn a_ranking_of_the_same_instances_keeps_the_owners() {
     let instances = instances(&[1.0; 4]);
     let mut picker = over(&instances);
-    homes(&mut *picker, &instances, 500);
+    homes(&mut picker, &instances, 500);
     let owners = owners_of(picker);
     let count = owners.known();
     assert!(count > 400);
