@@ -186,15 +186,17 @@ impl Health {
         let mut has_changed = false;
         for instance in instances {
             let Some(ejection) = self.board.ejection(instance.slot) else { continue };
-            if ejection.until_ms <= now_ms {
+            let is_new = self.board.tell_ejection(instance.slot);
+            if is_new {
+                // Though it may be over by now, where this thread did not run.
+                tell(self.board, service, instance, ejection, now_ms);
+            }
+            let is_over = ejection.until_ms <= now_ms;
+            if is_over {
                 self.board.take_back(instance.slot, now_ms);
                 tracing::info!("{service}: instance {} gets requests again", instance.id);
-            } else if self.board.tell_ejection(instance.slot) {
-                tell(self.board, service, instance, ejection, now_ms);
-            } else {
-                continue;
             }
-            has_changed = true;
+            has_changed |= is_new || is_over;
         }
         has_changed
     }

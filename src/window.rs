@@ -12,6 +12,14 @@
 use crate::config::{Decay, WindowConfig};
 use crate::model::Status;
 
+/// A rate is known once so large a part of the window is covered, one over this: half
+/// a second by default.
+///
+/// A status has waited for up to an interval when it comes in a list, as after a reload,
+/// and so has one that meets a thread that did not run. The next one may follow it at
+/// once, and what came in an interval would be told as the rate of a moment.
+const COVERED: u64 = 10;
+
 /// What a window says of an instance. `None` is unknown, which is not 0: an
 /// instance that completed no request has no latency, rather than the best one.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -175,10 +183,10 @@ impl Window {
             cpu: self.ratio(CpuMicros, CpuSamples).map(|micros| micros / 1e6),
             utilization: self.ratio(UsedMicros, UsedSamples).map(|micros| micros / 1e6),
             memory_free_bytes: self.ratio(FreeBytes, FreeSamples),
-            rate: self.ratio(Requests, ElapsedMs).map(|per_ms| per_ms * 1e3),
+            rate: self.over_time(Requests).map(|per_ms| per_ms * 1e3),
             latency_ms: self.ratio(LatencyNs, Requests).map(|ns| ns / 1e6),
             errors: self.ratio(Errors, Requests).map(|part| part.min(1.0)),
-            busy: self.ratio(BusyNs, ElapsedMs).map(|ns_per_ms| (ns_per_ms / 1e6).min(1.0)),
+            busy: self.over_time(BusyNs).map(|ns_per_ms| (ns_per_ms / 1e6).min(1.0)),
             in_flight: self.ratio(InFlight, InFlightSamples),
             max_in_flight: self.max_in_flight,
         }
@@ -241,6 +249,13 @@ impl Window {
             self.add(sum, value);
             self.add(samples, 1);
         }
+    }
+
+    /// So much a millisecond, if it is enough of them to tell.
+    fn over_time(&self, quantity: Quantity) -> Option<f64> {
+        let elapsed_ms = self.plain[Quantity::ElapsedMs as usize];
+        let is_covered = elapsed_ms >= u128::from(self.span_ms() / COVERED);
+        self.ratio(quantity, Quantity::ElapsedMs).filter(|_| is_covered)
     }
 
     fn ratio(&self, over: Quantity, under: Quantity) -> Option<f64> {

@@ -21,7 +21,7 @@ start_nginx($folder, 'nginx/example.conf');
 my $url = 'http://127.0.0.1:$FREE_PORT_1';
 await('the example serves', sub { fetch("$url/ipconfig/healthz")->{success} });
 my %count;
-$count{ word(fetch("$url/chat/")) }++ for 1 .. 60;
+await('both serve', sub { $count{ word(fetch("$url/chat/")) }++; keys %count == 2 });
 say names(\%count);
 --- response_body
 checked

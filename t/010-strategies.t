@@ -147,7 +147,7 @@ none starved
 # chance of 1e-9.
 --- ipconfig: p2c a:1 b:1
 --- script
-my @ends = map { meanwhile(sub { get('/slow?ms=1000') }) } 1 .. 3;
+hold(3);
 await('three requests are open', sub { in_flight('chat') == 3 });
 my %open = map { ($_->{id} => $_->{in_flight}) } @{ service('chat')->{instances} };
 my ($idler) = grep { $open{$_} < 2 } keys %open;
@@ -162,30 +162,39 @@ the idler
 === TEST 11: adaptive follows the weights, starves none and leaves out weight 0
 --- ipconfig: adaptive a:1 b:2 c:0 d:4
 --- script
-my $count = served(1400);
-note(counts($count));
-say names($count);
-say sum0(values %$count), ' answers';
-say $count->{a} < $count->{b} && $count->{b} < $count->{d} ? 'by weight' : counts($count);
-say $count->{a} >= 100 ? 'none starved' : counts($count);
+# One that answered slowly, as any may on a busy machine, is left alone for some
+# seconds. Of even draws no round in 1e9 is like this.
+my %all;
+await('by weight', sub {
+    my $count = served(700);
+    note(counts($count));
+    $all{$_} += $count->{$_} for keys %$count;
+    my %expected = (a => 100, b => 200, d => 400);
+    return !grep { abs(($count->{$_} // 0) / $expected{$_} - 1) > 0.2 } keys %expected;
+});
+say 'by weight';
+say names(\%all);
 --- response_body
-a b d
-1400 answers
 by weight
-none starved
+a b d
 
 
 
 === TEST 12: adaptive turns away from an instance with requests open
 --- ipconfig: adaptive a:1 b:1
 --- script
-my @ends = map { meanwhile(sub { get('/slow?ms=1000') }) } 1 .. 3;
+hold(3);
 await('three requests are open', sub { in_flight('chat') == 3 });
 my %open = map { ($_->{id} => $_->{in_flight}) } @{ service('chat')->{instances} };
 my ($idler) = grep { $open{$_} < 2 } keys %open;
-my $count = served(300);
-note('open ', counts(\%open), ', served ', counts($count));
-say $count->{$idler} > 180 ? 'the idler' : counts($count);
+# The idler itself is left alone, for some seconds, when it answered slowly.
+# Of even draws it has more than 220 of 300 once in 1e15 rounds.
+await('the idler', sub {
+    my $count = served(300);
+    note('open ', counts(\%open), ', served ', counts($count));
+    return $count->{$idler} > 220;
+});
+say 'the idler';
 --- response_body
 the idler
 
@@ -213,18 +222,20 @@ fits
 --- workers: 2
 --- ipconfig: least_conn a:1 b:1 c:1
 --- script
-my @ends;
 for my $n (1 .. 2) {
-    push @ends, meanwhile(sub { get_anew('/slow?ms=2000') });
+    hold(1);
     await("$n are open", sub { in_flight('chat') == $n });
 }
 my %open = map { ($_->{id} => $_->{in_flight}) } @{ service('chat')->{instances} };
 my ($idler) = grep { $open{$_} == 0 } keys %open;
-my $count = served_anew(60);
-note('open ', counts(\%open), ', served ', counts($count));
+my %count;
+for (1 .. 60) {
+    $count{ get_anew('/') }++;
+    # its log phase may come after its answer, and in another worker
+    await('it is over', sub { in_flight('chat') == 2 });
+}
 say max(values %open), ' open at most';
-# The next request may come before the last one's log phase, and find them even.
-say $count->{$idler} >= 55 ? 'the idler' : counts($count);
+say $count{$idler} == 60 ? 'the idler' : counts(\%count);
 --- response_body
 1 open at most
 the idler
@@ -275,7 +286,8 @@ fits
 === TEST 19: a dead instance's keys are spread over the others, and come back with it
 --- ipconfig: chash hash_balance_factor=0 a:1 b:1 c:1
 --- script
-my $homes = sub { return { map { ($_ => get_anew("/?k=user-$_")) } 1 .. 60 } };
+# b's keys all go to one of the others once in 1e11 runs.
+my $homes = sub { return { map { ($_ => get_anew("/?k=user-$_")) } 1 .. 150 } };
 my $differ = sub { my ($one, $two) = @_; grep { $one->{$_} ne $two->{$_} } keys %$one };
 my $before = $homes->();
 kill_backend('b');
@@ -298,7 +310,8 @@ Connection refused
 --- workers: 2
 --- ipconfig: chash hash_balance_factor=0 a:1 b:1 c:1
 --- script
-my $homes = sub { return { map { ($_ => get_anew("/?k=user-$_")) } 1 .. 80 } };
+# None of a's keys moves, or of b's or c's, once in 1e14 runs.
+my $homes = sub { return { map { ($_ => get_anew("/?k=user-$_")) } 1 .. 400 } };
 my $before = $homes->();
 put('instances/chat/d', '{"addr":"$BACKEND_D"}');
 ready('chat', 'a b c d');
@@ -306,7 +319,7 @@ my $with = $homes->();
 my @moved = grep { $before->{$_} ne $with->{$_} } keys %$before;
 say names({ map { ("from $before->{$_}" => 1) } @moved }), ', to ',
     names({ map { ($with->{$_} => 1) } @moved });
-say @moved < 40 ? 'a part' : @moved . ' of 80';
+say @moved < 200 ? 'a part' : @moved . ' of 400';
 del('instances/chat/d');
 ready('chat', 'a b c');
 my $after = $homes->();
@@ -323,7 +336,7 @@ a part
 --- ipconfig: chash a:1 b:1 c:1
 --- script
 my $home = get('/?k=hot');
-my @ends = map { meanwhile(sub { get_anew('/slow?ms=2000&k=hot') }) } 1 .. 12;
+hold(12, '/slow?ms=600000&k=hot');
 await('all are open', sub { in_flight('chat') == 12 });
 my %open = map { ($_->{id} => $_->{in_flight}) } @{ service('chat')->{instances} };
 note("home $home, open ", counts(\%open));
@@ -340,7 +353,7 @@ its share at home
 --- ipconfig: chash hash_balance_factor=0 a:1 b:1 c:1
 --- script
 my $home = get('/?k=hot');
-my @ends = map { meanwhile(sub { get_anew('/slow?ms=2000&k=hot') }) } 1 .. 12;
+hold(12, '/slow?ms=600000&k=hot');
 await('all are open', sub { in_flight('chat') == 12 });
 my %open = map { ($_->{id} => $_->{in_flight}) } @{ service('chat')->{instances} };
 say $open{$home} == 12 ? 'all at home' : counts(\%open);
@@ -364,7 +377,8 @@ fits
 --- ipconfig: chash hash_balance_factor=0 a:1 b:1 c:1
 --- script
 say names(served(20, '/?n=12')) eq get('/?k=12') ? 'as its text' : 'elsewhere';
-my %homes = map { ($_ => served(5, "/?mb=$_")) } 'a' .. 'p';
+# None has its home at a, or b or c, once in 1e10 runs.
+my %homes = map { ($_ => served(2, "/?mb=$_")) } 10 .. 69;
 say names({ map { (scalar(keys %$_) => 1) } values %homes }), ' instance for each';
 say names({ map { %$_ } values %homes });
 --- response_body

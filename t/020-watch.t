@@ -14,11 +14,11 @@ put instances/chat/a {"addr":"$BACKEND_A"}
 ready('chat', 'a');
 say names(served(20));
 put('instances/chat/b', '{"addr":"$BACKEND_B"}');
-my $took = await('b is served', sub { get('/') eq 'b' }, 1);
+my $took = await('b is served', sub { get('/') eq 'b' });
 note(sprintf 'a put is served after %.0f ms', 1000 * $took);
 say names(served(20));
 del('instances/chat/a');
-$took = await('a is not served', sub { !served(4)->{a} }, 1);
+$took = await('a is not served', sub { !served(4)->{a} });
 note(sprintf 'a delete is in force after %.0f ms', 1000 * $took);
 say names(served(20));
 --- response_body
@@ -36,7 +36,7 @@ put instances/chat/one {"addr":"$BACKEND_A"}
 --- script
 ready('chat', 'one');
 put('instances/chat/one', '{"addr":"$BACKEND_B"}');
-await('the new address is served', sub { get('/') eq 'b' }, 1);
+await('the new address is served', sub { get('/') eq 'b' });
 say counts(served(20));
 --- response_body
 b:20
@@ -53,7 +53,7 @@ put instances/chat/b {"addr":"$BACKEND_B","weight":1}
 ready('chat', 'a b');
 say counts(served(40));
 put('instances/chat/a', '{"addr":"$BACKEND_A","weight":3}');
-await('the weight is 3', sub { weights('chat')->{a} == 3 }, 1);
+await('the weight is 3', sub { weights('chat')->{a} == 3 });
 say counts(served(40));
 --- response_body
 a:20 b:20
@@ -89,10 +89,10 @@ put instances/chat/one {"addr":"$BACKEND_B"}
 await('the weight is 1', sub { weights('chat')->{one} == 1 });
 say counts(served(20)), ' ', counts(weights('chat'));
 del('instances/chat/one');
-await('the file is in force', sub { weights('chat')->{one} == 5 }, 1);
+await('the file is in force', sub { weights('chat')->{one} == 5 });
 say counts(served(20)), ' ', counts(weights('chat'));
 put('instances/chat/one', '{"addr":"$BACKEND_C"}');
-await('etcd is in force', sub { weights('chat')->{one} == 1 }, 1);
+await('etcd is in force', sub { weights('chat')->{one} == 1 });
 say counts(served(20)), ' ', counts(weights('chat'));
 --- response_body
 b:20 one:1
@@ -177,17 +177,23 @@ put instances/chat/slow {"addr":"$BACKEND_B","status":"grpc://127.0.0.1:9"}
 --- script
 ready('chat', 'fast slow');
 say ranking_states('chat');
-report('chat', 12, fast => { latency_ms => 5 }, slow => { latency_ms => 100 });
-my $weight = weights('chat');
-note(counts($weight));
-say ranking_states('chat');
-say $weight->{fast} > 1.2 * $weight->{slow} ? 'more' : counts($weight);
-say fit(served(1000), { a => $weight->{fast}, b => $weight->{slow} });
+report_until('fast weighs more', sub {
+    my $weight = weights('chat');
+    return $weight->{fast} > 1.2 * $weight->{slow}
+        && ranking_states('chat') eq 'fast:reporting slow:reporting';
+}, chat => (fast => { latency_ms => 5 }, slow => { latency_ms => 100 }));
+# The weights move on while requests are sent.
+await('it gets more', sub {
+    my ($before, $count, $after) = (weights('chat'), served(1000), weights('chat'));
+    note(counts($before), ', ', counts($count));
+    return counts($before) eq counts($after)
+        && fit($count, { a => $before->{fast}, b => $before->{slow} }) eq 'fits'
+        && $count->{a} > $count->{b};
+});
+say 'more';
 --- response_body
 fast:unknown slow:unknown
-fast:reporting slow:reporting
 more
-fits
 
 
 
@@ -200,7 +206,8 @@ put instances/chat/b {"addr":"$BACKEND_B","status":"grpc://127.0.0.1:9"}
 --- script
 ready('chat', 'a b');
 say ranking('chat'), ': ', counts(served(20));
-report('chat', 12, a => { failing => 0.5 }, b => {});
+report_until('b is the top', sub { ranking('chat') eq 'b a' },
+             chat => (a => { failing => 0.5 }, b => {}));
 say ranking('chat'), ': ', counts(served(20));
 --- response_body
 a b: a:20
@@ -214,9 +221,11 @@ put instances/chat/a {"addr":"$BACKEND_A","status":"grpc://127.0.0.1:9"}
 put instances/chat/b {"addr":"$BACKEND_B","status":"grpc://127.0.0.1:9","weight":2}
 --- script
 ready('chat', 'a b c');
-report('chat', 8, a => { latency_ms => 20 }, b => { latency_ms => 20 });
-say ranking_states('chat');
-say counts(weights('chat'));
+my %weights;
+report_until('they report', sub {
+    $weights{ counts(weights('chat')) }++;
+    return $_[0] > 10 && ranking_states('chat') eq 'a:reporting b:reporting c:unreported';
+}, chat => (a => { latency_ms => 20 }, b => { latency_ms => 20 }));
+say names(\%weights);
 --- response_body
-a:reporting b:reporting c:unreported
 a:1 b:2 c:1

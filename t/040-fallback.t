@@ -2,7 +2,7 @@ use lib 't/lib';
 use IpconfigTest 'no_plan';
 
 our $Weights = <<'_EOC_';
-{ "fallback": { "after": "1s" },
+{ "fallback": { "after": "2s" },
   "services": { "chat": { "balance": { "strategy": "best" }, "instances": [
       { "id": "a", "addr": "$BACKEND_A", "weight": 1 },
       { "id": "b", "addr": "$BACKEND_B", "weight": 3 },
@@ -32,22 +32,28 @@ __DATA__
 --- script
 my $writer = writer_pid();
 say mode('chat'), ': ', counts(served(50));
+my $began = time;
 while_stopped($writer, sub {
-    my $took = await('fallback', sub { mode('chat') eq 'fallback' });
+    await('fallback', sub { mode('chat') eq 'fallback' });
+    my $took = time - $began;
     note(sprintf 'in fallback after %.2f s', $took);
-    say $took >= 0.7 ? 'not before its time' : "after $took s";
+    say $took >= 1 ? 'not before its time' : "after $took s";
     say mode('chat'), ': ', fit(served_anew(3000), { a => 1, b => 3, c => 6 });
 });
-my $took = await('its end', sub { logged(qr/mode normal/) });
+my $took = await('its end', sub { logged(qr/mode normal/) && mode('chat') eq 'live' });
 note(sprintf 'live after %.2f s', $took);
-say mode('chat'), ': ', counts(served_anew(50));
-say logged(qr/mode fallback/), ' line, ', logged(qr/mode normal/), ' line';
+# Either worker may have fallen back; both are to be back.
+await('by the ranking', sub { counts(served_anew(50)) eq 'c:50' });
+say mode('chat'), ': by the ranking';
+# Once each, unless the machine itself stopped for so long.
+await('as often back', sub { logged(qr/mode fallback/) == logged(qr/mode normal/) });
+say 'as often back';
 --- response_body
 live: c:50
 not before its time
 fallback: fits
-live: c:50
-1 line, 1 line
+live: by the ranking
+as often back
 --- error_log
 [ipconfig] mode fallback
 [ipconfig] mode normal
@@ -59,9 +65,9 @@ live: c:50
 
 === TEST 2: a stop shorter than fallback.after changes nothing
 --- workers: 2
---- ipconfig eval: $::Weights
+--- ipconfig eval: $::Weights =~ s/"2s"/"20s"/r
 --- script
-while_stopped(writer_pid(), sub { sleep 0.5 });
+while_stopped(writer_pid(), sub { sleep 2 });
 sleep 1;
 say logged(qr/mode fallback/), ' lines';
 say counts(served_anew(50));
@@ -142,7 +148,7 @@ my $took = await('stale', sub { mode('chat') eq 'stale' });
 note(sprintf 'stale after %.2f s', $took);
 say ranking('chat'), ' ', mode('chat'), ', ', fetch('/ipconfig/healthz')->{status};
 start_etcd();
-$took = await('live', sub { mode('chat') eq 'live' }, 10);
+$took = await('live', sub { mode('chat') eq 'live' });
 note(sprintf 'live %.2f s after etcd', $took);
 my $count = $end->();
 note('meanwhile ', counts($count));
@@ -172,7 +178,7 @@ kill_etcd();
 say ranking('chat');
 start_etcd();
 del('instances/chat/b');
-await('b is gone', sub { ranking('chat') eq 'a c' }, 10);
+await('b is gone', sub { ranking('chat') eq 'a c' });
 say names(served(60));
 --- response_body
 a b c
@@ -247,7 +253,8 @@ say names({ reverse %$live });
 while_stopped(writer_pid(), sub {
     await('fallback', sub { mode('chat') eq 'fallback' });
     say $elsewhere->(), ' elsewhere' for 1 .. 2;
-    say names(served_anew(60)), ' without a key';
+    # without a's the chance is 1e-10
+    say names(served_anew(200)), ' without a key';
 });
 --- response_body
 a b c

@@ -29,7 +29,7 @@ __DATA__
 ready('chat', 'a b c');
 say views(2);
 put('instances/chat/d', '{"addr":"$BACKEND_D","weight":7}');
-my $took = await('all see d', sub { views(2) =~ /^0 d=7.*\n1 d=7/ }, 1);
+my $took = await('all see d', sub { views(2) =~ /^0 d=7.*\n1 d=7/ });
 note(sprintf 'all see a put after %.0f ms', 1000 * $took);
 say views(2);
 --- response_body
@@ -44,7 +44,7 @@ say views(2);
 --- workers: 4
 --- script
 put('instances/chat/c', '{"addr":"$BACKEND_C","drain":true}');
-await('all see it', sub { views(4) !~ /c/ }, 1);
+await('all see it', sub { views(4) !~ /c/ });
 say views(4);
 say names(served_anew(100));
 --- response_body
@@ -105,10 +105,11 @@ a b c
 my @names = map { slurp($_) } map { glob "/proc/$_/task/*/comm" } worker_pids();
 say scalar(grep { $_ eq "ipconfig\n" } @names), ' thread';
 my %id;    # of each worker, by its pid
-while (keys %id < 3) {
+await('each worker has answered', sub {
     my ($id, $pid) = split ' ', get_anew('/worker');
     $id{$pid} = $id;
-}
+    return keys %id == 3;
+});
 say "in worker $id{writer_pid()}";
 --- response_body
 1 thread
@@ -119,7 +120,7 @@ in worker 0
 === TEST 5: in-flight requests of all workers are counted together
 --- workers: 2
 --- script
-my @ends = map { meanwhile(sub { fetch_anew('/slow?ms=1500') }) } 1 .. 6;
+hold(6);
 await('six in flight', sub { in_flight('chat') == 6 });
 my %seen;
 $seen{ in_flight('chat') }++ for 1 .. 40;

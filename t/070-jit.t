@@ -8,12 +8,13 @@ use IpconfigTest 'no_plan';
 
 package IpconfigTest::Script;
 
-# What the compiler made of the request path, by the file that jit.v wrote:
-# "[TRACE  11 ipconfig.lua:281 return]", and with --- for a number where it gave
-# up.
+# The lines that jit.v wrote: "[TRACE  11 ipconfig.lua:281 return]".
+sub traces { split /\n/, slurp(IpconfigTest::Parts::folder() . '/traces') }
+
+# What the compiler makes of the request path, which $requests takes.
 sub say_what_is_compiled {
-    open my $file, '<', IpconfigTest::Parts::folder() . '/traces' or die "no traces: $!";
-    my @traces = <$file>;
+    my $requests = shift;
+    $requests->();
 
     # Where the request path is, line by line; the rest of these files runs once a
     # ranking, or in timers.
@@ -32,18 +33,20 @@ sub say_what_is_compiled {
         open my $source, '<', "$LUA/resty/$path" or die "no source: $!";
         while (<$source>) {
             $is_on_the_path{"$file:$."}++ if /^(?:local )?function (?:$names)\b/ .. /^end$/;
-            say("$1: ", (grep { /\[TRACE\s+\d+ ipconfig\.lua:$. / } @traces) ? 'compiled' : 'NOT compiled')
-                if $path eq 'ipconfig.lua' && /^function _M\.(balance|log)\b/;
+            next if $path ne 'ipconfig.lua' || !/^function _M\.(balance|log)\b/;
+            # it begins there, or with who calls: whichever was hot first
+            my $caller = { balance => 'balancer_by_lua', log => 'log_by_lua' }->{$1};
+            my $begin = qr/\[TRACE\s+\d+ (?:ipconfig\.lua:$.|$caller\(.*?\):1) /;
+            await("$1 is compiled", sub { $requests->(); grep { $_ =~ $begin } traces() })
+                if !grep { $_ =~ $begin } traces();
+            say("$1: compiled");
         }
     }
     # what rules.lua makes of a service's rules is of no file
     my $is_ours = sub {
         $_[0] =~ /\bipconfig_rules:/ || grep { $is_on_the_path{$_} } $_[0] =~ /\b(\w+\.lua:\d+)/g
     };
-    say('given up: ', join ' ', grep { /TRACE ---/ && $is_ours->($_) } @traces);
-
-    # A function that cannot be compiled is called between two traces.
-    say('left in between: ', join ' ', grep { / stitch / && $is_ours->($_) } @traces);
+    say('given up: ', join ' ', given_up($is_ours, traces()));
 }
 
 package main;
@@ -72,13 +75,11 @@ $main::Traced . <<'_EOC_'
     }
 _EOC_
 --- script
-served(2000);
-say_what_is_compiled();
+say_what_is_compiled(sub { served(2000) });
 --- response_body
 balance: compiled
 log: compiled
 given up: 
-left in between: 
 
 
 
@@ -100,19 +101,19 @@ $main::Traced . <<'_EOC_'
     }
 _EOC_
 --- script
-for my $round (1 .. 40) {
-    served(40, "/?key=$round");
-    get('/code?code=503') for 1 .. 10;
-    get('/drop') for 1 .. 5;
-    abandon('/slow?ms=500') if $round % 8 == 0;
-}
-await('none in flight', sub { in_flight('chat') == 0 });
-say_what_is_compiled();
+say_what_is_compiled(sub {
+    for my $round (1 .. 40) {
+        served(40, "/?key=$round");
+        get('/code?code=503') for 1 .. 10;
+        get('/drop') for 1 .. 5;
+        abandon('/slow?ms=500') if $round % 8 == 0;
+    }
+    await('none in flight', sub { in_flight('chat') == 0 });
+});
 --- response_body
 balance: compiled
 log: compiled
 given up: 
-left in between: 
 --- error_log
 connect() failed
 
@@ -142,17 +143,17 @@ _EOC_
 --- config eval
 "access_log logs/why.log why;" . $IpconfigTest::SERVICE_LOCATION
 --- script
-for my $round (1 .. 40) {
-    served(20, "/?k=$round");
-    served(20, "/?c=1");
-    get('/', headers => { 'X-A' => 1 + $_ % 3, Cookie => 'b=1' }) for 1 .. 20;
-}
-say_what_is_compiled();
+say_what_is_compiled(sub {
+    for my $round (1 .. 40) {
+        served(20, "/?k=$round");
+        served(20, "/?c=1");
+        get('/', headers => { 'X-A' => 1 + $_ % 3, Cookie => 'b=1' }) for 1 .. 20;
+    }
+});
 --- response_body
 balance: compiled
 log: compiled
 given up: 
-left in between: 
 --- error_log
 connect() failed
 

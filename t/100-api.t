@@ -69,7 +69,7 @@ say json($_) for @$instances;
 say shape('v1/services/chat?n=0', qw(age_ms revision version));
 say 'revision: ', $view->{revision} == IpconfigTest::Parts::revision() ? 'that of etcd' : $view->{revision};
 say 'version: ', $view->{version} >= 1 ? '1 or more' : $view->{version};
-say 'age: ', $view->{age_ms} < 2000 ? 'young' : $view->{age_ms};
+say 'age: ', $view->{age_ms} < 30_000 ? 'young' : $view->{age_ms};
 --- response_body eval
 <<"_EOC_";
 {"addr":"127.0.0.1:@{[ $ENV{TEST_NGINX_SERVER_PORT} + 3 ]}","id":"z","in_flight":0,"rank":1,"score":0,"share":0.75,"state":"unreported","weight":3,"zone":"east"}
@@ -281,7 +281,7 @@ IpconfigTest::Parts::start('late-etcd', 'etcd', '--name', 'late',
     '--listen-client-urls', $client, '--advertise-client-urls', $client,
     '--listen-peer-urls', $peer, '--initial-advertise-peer-urls', $peer,
     '--initial-cluster', "late=$peer", '--log-level', 'error');
-await('etcd has answered', sub { fetch('/ipconfig/healthz')->{status} == 200 }, 20);
+await('etcd has answered', sub { fetch('/ipconfig/healthz')->{status} == 200 });
 IpconfigTest::Parts::end('late-etcd', 'KILL');
 say shape('healthz', 'revision') =~ /("not_ready":\[.*?\]).*("ready":\w+)/;
 say join ' ', map { "$_->{service}:$_->{instances}:$_->{mode}" } @{ api('v1/services')->{services} };
@@ -299,12 +299,14 @@ chat:1:live mail:0:live news:0:live
   "services": { "chat": { "instances": [ { "id": "a", "addr": "$BACKEND_A" } ] } } }
 --- script
 say service('chat')->{mode};
+my $began = time;
 kill_etcd();
-my $took = await('stale', sub { service('chat')->{mode} eq 'stale' }, 5);
+await('stale', sub { service('chat')->{mode} eq 'stale' });
+my $took = time - $began;
 say $took > 0.7 ? 'not at once' : "after $took s";
 say api('healthz')->{mode}, ' ', api('v1/services')->{services}[0]{mode}, ' ', get('/');
 start_etcd();
-await('live again', sub { service('chat')->{mode} eq 'live' }, 20);
+await('live again', sub { service('chat')->{mode} eq 'live' });
 say 'live';
 --- response_body
 live

@@ -112,8 +112,11 @@ sub damage {
     put('instances/chat/d', '{"addr":"$BACKEND_D"}');
     await_stored($key, $version);
     get($how eq 'deleted' ? "/delete?key=$key" : "/damage?key=$key&how=$how");
-    say "$how: ", names(served(60));
+    # The next request meets it; from then on it may be stored again at any time.
+    my $who = get('/');
+    say "$how: ", $who =~ /^[abc]$/ ? 'one of a b c' : $who;
 
+    in_log($pattern);
     my $log = slurp(IpconfigTest::Parts::servroot() . '/logs/error.log');
     my @lines = $log =~ /$pattern/g;
     say @lines == 1 ? $lines[0] =~ s/[0-9a-f]{8}/N/gr : scalar(@lines) . ' lines';
@@ -187,6 +190,7 @@ say 'old: ', names(served(60)), ', ', ranking('chat');
 my $errors = figure('publish_errors_total');
 await('it is tried again', sub { figure('publish_errors_total') > $errors });
 say 'still old: ', names(served(60));
+in_log(qr/the ranking of chat stays as it was/);
 sleep 0.4;
 say 'logged: ', logged(qr/\[error\] .*\[ipconfig\] the ranking of chat stays as it was: failed to store (?:instances|ranking):chat \(\d+ bytes\) in the shared dict: no memory/);
 say get('/clear');
@@ -232,7 +236,7 @@ full
 --- script
 damage('ranking:chat', 'garbage');
 --- response_body
-garbage: a b c
+garbage: one of a b c
 the value does not begin with ipconfig1
 counted: 1
 healed: a b c d
@@ -248,7 +252,7 @@ cannot be used
 --- script
 damage('ranking:chat', 'torn');
 --- response_body
-torn: a b c
+torn: one of a b c
 the checksum is N where the header says N
 counted: 1
 healed: a b c d
@@ -264,7 +268,7 @@ cannot be used
 --- script
 damage('ranking:chat', 'cut');
 --- response_body_like eval
-qr{^cut: a b c
+qr{^cut: one of a b c
 the value is cut short: 50 bytes where its header says \d+
 counted: 1
 healed: a b c d
@@ -281,7 +285,7 @@ cannot be used
 --- script
 damage('ranking:chat', 'deleted');
 --- response_body
-deleted: a b c
+deleted: one of a b c
 the value is missing from the shared dict
 counted: 1
 healed: a b c d
@@ -297,7 +301,7 @@ cannot be used
 --- script
 damage('ranking:chat', 'number');
 --- response_body
-number: a b c
+number: one of a b c
 the value does not begin with ipconfig1
 counted: 1
 healed: a b c d
@@ -313,7 +317,7 @@ cannot be used
 --- script
 damage('ranking:chat', 'empty');
 --- response_body
-empty: a b c
+empty: one of a b c
 the value is missing from the shared dict
 counted: 1
 healed: a b c d
@@ -329,7 +333,7 @@ cannot be used
 --- script
 damage('instances:chat', 'garbage');
 --- response_body
-garbage: a b c
+garbage: one of a b c
 the value does not begin with ipconfig1
 counted: 1
 healed: a b c d
@@ -345,7 +349,7 @@ cannot be used
 --- script
 damage('instances:chat', 'deleted');
 --- response_body
-deleted: a b c
+deleted: one of a b c
 the value is missing from the shared dict
 counted: 1
 healed: a b c d
@@ -369,7 +373,7 @@ a b c, a b c, view errors: 0
 === TEST 15: an emptied dict is no trouble, and a new worker finds it filled again
 --- workers: 1
 --- script
-say get('/flush'), ': ', names(served(60)), ', stored: ', get('/stored?key=ranking:chat');
+say get('/flush'), ': ', names(served(60));
 reload();
 ready('chat', 'a b c');
 my %served;
@@ -378,7 +382,7 @@ say names(\%served);
 await('the ranking is stored', sub { get('/stored?key=ranking:chat') =~ /^\d+$/ });
 say 'stored again';
 --- response_body
-flushed: a b c, stored: none
+flushed: a b c
 a b c
 stored again
 --- no_error_log
@@ -397,13 +401,13 @@ fetch_anew('/') for 1 .. 40;
 put('instances/chat/d', '{"addr":"$BACKEND_D"}');
 await_stored('ranking:chat', $version);
 get('/damage?key=ranking:chat&how=garbage');
-my %served;
-$served{ word(fetch_anew('/')) }++ for 1 .. 60;
-say join ' ', sort keys %served;
+# The next request meets it; from then on it may be stored again at any time.
+my $who = get_anew('/');
+say $who =~ /^[abc]$/ ? 'one of a b c' : $who;
 await('both have d', sub { my %seen; $seen{ word(fetch_anew('/')) }++ for 1 .. 60; ($seen{d} // 0) > 5 });
 say 'healed';
 --- response_body
-a b c
+one of a b c
 healed
 --- error_log
 cannot be used

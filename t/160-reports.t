@@ -30,21 +30,22 @@ sub begin_well {
 
 sub await_states {
     my $wanted = shift;
-    await("the states are $wanted", sub { ranking_states('chat') eq $wanted }, 5);
+    await("the states are $wanted", sub { ranking_states('chat') eq $wanted });
 }
 
-# Reports ten times a second: id -> what makes its report. Says who was in the
-# ranking meanwhile, and the states at the end.
+# Reports ten times a second, for so many seconds and then until these are the
+# states: id -> what makes its report. Says who was in the ranking meanwhile.
 sub go_on {
-    my ($seconds, %reports) = @_;
-    my %seen;
-    for (1 .. 10 * $seconds) {
+    my ($seconds, $states, %reports) = @_;
+    my (%seen, $rounds);
+    await("the states are $states", sub {
         put_status('e', 'chat', map { ($_ => $reports{$_}->()) } keys %reports);
         sleep 0.1;
         $seen{ join ' ', sort split ' ', ranking('chat') }++;
-    }
+        return ++$rounds >= 10 * $seconds && ranking_states('chat') eq $states;
+    });
     say join ', ', sort keys %seen;
-    say ranking_states('chat');
+    say $states;
 }
 
 package main;
@@ -56,7 +57,7 @@ __DATA__
 === TEST 1: an instance of which nothing is heard becomes unknown and is served on
 --- script
 begin_well();
-go_on(2, a => \&well, b => \&well);
+go_on(2, 'a:reporting b:reporting c:unknown', a => \&well, b => \&well);
 say names(served(60));
 --- response_body
 a b c
@@ -69,13 +70,11 @@ a b c
 --- script
 begin_well();
 put_status('e', 'chat', c => unreachable(0));
-sleep 2;
-say ranking_states('chat');
+await_states('a:unknown b:unknown c:unreachable');
 del('status/e/chat/0');
 sleep 1.5;
 say names(served(60));
 --- response_body
-a:unknown b:unknown c:unreachable
 a b c
 
 
@@ -108,7 +107,8 @@ a b c
 { "chat": { "balance": { "strategy": "round_robin" }, "status": { "unreachable": "keep" } } }
 --- script
 begin_well();
-go_on(1.5, a => \&well, b => \&well, c => sub { unreachable(60) });
+go_on(1.5, 'a:reporting b:reporting c:unreachable',
+      a => \&well, b => \&well, c => sub { unreachable(60) });
 say names(served(60));
 --- response_body
 a b c
@@ -119,11 +119,12 @@ a b c
 
 === TEST 5: `missed` says how many intervals are too long
 --- ipconfig
-{ "chat": { "status": { "missed": 20 } } }
+{ "chat": { "status": { "missed": 100 } } }
 --- script
 begin_well();
-go_on(1, a => \&well, b => \&well, c => sub { unreachable(4) });
-put_status('e', 'chat', c => unreachable(5));
+go_on(1, 'a:reporting b:reporting c:reporting',
+      a => \&well, b => \&well, c => sub { unreachable(20) });
+put_status('e', 'chat', c => unreachable(21));
 ready('chat', 'a b');
 --- response_body
 a b c
@@ -135,7 +136,7 @@ a:reporting b:reporting c:reporting
 --- script
 begin_well();
 put_status('e', 'chat', c => not_serving());
-my $took = await('c has left', sub { ranking('chat') !~ /c/ }, 1);
+my $took = await('c has left', sub { ranking('chat') !~ /c/ });
 note(sprintf 'it left after %.0f ms', 1000 * $took);
 say names(served(60));
 put_status('e', 'chat', c => serving());
@@ -149,7 +150,8 @@ a b c
 
 === TEST 7: an instance that serves and has no figures is reporting, and weighs as the others do
 --- script
-go_on(1, a => \&serving, b => \&serving, c => \&well);
+go_on(1, 'a:reporting b:reporting c:reporting',
+      a => \&serving, b => \&serving, c => \&well);
 say counts(weights('chat'));
 --- response_body
 a b c
@@ -161,7 +163,8 @@ a:1 b:1 c:1
 === TEST 8: when most are unreachable, all stay
 --- script
 begin_well();
-go_on(2, a => \&well, b => sub { unreachable(60) }, c => sub { unreachable(60) });
+go_on(2, 'a:reporting b:unreachable c:unreachable',
+      a => \&well, b => sub { unreachable(60) }, c => sub { unreachable(60) });
 say names(served(60));
 --- response_body
 a b c
@@ -173,11 +176,11 @@ a b c
 === TEST 9: when no instance wants requests, all are served
 --- script
 begin_well();
-for my $id (qw(a b c)) {
+for (['a', 'b c'], ['b', 'c'], ['c', 'a b c']) {
+    my ($id, $others) = @$_;
     put_status('e', 'chat', $id => not_serving());
-    sleep 0.2;
+    ready('chat', $others);
 }
-ready('chat', 'a b c');
 say names(served(60));
 put_status('e', 'chat', b => serving());
 ready('chat', 'b');
@@ -188,9 +191,10 @@ a b c
 
 === TEST 10: two exporters that make up their counters do not disturb each other
 --- script
-my $requests = 0;
-for my $seq (1 .. 15) {
+my ($requests, $seq) = (0, 0);
+await('b weighs more', sub {
     $requests += 100;
+    $seq++;
     put_status('one', 'chat', map {
         my $latency_ms = $_ eq 'a' ? 100 : 5;
         ($_ => { boot_id => 1, seq => $seq, requests => $requests,
@@ -198,28 +202,29 @@ for my $seq (1 .. 15) {
     } qw(a b c));
     put_status('other', 'chat', map { ($_ => { boot_id => 2, seq => $seq }) } qw(a b c));
     sleep 0.1;
-}
-my $weight = weights('chat');
-note(counts($weight));
-say $weight->{b} > 1.2 * $weight->{a} ? 'b weighs more' : counts($weight);
-say ranking_states('chat');
+    my $weight = weights('chat');
+    return $seq >= 15 && $weight->{b} > 1.2 * $weight->{a}
+        && ranking_states('chat') eq 'a:reporting b:reporting c:reporting';
+});
+say 'b weighs more';
 --- response_body
 b weighs more
-a:reporting b:reporting c:reporting
 
 
 
 === TEST 11: an instance that one exporter reads stays, though another one does not
 --- script
-for (1 .. 15) {
+my $rounds = 0;
+await('all report', sub {
     put_status('one', 'chat', map { ($_ => well()) } qw(a b c));
     put_status('other', 'chat', c => unreachable(60));
     sleep 0.1;
     say ranking('chat') if ranking('chat') !~ /c/;
-}
-say ranking_states('chat');
+    return ++$rounds >= 15 && ranking_states('chat') eq 'a:reporting b:reporting c:reporting';
+});
+say 'all report';
 --- response_body
-a:reporting b:reporting c:reporting
+all report
 
 
 

@@ -94,16 +94,24 @@ sub answers {
 # An OrcaLoadReport with this cpu_utilization, in base64.
 sub orca { encode_base64("\x09" . pack('d<', shift), '') }
 
-# Requests for so many seconds, some hundred a second; who answered.
+# Requests, some hundred a second, until something holds of who answered so far;
+# who that was.
 sub drive {
-    my ($seconds, $path) = @_;
-    my $end = time + $seconds;
+    my ($what, $holds) = @_;
     my %count;
-    while (time < $end) {
-        $count{ get_anew($path // '/') }++;
+    await($what, sub {
+        $count{ get_anew('/') }++;
         sleep 0.003;
-    }
+        return $holds->(\%count);
+    });
     return \%count;
+}
+
+# The same until the instances have these states.
+sub drive_to {
+    my $states = shift;
+    drive($states, sub { ranking_states('chat') eq $states });
+    say $states;
 }
 
 # A figure of the metrics page.
@@ -134,14 +142,13 @@ answers(a => TEXT, 'TEXT cpu_utilization=0.5,rps_fractional:100,named_metrics.fo
 answers(b => TEXT, 'JSON {"cpuUtilization": 0.5, "rps_fractional": 100}');
 answers(c => TEXT, 'BIN ' . orca(0.5));
 say ranking_states('chat');
-drive(1);
-say ranking_states('chat');
+drive_to('a:reporting b:reporting c:reporting d:unreported');
 answers(d => BINARY, orca(0.5) =~ s/=//gr);
-drive(2);
-say ranking_states('chat');
+drive_to('a:reporting b:reporting c:reporting d:reporting');
 say refused();
-sleep 1.5;
-say ranking_states('chat');
+my $silent = 'a:unreported b:unreported c:unreported d:unreported';
+await($silent, sub { ranking_states('chat') eq $silent });
+say $silent;
 --- response_body
 a:unreported b:unreported c:unreported d:unreported
 a:reporting b:reporting c:reporting d:unreported
@@ -157,14 +164,13 @@ a:unreported b:unreported c:unreported d:unreported
 answers(a => TEXT, 'TEXT cpu_utilization=0.9,rps_fractional=100,named_metrics.latency_ms=100');
 answers($_ => TEXT, 'TEXT cpu_utilization=0.1,rps_fractional=100,named_metrics.latency_ms=5')
     for qw(b c d);
-drive(2.5);
-my $weight = weights('chat');
-note(counts($weight));
-say $weight->{b} > 1.2 * $weight->{a} ? 'b weighs more' : counts($weight);
-say +(split ' ', ranking('chat'))[-1], ' is last';
+drive('b weighs more', sub {
+    my $weight = weights('chat');
+    return $weight->{b} > 1.2 * $weight->{a} && ranking('chat') =~ /a$/;
+});
+say 'b weighs more, and a is last';
 --- response_body
-b weighs more
-a is last
+b weighs more, and a is last
 
 
 
@@ -189,14 +195,15 @@ answers(a => TEXT, 'TEXT cpu_utilization=NaN');
 answers(b => TEXT, 'TEXT cpu_utilization=0.5,cpu_utilization=0.5');
 answers(c => TEXT, "JSON [\"\x01\xff");
 answers(d => TEXT, 'TEXT cpu_utilization=0.5');
-say names(drive(1.5));
-say ranking_states('chat');
-say refused() > 3 ? 'counted' : refused();
+my $states = 'a:unreported b:unreported c:unreported d:reporting';
+say names(drive('they are counted', sub {
+    return keys %{ $_[0] } == 4 && refused() > 3 && ranking_states('chat') eq $states;
+}));
+say $states;
 say logged(qr/has a load report that counts for nothing: /), ' line';
 --- response_body
 a b c d
 a:unreported b:unreported c:unreported d:reporting
-counted
 1 line
 --- no_error_log
 [error]
@@ -210,14 +217,12 @@ counted
 --- script
 answers(a => TEXT, 'TEXT cpu_utilization=0.5,x=' . '1' x 65536);
 answers(b => BINARY, 'A' x 65536);
-say names(drive(0.7));
+say names(drive('both are counted', sub { keys %{ $_[0] } == 2 && refused() >= 2 }));
 say ranking_states('chat');
-say refused() >= 2 ? 'counted' : refused();
 say taken();
 --- response_body
 a b
 a:unreported b:unreported
-counted
 0
 
 
@@ -227,10 +232,10 @@ counted
 --- script
 answers(a => TEXT, 'nonsense');
 answers(a => BINARY, orca(0.5));
-drive(0.7);
-say ranking_states('chat'), ' ', refused();
+drive('some are taken', sub { taken() > 3 && ranking_states('chat') eq 'a:reporting' });
+say refused();
 --- response_body
-a:reporting 0
+0
 
 
 
@@ -246,15 +251,18 @@ put instances/chat/b {"addr":"127.0.0.1:$FREE_PORT_2","status":"grpc://127.0.0.1
 answers(a => TEXT, 'TEXT rps_fractional=100,named_metrics.latency_ms=5');
 answers(b => TEXT, 'TEXT rps_fractional=100,named_metrics.latency_ms=100');
 my $end = meanwhile(sub { get_anew('/'); sleep 0.003 });
-await('both report', sub { ranking_states('chat') eq 'a:reporting b:reporting' });
-report('chat', 30, a => { latency_ms => 100 }, b => { latency_ms => 5 });
-say ranking('chat'), ' ', ranking_states('chat');
-sleep 4;
-say ranking('chat'), ' ', ranking_states('chat');
+my $ranked = sub {
+    my $ids = shift;
+    return ranking('chat') eq $ids && ranking_states('chat') eq 'a:reporting b:reporting';
+};
+await('the responses count', sub { $ranked->('a b') });
+report_until('the exporter counts', sub { $ranked->('b a') },
+             chat => (a => { latency_ms => 100 }, b => { latency_ms => 5 }));
+await('the responses count again', sub { $ranked->('a b') });
+say 'and back';
 $end->();
 --- response_body
-b a a:reporting b:reporting
-a b a:reporting b:reporting
+and back
 
 
 
@@ -290,10 +298,13 @@ a b a:reporting b:reporting
         proxy_pass http://ipconfig;
     }
 --- script
+my $took = -time;
 served(1000);
+$took += time;
 my $looks = get('/looks');
-note("$looks looks");
-say $looks >= 1 && $looks < 10 ? 'few' : $looks;
+note("$looks looks in $took s");
+# each one comes after twice the time of the one before, up to 6.4 s
+say $looks >= 1 && $looks < 10 + $took / 6.4 ? 'few' : "$looks in $took s";
 --- response_body
 few
 
@@ -323,7 +334,7 @@ a
 --- script
 answers(a => 'status', 500);
 answers(b => TEXT, 'TEXT cpu_utilization=0.5');
-say names(drive(0.5, '/elsewhere'));
+say names(served_anew(50, '/elsewhere'));
 say taken();
 --- response_body
 b
@@ -348,10 +359,11 @@ server {
         grpc_pass grpc://ipconfig;
     }
 --- script
-drive(0.7);
-say ranking_states('chat'), ' ', refused();
+drive_to('a:reporting');
+say refused();
 --- response_body
-a:reporting 0
+a:reporting
+0
 
 
 
@@ -373,12 +385,8 @@ a:reporting 0
 --- script
 answers(a => TEXT, 'TEXT cpu_utilization=0.5');
 # A branch is compiled after it was taken some ten times.
-drive(4);
-say taken() > 30 ? 'taken' : taken();
+drive('they are taken', sub { taken() > 30 });
 my @traces = split /\n/, slurp(IpconfigTest::Parts::servroot() . '/traces');
-# "[TRACE --- (10/8) balancer.lua:233 -- NYI: … at balancer.lua:217]", and where
-# a call stays in the interpreter "[TRACE  19 (10/8) balancer.lua:233 stitch …]".
-say 'given up: ', join ' ', grep { /\bbalancer\.lua:/ && /TRACE ---|stitch/ } @traces;
+say 'given up: ', join ' ', given_up(sub { $_[0] =~ /\bbalancer\.lua:/ }, @traces);
 --- response_body
-taken
 given up: 

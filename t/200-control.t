@@ -11,7 +11,7 @@ sub control { put('control/chat', shift) }
 # The control is in force: the page shows who wrote it.
 sub in_force {
     my $by = shift;
-    await("$by is in force", sub { (service('chat')->{control}{by} // '') eq $by }, 1);
+    await("$by is in force", sub { (service('chat')->{control}{by} // '') eq $by });
 }
 
 package main;
@@ -35,7 +35,7 @@ my $view = service('chat');
 say join ' ', $view->{mode}, $view->{strategy}, $view->{control}{why};
 say counts(served(40));
 del('control/chat');
-await('auto again', sub { mode('chat') eq 'live' }, 1);
+await('auto again', sub { mode('chat') eq 'live' });
 say counts(served(30));
 --- response_body
 manual round_robin a bad day
@@ -157,13 +157,13 @@ put instances/chat/a {"addr":"$BACKEND_A"}
 put instances/chat/b {"addr":"$BACKEND_B"}
 --- script
 ready('chat', 'a b');
-my @at = gmtime(time + 3);
+my @at = gmtime(time + 8);
 my $expires = sprintf '%04d-%02d-%02dT%02d:%02d:%02dZ',
     $at[5] + 1900, $at[4] + 1, @at[3, 2, 1, 0];
 control(qq({"mode":"manual","weights":{"a":1},"by":"ann","expires":"$expires"}));
 in_force('ann');
 say mode('chat'), ' ', service('chat')->{control}{expires} eq $expires ? 'as said' : 'else';
-await('it has lapsed', sub { mode('chat') eq 'live' && !service('chat')->{control} }, 5);
+await('it has lapsed', sub { mode('chat') eq 'live' && !service('chat')->{control} });
 await('it is logged', sub { logged(qr/the control of chat has lapsed/) });
 say counts(served(10));
 --- response_body
@@ -203,7 +203,7 @@ control('{"mode":"manual","weights":{"b":-1},"drain":["a"]}');
 await('it is counted', sub {
     fetch_anew('/ipconfig/metrics')->{content}
         =~ /^ipconfig_bad_records_total\{reason="control"\} 1(?:\.0)?$/m
-}, 2);
+});
 say mode('chat'), ' ', counts(served(10));
 --- response_body
 manual a:10

@@ -10,7 +10,7 @@ package IpconfigTest::Script;
 sub control {
     my ($by, $text) = @_;
     put('control/chat', $text);
-    await("$by is in force", sub { (service('chat')->{control}{by} // '') eq $by }, 1);
+    await("$by is in force", sub { (service('chat')->{control}{by} // '') eq $by });
 }
 
 # Who answers a request with these headers.
@@ -36,7 +36,7 @@ put instances/chat/b {"addr":"$BACKEND_B","labels":{"version":"2"}}
 _EOC_
 
 our $Canary = <<'_EOC_';
-{ "services": { "chat": { "rules": [
+{ "services": { "chat": { "balance": { "strategy": "round_robin" }, "rules": [
     { "name": "canary", "to": { "version": "2" }, "percent": 5, "key": "cookie:uid" } ] } } }
 _EOC_
 
@@ -144,7 +144,7 @@ say names(served(40));
 control('else', '{"by":"else"}');
 say service('chat')->{rules}[0]{name};
 put('instances/chat/a', '{"addr":"$BACKEND_A","labels":{"version":"2"}}');
-await('it has its new label', sub { service('chat')->{rules}[0]{selected} == 2 }, 1);
+await('it has its new label', sub { service('chat')->{rules}[0]{selected} == 2 });
 say names(served(40));
 --- response_body
 b:20
@@ -165,7 +165,7 @@ put('control/chat', '{"rules":[{"name":"x","to":{"version":"1"}},{"name":"y"}],"
 await('it is counted', sub {
     fetch_anew('/ipconfig/metrics')->{content}
         =~ /^ipconfig_bad_records_total\{reason="control"\} 1(?:\.0)?$/m
-}, 2);
+});
 say service('chat')->{control}{by}, ' ', counts(served(10));
 --- response_body
 ann b:10
@@ -239,13 +239,19 @@ put instances/chat/d {"addr":"$BACKEND_D","labels":{"version":"2"}}
 ready('chat', 'a b c d');
 for my $strategy (qw(weighted_random round_robin random p2c adaptive chash least_conn)) {
     control($strategy, qq({"strategy":"$strategy","by":"$strategy"}));
-    my @old = map { get("/?k=$_") } 1 .. 600;
-    my @new = map { with("/?k=$_", 'X-New' => 1) } 1 .. 600;
     my ($three, $one) = $strategy eq 'random' ? (1, 1) : (3, 1);
-    my @again = map { with("/?k=$_", 'X-New' => 1) } 1 .. 600;
-    my $kept = $strategy ne 'chash' || "@new" eq "@again" ? '' : ', and keys wander';
-    say "$strategy: ", fit(tally(@old), { a => $three, b => $one }), ' ',
-        fit(tally(@new), { c => $three, d => $one }), $kept;
+    # `adaptive` leaves one alone for some seconds that has just answered slowly.
+    my $fit;
+    await("$strategy fits", sub {
+        my @old = map { get("/?k=$_") } 1 .. 600;
+        my @new = map { with("/?k=$_", 'X-New' => 1) } 1 .. 600;
+        my @again = map { with("/?k=$_", 'X-New' => 1) } 1 .. 600;
+        $fit = join ' ', fit(tally(@old), { a => $three, b => $one }),
+            fit(tally(@new), { c => $three, d => $one });
+        $fit .= ', and keys wander' if $strategy eq 'chash' && "@new" ne "@again";
+        return $fit eq 'fits fits' || $strategy ne 'adaptive';
+    });
+    say "$strategy: $fit";
 }
 control('best', '{"strategy":"best","by":"best"}');
 say 'best: ', counts(served(20)), ' ', counts(tally(map { with('/', 'X-New' => 1) } 1 .. 20));
@@ -362,7 +368,7 @@ connect() failed
 ready('chat', 'a b');
 my $pid = writer_pid();
 while_stopped($pid, sub {
-    await('the other falls back', sub { (api('v1/services/chat')->{mode} // '') eq 'fallback' }, 5);
+    await('the other falls back', sub { (api('v1/services/chat')->{mode} // '') eq 'fallback' });
     say counts(tally(map { with('/', 'X-Beta' => 1) } 1 .. 20));
     say counts(served(20));
 });

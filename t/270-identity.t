@@ -17,7 +17,7 @@ sub logged_requests {
 sub control {
     my ($by, $text) = @_;
     put('control/chat', $text);
-    await("$by is in force", sub { (service('chat')->{control}{by} // '') eq $by }, 1);
+    await("$by is in force", sub { (service('chat')->{control}{by} // '') eq $by });
 }
 
 # What is sent on for these headers: "<traceparent> <tracestate>".
@@ -35,8 +35,12 @@ our $Location = <<'_EOC_';
         set $ipconfig_service chat;
         proxy_pass http://ipconfig;
         proxy_next_upstream error timeout http_503 http_404;
-        proxy_read_timeout 200ms;
         add_header Reason $ipconfig_reason always;
+        location /slow {
+            set $ipconfig_service chat;
+            proxy_pass http://ipconfig;
+            proxy_read_timeout 200ms;
+        }
     }
 _EOC_
 
@@ -102,7 +106,7 @@ del('instances/chat/2');
 ready('chat', 'a');
 put('instances/chat/b', '{"addr":"$BACKEND_B","weight":0.5}');
 ready('chat', 'a b');
-fetch('/slow?ms=400');
+fetch('/slow?ms=600000');
 fetch('/code?code=503');
 fetch('/code?code=404');
 say($_) for logged_requests(4);

@@ -38,11 +38,11 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-const INTERVAL: Duration = Duration::from_millis(200);
-const TIMEOUT: Duration = Duration::from_millis(100);
+const INTERVAL: Duration = Duration::from_millis(800);
+const TIMEOUT: Duration = Duration::from_millis(400);
 const RETRIES: u32 = 1;
 /// Longer than anything here takes, even on a machine that has other things to do.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 // ------------------------------------------------------------------ the parts
 

@@ -1,3 +1,6 @@
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
 use proptest::prelude::*;
 use rand::SeedableRng;
 
@@ -243,6 +246,36 @@ fn the_ejected_come_back_at_their_time_and_are_ejected_for_longer_if_they_fail_a
     }
     assert!(world.eject(0, 40_000));
     assert!((41_000..=41_100).contains(&until(&world)), "{}", until(&world));
+}
+
+#[test]
+fn an_ejection_that_ended_before_anybody_looked_is_told_as_both() {
+    let mut world = World::new(r#"{"base_ejection": "1s", "panic": 0}"#, 3);
+    assert!(world.eject(0, 0));
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    assert!(tracing::subscriber::with_default(subscriber, || world.look(5000)));
+    assert_eq!(world.ejected(), [""; 0]);
+    let text = log.0.lock().unwrap();
+    let text = str::from_utf8(&text).unwrap();
+    let [out, back] = ["instance a is ejected", "instance a gets requests again"]
+        .map(|line| text.find(line).unwrap_or_else(|| panic!("no {line}: {text}")));
+    assert!(out < back, "{text}");
+}
+
+/// What is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[test]

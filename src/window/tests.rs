@@ -87,6 +87,20 @@ fn a_duplicate_or_overtaken_status_changes_nothing() {
 }
 
 #[test]
+fn what_came_in_an_interval_is_not_told_as_the_rate_of_a_moment() {
+    let mut window = window();
+    let status = |seq| Status { busy_ns: seq * 500_000_000, ..status(seq, seq * 100) };
+    window.record(&status(1), 1000);
+    window.record(&status(2), 1010);
+    let load = window.load(1010);
+    assert_eq!((load.rate, load.busy), (None, None), "of 10 ms");
+    window.record(&status(3), 2010);
+    let load = window.load(2010);
+    assert!(load.rate.is_some_and(|rate| rate < 200.0), "{load:?}");
+    assert!(load.busy.is_some_and(|busy| busy <= 1.0), "{load:?}");
+}
+
+#[test]
 fn another_boot_starts_the_window_anew() {
     let mut window = window();
     window.record(&status(8, 100), 0);

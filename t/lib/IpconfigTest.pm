@@ -28,7 +28,10 @@ package IpconfigTest;
 # $FREE_PORT_4; $ETCD (its address), $PREFIX, $REPO, $LUA, $LIB, $SERVER_PORT.
 #
 # The request is GET /t by default, and the error log must then have neither
-# [error] nor [crit] nor [alert], unless the block says what it must have.
+# [error] nor [crit] nor [alert], unless the block says what it must have, which is
+# waited for. Nothing is to go by how fast this machine is: see await and PATIENCE in
+# IpconfigTest::Parts, and hold, begin and release in IpconfigTest::Script for requests
+# that are under way for as long as the test wants.
 #
 # From the environment: NGINX_BIN, and IPCONFIG_TEST_LUA and IPCONFIG_TEST_LIB,
 # the folders of the Lua code and of libipconfig.so to test instead of the
@@ -41,7 +44,7 @@ use IpconfigTest::Script;
 my $SAID = server_root() . '/html/said';
 
 # of the block that is run
-my ($script, $waits);
+my ($script, $waits, @to_be_logged);
 
 our $DEFAULT_IPCONFIG = <<'_EOC_';
 { "services": { "chat": { "balance": { "strategy": "round_robin" }, "instances": [
@@ -101,6 +104,9 @@ add_block_preprocessor(sub ($) {
         if !defined $block->error_log && !defined $block->no_error_log
             && !defined $block->must_die;
 
+    # What the plugin's thread has to say, a worker logs a moment later.
+    @to_be_logged = map { ref ? $_ : qr/\Q$_\E/ }
+        map { ref eq 'ARRAY' ? @$_ : ref ? $_ : split /\n/ } $block->error_log // ();
     $script = expand($block->script);
     $waits = !defined $block->no_wait;
     $block->set_value(init => ($block->init // '') . ';IpconfigTest::begin();');
@@ -112,6 +118,7 @@ sub begin () {
     return if !defined $script;
 
     my $said = IpconfigTest::Script::run($script);
+    eval { IpconfigTest::Script::in_log($_) for @to_be_logged };
     open my $file, '>', $SAID or die "failed to open $SAID: $!";
     print {$file} $said;
     close $file;
@@ -130,7 +137,7 @@ sub set_http_config ($) {
     lua_package_path  "$REPO/t/lib/?.lua;$LUA/?.lua;;";
     lua_package_cpath "$LIB/?.so;;";
     lua_socket_log_errors off;
-    proxy_connect_timeout 1s;
+    proxy_connect_timeout 20s;
     access_log off;
 $hooks
 _EOC_

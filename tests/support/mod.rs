@@ -246,7 +246,7 @@ impl Etcd {
     async fn wait_until_ready(&mut self) {
         let address = self.address();
         let tls = self.scheme == "https";
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let ready = if tls {
                 TcpStream::connect(address).await.is_ok()
@@ -276,7 +276,7 @@ async fn healthy(address: SocketAddr) -> bool {
         stream.read_to_string(&mut answer).await?;
         std::io::Result::Ok(answer.contains(r#""health":"true""#))
     };
-    matches!(timeout(Duration::from_secs(1), ask).await, Ok(Ok(true)))
+    matches!(timeout(Duration::from_secs(10), ask).await, Ok(Ok(true)))
 }
 
 /// A way to an address that can be cut: the process behind it goes on, and

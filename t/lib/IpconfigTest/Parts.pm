@@ -164,14 +164,20 @@ sub end {
     waitpid $pid, 0;
 }
 
-# Waits until the condition holds and returns how long that took, in seconds.
+# So long a test waits for what has to come, in seconds. How soon it comes says
+# how busy the machine is, and is no law: this is so long that nothing but a fault
+# reaches it.
+our $PATIENCE = 60;
+
+# Waits until the condition holds and returns how long that took, in seconds. A
+# condition that dies does not hold yet: nginx may be between two workers.
 sub await {
-    my ($what, $condition, $limit) = @_;
-    $limit //= 5;
+    my ($what, $condition) = @_;
 
     my $begin = time;
-    until ($condition->()) {
-        die "$what: not after $limit s\n" if time - $begin > $limit;
+    until (eval { $condition->() }) {
+        my $why = $@ ? ": $@" : "\n";
+        die "$what: not after $PATIENCE s$why" if time - $begin > $PATIENCE;
         sleep 0.005;
     }
     return time - $begin;
@@ -193,6 +199,7 @@ http {
     client_body_temp_path _FOLDER_/_NAME_.body; proxy_temp_path _FOLDER_/_NAME_.proxy;
     fastcgi_temp_path _FOLDER_/_NAME_.fcgi; uwsgi_temp_path _FOLDER_/_NAME_.uwsgi;
     scgi_temp_path _FOLDER_/_NAME_.scgi;
+    init_by_lua_block { gate = { opened = 0, waiting = 0 } }
     server {
         listen 127.0.0.1:_PORT_ backlog=1024;
         location / {
@@ -209,14 +216,22 @@ http {
         location /slow {
             content_by_lua_block { ngx.sleep(ngx.var.arg_ms / 1000) ngx.say("_NAME_") }
         }
-        # answers in ?n= chunks with ?ms= after each
-        location /stream {
+        # answers when the gate opens, with ?n= chunks before that
+        location /gate {
             content_by_lua_block {
-                for _ = 1, ngx.var.arg_n do
-                    ngx.say("_NAME_") ngx.flush(true) ngx.sleep(ngx.var.arg_ms / 1000)
+                local opened = gate.opened
+                for _ = 1, ngx.var.arg_n or 0 do
+                    ngx.say("_NAME_") ngx.flush(true)
                 end
+                gate.waiting = gate.waiting + 1
+                while gate.opened == opened do ngx.sleep(0.005) end
+                gate.waiting = gate.waiting - 1
+                ngx.say("_NAME_")
             }
         }
+        # opens it to all who wait; how many those are
+        location /open { content_by_lua_block { gate.opened = gate.opened + 1 } }
+        location /waiting { content_by_lua_block { ngx.say(gate.waiting) } }
         # takes the connection over, and sends back each line that comes
         location /upgrade {
             content_by_lua_block {
@@ -265,11 +280,14 @@ sub start_backend {
 
 sub kill_backend { end("backend-$_[0]", 'KILL') }
 
+# The addresses of those that run.
+sub backends { map { "127.0.0.1:$backend_port{$_}" } grep { backend_pid($_) } sort keys %backend_port }
+
 # --- etcd
 
 # A client of JSON over HTTP on loopback, with no proxy in between.
 my %DIRECT = (proxy => undef, http_proxy => undef, https_proxy => undef);
-my $http = HTTP::Tiny->new(%DIRECT, timeout => 5);
+my $http = HTTP::Tiny->new(%DIRECT, timeout => $PATIENCE);
 my $json = JSON::PP->new->canonical;
 
 my $block_number = 0;
@@ -286,10 +304,13 @@ sub start_etcd {
         # alone in its cluster it need not wait long to be elected
         '--heartbeat-interval', 20, '--election-timeout', 200,
         '--log-level', 'error', '--logger', 'zap');
+    my $has_ended;
     await('etcd is healthy', sub {
-        die "etcd ended, see $folder/etcd.log\n" if waitpid($pid, WNOHANG) == $pid;
-        $http->get("http://127.0.0.1:$etcd_port/health")->{content} =~ /"true"/;
-    }, 15);
+        $has_ended = waitpid($pid, WNOHANG) == $pid;
+        return $has_ended
+            || $http->get("http://127.0.0.1:$etcd_port/health")->{content} =~ /"true"/;
+    });
+    die "etcd ended, see $folder/etcd.log\n" if $has_ended;
 }
 
 sub kill_etcd { end('etcd', 'KILL') }
@@ -353,7 +374,7 @@ sub wait_until_in_force {
                 return if $view->{revision} < $revision || $view->{mode} !~ /^(?:live|manual)$/;
             }
             return 1;
-        }, 5);
+        });
     };
     print STDERR "# $@" if !$in_force;
     # Publishing a small service may be put off by some milliseconds: 20 times
@@ -364,7 +385,7 @@ sub wait_until_in_force {
 # A page of the HTTP API, decoded, or nothing; of any worker that answers.
 sub api {
     my $path = shift;
-    my $one_off = HTTP::Tiny->new(%DIRECT, timeout => 5, keep_alive => 0);
+    my $one_off = HTTP::Tiny->new(%DIRECT, timeout => $PATIENCE, keep_alive => 0);
     my $answer = $one_off->get("http://127.0.0.1:$server_port/ipconfig/$path");
     return eval { $json->decode($answer->{content}) };
 }

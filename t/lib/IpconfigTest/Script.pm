@@ -40,6 +40,7 @@ sub run {
     $said = '';
     eval "package IpconfigTest::Script; $script; 1" or $said .= "died: $@";
     $_->() for splice @to_end;
+    let_go();
     return $said;
 }
 
@@ -51,7 +52,7 @@ sub note { Test::More::note(@_) }
 # --- requests
 
 my %DIRECT = (proxy => undef, http_proxy => undef, https_proxy => undef,
-              max_redirect => 0, timeout => 10);
+              max_redirect => 0, timeout => $IpconfigTest::Parts::PATIENCE);
 my $kept_alive = IpconfigTest::Client->new(%DIRECT);
 my $one_off = IpconfigTest::Client->new(%DIRECT, keep_alive => 0);
 
@@ -69,6 +70,49 @@ sub fetch_anew { my ($path, %options) = @_; $one_off->get(url($path), \%options)
 
 # A request whose client goes away after a tenth of a second.
 sub abandon { IpconfigTest::Client->new(%DIRECT, timeout => 0.1)->get(url(shift)) }
+
+# A request that is under way: its connection.
+sub begin {
+    my ($path, @headers) = @_;
+    my $connection = IO::Socket::INET->new(
+        PeerAddr => '127.0.0.1', PeerPort => IpconfigTest::Parts::server_port(),
+    ) or die "failed to connect: $!\n";
+    @headers = 'Connection: close' if !@headers;
+    print {$connection} join("\r\n", "GET $path HTTP/1.1", 'Host: test', @headers), "\r\n\r\n";
+    return $connection;
+}
+
+# The status of its answer, once it is complete.
+sub status_of {
+    my $connection = shift;
+    my $answer = do { local $/; <$connection> } // '';
+    return $answer =~ m{^HTTP/1\.1 (\d+)} ? $1 : 'none';
+}
+
+# Has the backends answer the requests that are under way to /gate: $n, 1 by default.
+# One that the gateway has sent need not be there yet.
+sub release {
+    my $n = shift // 1;
+    my @backends = IpconfigTest::Parts::backends();
+    my $ask = sub { my $path = shift; map { $one_off->get("http://$_$path")->{content} } @backends };
+    await("$n wait at the gate", sub { sum0($ask->('/waiting')) == $n });
+    $ask->('/open');
+    await('they have left', sub { sum0($ask->('/waiting')) == 0 });
+    return;
+}
+
+# Begins so many requests, each on a connection of its own, which are under way
+# until let_go(): the instance would take longer than any test.
+my @held;
+sub hold {
+    my ($n, $path) = @_;
+    $path //= '/slow?ms=600000';
+    push @held, map { begin($path) } 1 .. $n;
+    return;
+}
+
+# Their clients go away.
+sub let_go { close $_ for splice @held; return }
 
 # What an answer says: its body, or its status when that is not 200.
 sub word {
@@ -110,12 +154,13 @@ sub served_anew {
 sub views {
     my $workers = shift;
     my %view;
-    for (1 .. 400) {
+    # Which of them takes a connection is the kernel's to say.
+    await("$workers workers answer", sub {
         my $line = get_anew('/ask');
         my ($id) = $line =~ /^(\d+) /;
         $view{ $id // $line } = $line;
-        last if keys %view == $workers;
-    }
+        return keys %view == $workers;
+    });
     return join "\n", map { $view{$_} } sort keys %view;
 }
 
@@ -193,11 +238,14 @@ sub not_serving { bytes_field(4, '') }
 # It has not been read for so many whole seconds.
 sub unreachable { my $seconds = shift; bytes_field(5, bytes_field(1, "\x08" . varint($seconds))) }
 
-# Reports so many times, 10 a second, on instances that answer 100 requests in
-# between, in `latency_ms` each (10 by default), `failing` of them (0 to 1).
-sub report {
-    my ($service, $times, %instances) = @_;
-    for my $seq (1 .. $times) {
+# Reports, 10 times a second, on instances that answer 100 requests in between, in
+# `latency_ms` each (10 by default), `failing` of them (0 to 1), until that has the
+# effect that is to be seen. Once a block: the counters begin at 0.
+sub report_until {
+    my ($what, $is_seen, $service, %instances) = @_;
+    my $seq = 0;
+    await($what, sub {
+        $seq++;
         put_status('test', $service, map {
             my $instance = $instances{$_};
             my $requests = 100 * $seq;
@@ -210,7 +258,8 @@ sub report {
             });
         } keys %instances);
         sleep 0.1;
-    }
+        return $is_seen->($seq);
+    });
 }
 
 # The field numbers of proto/ipconfig/v1/status.proto.
@@ -264,12 +313,21 @@ sub writer_pid {
     return;
 }
 
+# Stops a process; once this returns none of its threads runs.
+sub stop {
+    my $pid = shift;
+    kill STOP => $pid;
+    await("$pid stands still", sub {
+        !grep { slurp($_) !~ /^\d+ \(.*\) T / } glob "/proc/$pid/task/*/stat";
+    });
+}
+
 # Does something while a worker is stopped. The kernel wakes one worker for a
 # connection (nginx listens with EPOLLEXCLUSIVE), the stopped one among them, but
 # that one no more than once: connections of no use take its turn.
 sub while_stopped {
     my ($pid, $work) = @_;
-    kill STOP => $pid;
+    stop($pid);
     my $port = IpconfigTest::Parts::server_port();
     my @useless = map { IpconfigTest::Parts::is_listening($port) } 1 .. 2;
     my $done = eval { $work->(); 1 };
@@ -284,7 +342,7 @@ sub reload {
     await('new workers serve', sub {
         my @pids = worker_pids();
         @pids == keys %old && !grep { $old{$_} } @pids;
-    }, 10);
+    });
 }
 
 # Writes the configuration file anew, for the next reload.
@@ -386,6 +444,34 @@ sub logged {
     my $pattern = shift;
     return scalar grep { $_ =~ $pattern }
         split /\n/, slurp(IpconfigTest::Parts::servroot() . '/logs/error.log');
+}
+
+# Waits until one does.
+sub in_log {
+    my $pattern = shift;
+    await("$pattern is logged", sub { logged($pattern) });
+}
+
+# --- the compiler
+
+# What LuaJIT did not compile of what is ours, by the lines of jit.v:
+#
+#   [TRACE --- (10/8) balancer.lua:233 -- NYI: bytecode FNEW at balancer.lua:217]
+#   [TRACE  19 (10/8) balancer.lua:233 stitch ...]
+#
+# The second is a call that stays in the interpreter. Which traces there are is
+# chance: it goes by addresses and by the timers that come in between. One that is
+# given up for where it happened to begin, or to lead, is tried anew. After four
+# times that is no chance, and after them no more is tried.
+my $TRIES = 4;
+
+sub given_up {
+    my ($is_ours, @traces) = @_;
+    my %times;
+    return grep {
+        $is_ours->($_) && (/ stitch / || /TRACE ---/
+            && (/ -- NYI: (?!return to lower frame)/ || ++$times{$_} == $TRIES));
+    } @traces;
 }
 
 # --- statistics
