@@ -85,8 +85,7 @@ pub fn suspect(
 ) -> bool {
     let limit = config.consecutive_failures;
     let has_reached_it = limit > 0 && board.consecutive_failures(who.0, who.1) >= limit;
-    has_reached_it
-        && eject(board, config, who, instances, Reason::ConsecutiveFailures, now_ms, rng)
+    has_reached_it && eject(board, config, who, instances, Reason::ConsecutiveFailures, now_ms, rng)
 }
 
 /// What an instance was sent in an interval.

@@ -951,7 +951,11 @@ impl Service {
 }
 
 /// How many may be ejected until there is a panic; `None` if there is one.
-pub(crate) fn most_ejected(priors: &[f64], ranking: &RankingValue, panic_percent: u32) -> Option<u32> {
+pub(crate) fn most_ejected(
+    priors: &[f64],
+    ranking: &RankingValue,
+    panic_percent: u32,
+) -> Option<u32> {
     if ranking.is_panic() {
         return None;
     }

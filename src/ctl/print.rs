@@ -143,13 +143,13 @@ pub fn simulated(of: &Simulated) -> String {
         rows[0].extend(cells(["TRIES", "DENIED", "EJECTIONS", "PANIC"]));
     }
     rows.extend(of.policies.iter().map(|PolicyLine { policy, summary, .. }| {
-        let governed = match summary.governed {
+        let governed = match &summary.governed {
             _ if !is_governed => Vec::new(),
             None => cells([NONE; 4]),
             Some(it) => vec![
                 format!("{:.2}", it.tries),
                 format!("{:.2} %", it.denied * 100.0),
-                format!("{:.1}", it.ejections),
+                format!("{:.1}", it.ejected_s.len() as f64 / of.seeds.len().max(1) as f64),
                 format!("{:.0} %", it.panic * 100.0),
             ],
         };

@@ -166,10 +166,7 @@ impl Simulation<'_> {
             Fault::Disorder(_) => {
                 (self.disturbance.reordered, self.disturbance.duplicated) = (0.0, 0.0);
             }
-            Fault::Join(_)
-            | Fault::Leave(_)
-            | Fault::ClockJump(_)
-            | Fault::RollingRestart(_) => {}
+            Fault::Join(_) | Fault::Leave(_) | Fault::ClockJump(_) | Fault::RollingRestart(_) => {}
         }
     }
 

@@ -186,9 +186,10 @@ impl Host {
     /// Whether it keeps them from the server of this index and record.
     pub fn keeps_from(&self, bars: Bars, index: usize, record: &Record, now_ms: u64) -> bool {
         bars.any()
-            && self.slots.get(index).is_some_and(|slot| {
-                bars.keep_from(self.board.0, *slot, record, now_ms)
-            })
+            && self
+                .slots
+                .get(index)
+                .is_some_and(|slot| bars.keep_from(self.board.0, *slot, record, now_ms))
     }
 
     /// Whether a request whose try failed may go on to another server at all.

@@ -291,7 +291,7 @@ impl Measures {
             governed: self.governance.as_ref().map(|it| GovernedSummary {
                 tries: self.tries as f64 / self.arrived.max(1) as f64,
                 denied: part(it.denied),
-                ejections: it.ejected.len() as f64 / runs,
+                ejected_s: it.ejected.iter().map(|(at_s, _)| *at_s).collect(),
                 panic: it.panics as f64 / it.beats.max(1) as f64,
             }),
         }
@@ -335,14 +335,14 @@ pub struct Summary {
 }
 
 /// What health and retry budgets did, where the scenario has a `service`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct GovernedSummary {
     /// Tries for each request: how many times the load is what came.
     pub tries: f64,
     /// The part of the requests that failed for want of a retry budget, 0 to 1.
     pub denied: f64,
-    /// Ejections of all gateways in a run, warm-up included.
-    pub ejections: f64,
+    /// When some gateway ejected a server, in seconds; run by run, warm-up included.
+    pub ejected_s: Vec<f64>,
     /// The part of the time that a gateway was in a panic, 0 to 1.
     pub panic: f64,
 }

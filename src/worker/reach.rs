@@ -72,10 +72,7 @@ pub trait Barred: Moment {
 }
 
 /// What `choose` chooses. Whoever rests or is ejected is better than nobody.
-pub fn pick<M: Barred, T>(
-    now: &mut M,
-    mut choose: impl FnMut(&M) -> Option<T>,
-) -> Option<T> {
+pub fn pick<M: Barred, T>(now: &mut M, mut choose: impl FnMut(&M) -> Option<T>) -> Option<T> {
     let chosen = choose(now);
     if chosen.is_some() || !now.bars().any() {
         return chosen;

@@ -54,7 +54,10 @@ fn every_key_is_read() {
     let Gateways { count, workers, timeout, retries, zones } = &scenario.gateways;
     assert_eq!((*count, *workers, *timeout, *retries), (2, 3, Duration::from_secs(2), 1));
     assert_eq!((&zones[..], &a.zone[..], &b.zone[..]), (&["x".into(), "y".into()][..], "x", ""));
-    assert_eq!((0..4).map(|it| scenario.gateways.zone_of(it)).collect::<Vec<_>>(), [0, 1, 0, 1].map(Some));
+    assert_eq!(
+        (0..4).map(|it| scenario.gateways.zone_of(it)).collect::<Vec<_>>(),
+        [0, 1, 0, 1].map(Some)
+    );
     assert_eq!((a.serves_abandoned, b.serves_abandoned), (false, true));
     assert_eq!(scenario.reports.window.as_ref().unwrap().buckets, 3);
     assert_eq!(scenario.hit(Some("b"), None), 4..5);
@@ -86,7 +89,10 @@ fn a_service_is_read_as_the_configuration_reads_it() {
         (json!({"service": {"health": {"panic": 101}}}), "service.health.panic"),
         (json!({"service": {"rules": []}}), "unknown field `rules`"),
         (json!({"gateways": {"zones": ["a b"]}}), "gateways.zones[0]"),
-        (json!({"servers": [{"name": "a", "service": {"mean": "1ms"}, "zone": "/"}]}), "servers[0].zone"),
+        (
+            json!({"servers": [{"name": "a", "service": {"mean": "1ms"}, "zone": "/"}]}),
+            "servers[0].zone",
+        ),
         (json!({"faults": [{"cold": {"speed": 0}}]}), "faults[0].cold.speed"),
         (json!({"faults": [{"errors": {"part": 1.1}}]}), "faults[0].errors.part"),
         (json!({"faults": [{"rolling_restart": {"down": "1s"}}]}), "every"),
