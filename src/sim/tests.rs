@@ -13,6 +13,9 @@ use crate::model::{Report, Status};
 use crate::watcher::Event;
 use crate::wire;
 
+mod faults;
+mod governed;
+
 fn scenario(of: Value) -> Scenario {
     let mut found = scenario::parse("test", &of.to_string()).unwrap_or_else(|e| panic!("{e}"));
     found.remove(0).scenario
@@ -128,31 +131,10 @@ fn troubled() -> Scenario {
     }))
 }
 
-/// The same with all that governs, in two zones.
-fn governed() -> Scenario {
-    let mut of = troubled();
-    of.servers[0].zone = "a".to_owned();
-    of.servers[0].serves_abandoned = true;
-    of.gateways.zones = vec!["a".to_owned(), "b".to_owned()];
-    let service = json!({
-        "health": {"base_ejection": "200ms", "max_ejected": 50, "interval": "1s"},
-        "failure": {"mode": "failcache", "rest": "100ms", "budget": {"reserve": 10}},
-        "slow_start": {"window": "2s"},
-    });
-    of.service = Some(serde_json::from_value(service).unwrap());
-    let faults = json!([
-        {"cold": {"from": "3s", "for": "1s", "speed": 0.5}},
-        {"errors": {"servers": "b", "part": 0.3, "from": "2s", "for": "3s"}},
-        {"rolling_restart": {"from": "5s", "every": "300ms", "down": "500ms"}},
-    ]);
-    of.faults.extend(serde_json::from_value::<Vec<scenario::Fault>>(faults).unwrap());
-    of
-}
-
 #[test]
 fn every_request_ends_once_whatever_goes_wrong() {
     ends_once(&troubled());
-    ends_once(&governed());
+    ends_once(&governed::troubled());
 }
 
 fn ends_once(scenario: &Scenario) {
@@ -185,7 +167,7 @@ fn ends_once(scenario: &Scenario) {
 #[test]
 fn a_run_is_the_same_for_the_same_seed_and_arrivals_are_for_each_policy() {
     is_the_same(&troubled());
-    is_the_same(&governed());
+    is_the_same(&governed::troubled());
 }
 
 fn is_the_same(scenario: &Scenario) {
@@ -304,81 +286,6 @@ fn a_slowdown_takes_what_is_under_way_along() {
             assert_near(time, expected, 0.01);
         }
     }
-}
-
-#[test]
-fn who_is_cold_gets_warm_evenly() {
-    let of = scenario(json!({
-        "servers": [{"name": "a", "slots": 100, "service": {"distribution": "deterministic", "mean": "100ms"}}],
-        "traffic": {"rate": 100},
-        "faults": [{"cold": {"from": "10s", "for": "20s", "speed": 0.2}}],
-        "duration": "40s", "warmup": "0s",
-    }));
-    let bins = run(&of, named("random"), 1).timeline;
-    let mean_s = |second: usize| bins[3 * second].latency.mean_s();
-    for (second, speed) in [(5, 1.0), (15, 0.4), (20, 0.6), (25, 0.8), (35, 1.0)] {
-        assert_near(mean_s(second), 0.1 / speed, 0.08);
-    }
-}
-
-#[test]
-fn a_part_fails_once_it_is_served() {
-    let measures = run(&one_of_four("errors", json!({"part": 0.4})), named("random"), 1);
-    let errors = errors(&measures);
-    assert_eq!((errors[0], errors[2], errors[3]), (0.0, 0.0, 0.0));
-    assert_near(errors[1], 0.4 / 4.0, 0.2);
-    assert_eq!((measures.governance, measures.timed_out), (None, 0));
-}
-
-#[test]
-fn a_rolling_restart_takes_one_server_after_the_other() {
-    let of = scenario(json!({
-        "servers": [{"name": "a", "count": 4, "slots": 4, "service": {"mean": "10ms"}}],
-        "traffic": {"rate": 400},
-        "faults": [{"rolling_restart": {"count": 3, "from": "10s", "every": "5s", "down": "1s"}}],
-        "duration": "40s", "warmup": "0s",
-    }));
-    let mut simulation = Simulation::new(&of, named("peer_round_robin"), 1);
-    simulation.start();
-    let mut down = Vec::new();
-    while simulation.step() {
-        let is_down = |server: &super::server::Server| server.trouble.down > 0;
-        let now: Vec<_> = simulation.fleet.servers.iter().map(is_down).collect();
-        if down.last().is_none_or(|(_, last)| *last != now) {
-            down.push((simulation.fleet.now / SECOND, now));
-        }
-    }
-    let who = |down: &[bool]| down.iter().position(|is| *is);
-    let found: Vec<_> = down.iter().map(|(at, down)| (*at, who(down))).collect();
-    let expected =
-        [(10, Some(0)), (11, None), (15, Some(1)), (16, None), (20, Some(2)), (21, None)];
-    assert_eq!(found[1..], expected);
-    let boots: Vec<_> = simulation.fleet.servers.iter().map(|server| server.boot).collect();
-    assert_eq!(boots, [2, 2, 2, 1]);
-}
-
-#[test]
-fn who_serves_the_abandoned_works_in_vain() {
-    let answered = |serves: bool| {
-        let of = scenario(json!({
-            "servers": [{"name": "a", "service": {"distribution": "deterministic", "mean": "10ms"},
-                         "serves_abandoned": serves}],
-            "traffic": {"rate": 300, "changes": [{"at": "2s", "rate": 0}]},
-            "gateways": {"timeout": "50ms"},
-            "duration": "20s", "warmup": "0s",
-        }));
-        let mut simulation = Simulation::new(&of, named("random"), 1);
-        simulation.start();
-        while simulation.step() {}
-        let server = &simulation.fleet.servers[0];
-        assert_eq!(server.waiting(), 0);
-        (server.counters.answered, simulation.into_measures())
-    };
-    let (served, of) = answered(true);
-    assert_eq!(served, of.arrived);
-    assert!(of.answered < 40, "after 50 ms nobody waits any more: {}", of.answered);
-    let (served, of) = answered(false);
-    assert!((195..=210).contains(&served), "for 2 s: {served} of {}", of.arrived);
 }
 
 #[test]
