@@ -179,6 +179,30 @@ impl Board {
         BOARD.get_or_try_init(Board::map).copied()
     }
 
+    /// A board of its own, of a host that is simulated. It stays mapped until the
+    /// process ends: [`clear`](Self::clear) it, and give it to the next one.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn apart() -> io::Result<Board> {
+        Board::map()
+    }
+
+    /// Forgets everything, and gives the memory back to the system. For a board that
+    /// nobody uses.
+    ///
+    /// # Errors
+    /// The system's error; the board is as it was then.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        let page = std::ptr::from_ref(self.layout).cast_mut().cast();
+        // SAFETY: the whole of a mapping of this size that is never unmapped. Its pages
+        // read as zeros after, which is valid for atomics at any time.
+        match unsafe { libc::madvise(page, size_of::<Layout>(), libc::MADV_REMOVE) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     #[cfg(test)]
     pub(crate) fn map_for_tests() -> Board {
         Board::map().expect("memory for a board")

@@ -74,6 +74,20 @@ pub fn eject(
     board.eject(who, most, reason, now_ms, |times| ejection_ms(config, times, rng.random()))
 }
 
+/// Ejects one of so many instances that has just failed, if it did so too often in a row.
+pub fn suspect(
+    board: Board,
+    config: &HealthConfig,
+    who: (u32, u64),
+    instances: usize,
+    now_ms: u64,
+    rng: &mut SmallRng,
+) -> bool {
+    let limit = config.consecutive_failures;
+    let has_reached_it = limit > 0 && board.consecutive_failures(who.0, who.1) >= limit;
+    has_reached_it && eject(board, config, who, instances, Reason::ConsecutiveFailures, now_ms, rng)
+}
+
 /// What an instance was sent in an interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Sent {

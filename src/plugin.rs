@@ -32,7 +32,7 @@ use crate::watcher::{self, Timing, WatchState};
 
 /// How often the heartbeat beats. A worker looks as often, and falls back after
 /// a second at the earliest.
-const BEAT: Duration = Duration::from_millis(250);
+pub(crate) const BEAT: Duration = Duration::from_millis(250);
 
 /// Beats between two looks at what changes by time alone: windows, slots to give
 /// back, values that were lost.

@@ -543,7 +543,7 @@ impl Registry {
                 until_ms: now_ms + longest_ms.max(self.interval_ms) + limit_ms,
             }),
         };
-        state.strangers.is_some_and(|known| now_ms - known.since_ms > limit_ms)
+        state.strangers.is_some_and(|known| now_ms.saturating_sub(known.since_ms) > limit_ms)
     }
 
     fn delete(&mut self, key: &[u8], mod_revision: i64) {

@@ -1,7 +1,7 @@
 //! One worker's side: its views of the rankings, its pickers, and the requests
 //! that it has under way. All on nginx's event loop, so nothing here blocks.
 
-mod reach;
+pub(crate) mod reach;
 mod routes;
 mod tries;
 
@@ -20,7 +20,7 @@ use routes::{Plan, Routes, Rules};
 use serde::Serialize;
 use smallvec::SmallVec;
 
-use self::reach::{Bars, Try};
+use self::reach::{Bars, Known, Try};
 use crate::board::{self, Board, Budget, NO_SLOT, Open, Outcome, Refusal, RowId, ServiceId};
 use crate::config::{
     BalanceConfig, Config, Discover, FailureConfig, FailureMode, HealthConfig, Rule, ServiceConfig,
@@ -79,11 +79,11 @@ struct Service {
 
 /// What becomes of tries that fail.
 #[derive(Clone, Copy)]
-struct Failure {
-    mode: FailureMode,
+pub struct Failure {
+    pub mode: FailureMode,
     /// How long an instance rests after one; 0 unless the mode is `failcache`.
-    rest_ms: u64,
-    budget: Budget,
+    pub rest_ms: u64,
+    pub budget: Budget,
 }
 
 /// One version of a service's ranking, made ready to pick from.
@@ -467,10 +467,12 @@ impl Worker {
             None => 0,
             Some(_) => flight.rules_of(request, view.peers.version),
         };
-        let ejected = self.board.ejected(known.id);
-        let limits = view.is_limited;
-        let rests = known.failure.rest_ms > 0 && self.board.has_resting(known.id, now_ms);
-        let weightless = (limits || rests) && !view.is_weightless;
+        let beforehand = Known {
+            is_limited: view.is_limited,
+            has_rests: known.failure.rest_ms > 0,
+            is_weightless: view.is_weightless,
+            most_ejected: view.most_ejected,
+        };
         let mut now = Try {
             board: self.board,
             service: known.id,
@@ -481,17 +483,12 @@ impl Worker {
             tried: &flight.tried,
             key: request.key,
             now_ms,
-            bars: Bars {
-                limits,
-                rests,
-                ejected: ejected != 0 && view.most_ejected.is_some_and(|most| ejected <= most),
-                weightless,
-            },
+            bars: Bars::new(self.board, known.id, beforehand, now_ms),
         };
         let mut is_paid_for = !request.is_retry || !request.has_reached;
         let mut others = 0..OVERTAKEN;
         let (index, rule, open) = loop {
-            let picked = now.pick(|now| {
+            let picked = reach::pick(&mut now, |now| {
                 let routed = view.routes.as_mut().and_then(|it| it.pick(rules, now, &mut self.rng));
                 routed.or_else(|| Some((view.picker.pick(now, &mut self.rng)?, None)))
             });
@@ -510,7 +507,7 @@ impl Worker {
                 self.board.count_request(slot, identity, now_ms);
                 break (index, rule, Open::default());
             }
-            let max = if limits { view.ranking.records[index].max_in_flight } else { 0 };
+            let max = if view.is_limited { view.ranking.records[index].max_in_flight } else { 0 };
             if let Some(open) = self.board.begin_within(self.row, slot, identity, max, now_ms) {
                 break (index, rule, open);
             }
@@ -615,11 +612,8 @@ impl Worker {
     fn suspect(&mut self, service: u32, who: (u32, u64), now_ms: u64) {
         let Some(service) = self.services.get(service as usize) else { return };
         let Some(view) = &service.view else { return };
-        let limit = service.health.consecutive_failures;
-        if limit > 0 && self.board.consecutive_failures(who.0, who.1) >= limit {
-            let (count, why) = (view.peers.instances.len(), board::Reason::ConsecutiveFailures);
-            health::eject(self.board, &service.health, who, count, why, now_ms, &mut self.rng);
-        }
+        let count = view.peers.instances.len();
+        health::suspect(self.board, &service.health, who, count, now_ms, &mut self.rng);
     }
 
     /// Takes in the load report in the response of the request that was finished
@@ -842,7 +836,6 @@ impl Worker {
     }
 }
 
-/// An instance whose try failed rests, if it is to.
 /// How a try with this status ended, by what the service of this handle calls a
 /// failure.
 fn outcome_for(services: &[Service], service: u32, status: u16) -> Outcome {
@@ -850,14 +843,15 @@ fn outcome_for(services: &[Service], service: u32, status: u16) -> Outcome {
     service.map_or(Outcome::Unseen, |it| outcome_of(status, &it.health.failures))
 }
 
-fn rest(board: Board, last: &Open, rest_ms: u64, outcome: Outcome, now_ms: u64) {
+/// An instance whose try failed rests, if it is to.
+pub(crate) fn rest(board: Board, last: &Open, rest_ms: u64, outcome: Outcome, now_ms: u64) {
     if rest_ms > 0 && outcome == Outcome::Failed {
         board.rest(last, now_ms + rest_ms);
     }
 }
 
 impl Failure {
-    fn new(config: &FailureConfig) -> Self {
+    pub fn new(config: &FailureConfig) -> Self {
         let rest_ms = match config.mode {
             FailureMode::Failcache => u64::try_from(config.rest.as_millis()).unwrap_or(u64::MAX),
             _ => 0,
@@ -956,7 +950,11 @@ impl Service {
 }
 
 /// How many may be ejected until there is a panic; `None` if there is one.
-fn most_ejected(priors: &[f64], ranking: &RankingValue, panic_percent: u32) -> Option<u32> {
+pub(crate) fn most_ejected(
+    priors: &[f64],
+    ranking: &RankingValue,
+    panic_percent: u32,
+) -> Option<u32> {
     if ranking.is_panic() {
         return None;
     }

@@ -69,3 +69,17 @@ fn damage_is_that_of_the_current_version_alone() {
     board.set_version(id, 4, 3);
     assert!(!board.is_damaged(id));
 }
+
+#[test]
+fn a_board_that_was_cleared_is_as_new() {
+    let board = Board::map().unwrap();
+    let chat = board.service("chat").unwrap();
+    let slot = board.claim_slot(7, chat, 0, 0).unwrap();
+    let _open = board.begin_request(None, slot, 7, 0);
+    assert!(board.eject((slot, 7), 1, Reason::SuccessRate, 0, |_| 1000));
+    board.clear().unwrap();
+    assert_eq!((board.service_names().count(), board.used_slots().count()), (0, 0));
+    assert_eq!((board.ejection(slot), board.in_flight(slot)), (None, 0));
+    let mail = board.service("mail").unwrap();
+    assert_eq!((mail, board.ejected(mail)), (chat, 0), "the first entry");
+}

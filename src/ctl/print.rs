@@ -138,8 +138,22 @@ pub fn simulated(of: &Simulated) -> String {
     let head =
         ["POLICY", "MEAN", "P50", "P99", "P99.9", "ERRORS", "IN FLIGHT", "OSCILLATION", "CV UTIL"];
     let mut rows = vec![cells(head)];
+    let is_governed = of.policies.iter().any(|line| line.summary.governed.is_some());
+    if is_governed {
+        rows[0].extend(cells(["TRIES", "DENIED", "EJECTIONS", "PANIC"]));
+    }
     rows.extend(of.policies.iter().map(|PolicyLine { policy, summary, .. }| {
-        vec![
+        let governed = match &summary.governed {
+            _ if !is_governed => Vec::new(),
+            None => cells([NONE; 4]),
+            Some(it) => vec![
+                format!("{:.2}", it.tries),
+                format!("{:.2} %", it.denied * 100.0),
+                format!("{:.1}", it.ejected_s.len() as f64 / of.seeds.len().max(1) as f64),
+                format!("{:.0} %", it.panic * 100.0),
+            ],
+        };
+        let figures = vec![
             policy.clone(),
             ms(summary.mean_ms),
             ms(summary.p50_ms),
@@ -149,7 +163,8 @@ pub fn simulated(of: &Simulated) -> String {
             format!("{:.1}, up to {}", summary.mean_in_flight, summary.max_in_flight),
             format!("{:.2}", summary.oscillation),
             format!("{:.2}", summary.utilization_cv),
-        ]
+        ];
+        [figures, governed].concat()
     }));
     let about = if of.about.is_empty() { String::new() } else { format!(": {}", of.about) };
     let seeds: Vec<_> = of.seeds.iter().map(u64::to_string).collect();

@@ -68,6 +68,10 @@ pub struct Moment {
     pub errors: f64,
     /// Each group's part of the tries, 0 to 1, in the scenario's order.
     pub shares: Vec<f64>,
+    /// Of each zone's gateways, the part of the tries that stayed in the zone, 0 to 1,
+    /// in the order of `gateways.zones`; left out without any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub local: Vec<f64>,
 }
 
 /// Reads all files, then simulates them one after the other; `each` is told of each
@@ -160,6 +164,7 @@ fn outcome(name: &str, scenario: &Scenario, measured: &[(String, Measures)]) -> 
                     p99_ms: bin.latency.quantile_s(0.99) * 1e3,
                     errors: bin.errors as f64 / requests.max(1) as f64,
                     shares: bin.shares(),
+                    local: bin.local(),
                 }
             })
             .collect(),

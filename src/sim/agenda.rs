@@ -41,10 +41,14 @@ pub enum Event {
     Deliver { gateway: u32, message: u32 },
     /// A gateway looks at what changes by time alone.
     Round { gateway: u32 },
+    /// A gateway looks at health, as often as the plugin's thread.
+    Beat { gateway: u32 },
     /// A fault begins.
     Begin { fault: u32 },
-    /// A fault draws anew.
+    /// A fault draws anew, or goes one step on.
     Redraw { fault: u32 },
+    /// A server that was restarted is back.
+    Restarted { server: u32 },
     /// A fault ends.
     End { fault: u32 },
     /// What happens from now on counts.

@@ -11,6 +11,7 @@ use super::distribution::exponential;
 use super::exporter::{Etcd, Message};
 use super::faults::Disturbance;
 use super::fleet::{Fleet, Gateway, Place, Worker};
+use super::host::Deeds;
 use super::measure::{End, Measures, Tally};
 use super::messages::Messages;
 use super::plane::Plane;
@@ -18,6 +19,7 @@ use super::policy::Outcome;
 use super::scenario::Scenario;
 use super::server::{Admission, Server, Ticket};
 use crate::config::BalanceConfig;
+use crate::plugin::BEAT;
 
 /// How long a sinkhole takes to fail a request.
 const SINK: Ns = 100_000;
@@ -70,6 +72,10 @@ pub struct Simulation<'a> {
     /// Each server's picks, in bins of `share_bin`, since the warm-up.
     picks: Vec<Vec<u32>>,
     share_bin: Ns,
+    /// The gateways' zone that each server is in.
+    zones: Vec<Option<usize>>,
+    /// What each gateway's host had done when it was looked at last.
+    deeds: Vec<Deeds>,
     /// Each server's slot and request time at the end of the warm-up, and at the end.
     from: Vec<(u64, u64)>,
     tally: Tally,
@@ -100,14 +106,21 @@ impl<'a> Simulation<'a> {
             let place = f64::from(gateway) / f64::from((gateways - 1).max(1));
             from_duration(scenario.reports.delay + scenario.reports.spread.mul_f64(place))
         };
-        let plane = |strategy| {
-            (0..gateways).map(move |_| Plane::new(&scenario.reports, strategy)).collect()
-        };
+        let zones = &scenario.gateways.zones;
+        let zone_of = |server: &Server| zones.iter().position(|zone| *zone == server.zone);
+        let server_zones = servers.iter().map(zone_of).collect();
         let mut deciders = Vec::new();
         for _ in 0..gateways {
             let seeds: Vec<u64> = (0..workers).map(|_| choice_rng.random()).collect();
             deciders.extend(chooser.deciders(&seeds));
         }
+        let mut plane =
+            |gateway, strategy| Plane::new(scenario, gateway, strategy, &mut choice_rng);
+        let planes: Vec<Plane> = match chooser.strategy() {
+            Some(strategy) => (0..gateways).map(|gateway| plane(gateway, strategy)).collect(),
+            None => Vec::new(),
+        };
+        let is_governed = scenario.service.is_some() && !planes.is_empty();
         let worker = |number| Worker { gateway: number / workers, in_flight: vec![0; count] };
         let fleet = Fleet::new(
             servers,
@@ -128,7 +141,7 @@ impl<'a> Simulation<'a> {
             chooser,
             fleet,
             agenda: Agenda::default(),
-            planes: chooser.strategy().map(plane).unwrap_or_default(),
+            planes,
             deciders,
             etcd: Etcd::new(count, scenario.reports.exporters, scenario.reports.interval),
             disturbance: Disturbance::default(),
@@ -144,10 +157,17 @@ impl<'a> Simulation<'a> {
             choice_rng,
             trouble_rng,
             other_rng,
-            measures: Measures::new(BINS as usize, scenario.servers.len()),
+            measures: Measures::new(
+                BINS as usize,
+                scenario.servers.len(),
+                scenario.gateways.zones.len(),
+                is_governed,
+            ),
             bin: end.div_ceil(BINS),
             picks: vec![vec![0; count]; measured.div_ceil(share_bin) as usize],
             share_bin,
+            zones: server_zones,
+            deeds: vec![Deeds::default(); gateways as usize],
             from: Vec::new(),
             tally: Tally::default(),
         }
@@ -169,6 +189,10 @@ impl<'a> Simulation<'a> {
             for gateway in 0..gateways {
                 let at = ROUND + ROUND / gateways * gateway;
                 self.agenda.add(at, Event::Round { gateway: gateway as u32 });
+                if self.scenario.service.is_some() {
+                    let at = at - ROUND + from_duration(BEAT);
+                    self.agenda.add(at, Event::Beat { gateway: gateway as u32 });
+                }
             }
         }
         self.agenda.add(self.warm, Event::Warm);
@@ -228,11 +252,20 @@ impl<'a> Simulation<'a> {
             Event::Round { gateway } => {
                 self.agenda.add(self.fleet.now + ROUND, event);
                 let gateway = gateway as usize;
-                self.planes[gateway].tick(self.fleet.gateways[gateway].clock(self.fleet.now));
+                let now = self.fleet.now;
+                self.planes[gateway].tick(self.fleet.gateways[gateway].clock(now), now);
                 self.rank(gateway);
+            }
+            Event::Beat { gateway } => {
+                self.agenda.add(self.fleet.now + from_duration(BEAT), event);
+                let gateway = gateway as usize;
+                self.planes[gateway].beat(self.fleet.now);
+                self.rank(gateway);
+                self.look_at_deeds(gateway, true);
             }
             Event::Begin { fault } => self.begin_fault(fault),
             Event::Redraw { fault } => self.redraw_fault(fault),
+            Event::Restarted { server } => self.restarted(server),
             Event::End { fault } => self.end_fault(fault),
             Event::Warm => {
                 self.from = self.server_times();
@@ -293,22 +326,31 @@ impl<'a> Simulation<'a> {
         // Any two requests have different keys that look random.
         let key = self.arrivals.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let request = self.fleet.arrive(worker, key ^ (key >> 32));
-        self.attempt(request, End::Failed);
+        self.attempt(request, End::Failed, None);
     }
 
     /// Sends a request to a server, and to another one as long as it is refused and
-    /// may move on. It ends like its last try, `before`, where there is none to try.
-    fn attempt(&mut self, request: u32, mut before: End) {
+    /// may move on. It ends like its last try, `before`, where there is none to try, or
+    /// none is paid for. `has_reached`: whether that try reached its server.
+    fn attempt(&mut self, request: u32, mut before: End, mut has_reached: Option<bool>) {
         loop {
             let Some(server) = self.pick(request) else { return self.finish(request, before) };
+            if !self.pay(request, has_reached) {
+                self.count_denied(request);
+                return self.finish(request, before);
+            }
             let ticket = self.fleet.begin_try(request, server);
             let now = self.fleet.now;
-            self.count_pick(server);
+            self.count_pick(request, server);
+            if let Some(plane) = self.plane_of(request) {
+                plane.begin(request, server, now);
+            }
             let it = &mut self.fleet.servers[server as usize];
             match it.admit(ticket, now, &mut self.agenda, &mut self.service_rng) {
                 Admission::Refused => {
+                    let is_down = it.trouble.down > 0;
                     self.end_try(request, Outcome::Failed(0.0));
-                    before = End::Failed;
+                    (before, has_reached) = (End::Failed, Some(!is_down));
                     if !self.may_retry(request) {
                         return self.finish(request, before);
                     }
@@ -337,7 +379,20 @@ impl<'a> Simulation<'a> {
     }
 
     fn may_retry(&self, request: u32) -> bool {
-        self.fleet.request(request).tries() <= self.scenario.gateways.retries
+        let it = self.fleet.request(request);
+        let host = self.planes.get(it.gateway as usize).and_then(|plane| plane.host.as_ref());
+        it.tries() <= self.scenario.gateways.retries && host.is_none_or(|host| host.moves_on())
+    }
+
+    fn pay(&self, request: u32, has_reached: Option<bool>) -> bool {
+        let gateway = self.fleet.request(request).gateway as usize;
+        let host = self.planes.get(gateway).and_then(|plane| plane.host.as_ref());
+        host.is_none_or(|host| host.pay(has_reached))
+    }
+
+    /// That of a request's gateway, if its policy is ours.
+    fn plane_of(&mut self, request: u32) -> Option<&mut Plane> {
+        self.planes.get_mut(self.fleet.request(request).gateway as usize)
     }
 
     /// How long a request's try has been under way, in seconds.
@@ -354,7 +409,7 @@ impl<'a> Simulation<'a> {
             Outcome::TimedOut(_) => End::TimedOut,
         };
         match self.may_retry(request) {
-            true => self.attempt(request, end),
+            true => self.attempt(request, end, Some(true)),
             false => self.finish(request, end),
         }
     }
@@ -364,6 +419,13 @@ impl<'a> Simulation<'a> {
         let view = self.fleet.view(request);
         let server = view.request.server as usize;
         self.deciders[view.request.worker as usize].ended(&view, server, outcome);
+        let (now, gateway) = (self.fleet.now, self.fleet.request(request).gateway as usize);
+        if let Some(plane) = self.planes.get_mut(gateway) {
+            plane.end(request, outcome, now);
+            if !matches!(outcome, Outcome::Answered(_)) {
+                self.look_at_deeds(gateway, false);
+            }
+        }
     }
 
     fn finish(&mut self, request: u32, end: End) {
@@ -403,12 +465,19 @@ impl<'a> Simulation<'a> {
         let Self { fleet, agenda, service_rng, .. } = self;
         let (servers, is_awaited) = fleet.servers_and_requests();
         let next = servers[server as usize].next_in_line(is_awaited, now, agenda, service_rng);
-        if let Some(next) = next.filter(|next| *next != Ticket::OTHER) {
+        if let Some(next) = next.filter(|next| fleet.is_open(*next)) {
             fleet.request_mut(next.request).place = Place::Served;
+        }
+        let it = &mut self.fleet.servers[server as usize];
+        let errors = it.trouble.errors;
+        let has_failed = errors > 0.0 && self.trouble_rng.random::<f64>() < errors;
+        if has_failed {
+            it.count_failure();
         }
         if self.fleet.is_open(done) {
             let after_s = self.try_s(done.request);
-            self.conclude(done.request, Outcome::Answered(after_s));
+            let outcome = if has_failed { Outcome::Failed } else { Outcome::Answered };
+            self.conclude(done.request, outcome(after_s));
         }
     }
 
@@ -460,7 +529,7 @@ impl<'a> Simulation<'a> {
         let it = &self.fleet.gateways[gateway];
         let now = self.fleet.now;
         let plane = &mut self.planes[gateway];
-        if plane.rank(it.clock(now), &it.seen) {
+        if plane.rank(it.clock(now), now, &it.seen) {
             let workers = self.scenario.gateways.workers as usize;
             for decider in &mut self.deciders[gateway * workers..][..workers] {
                 let last = decider.take_picker();
@@ -472,16 +541,45 @@ impl<'a> Simulation<'a> {
 
     // === measures ===
 
-    fn count_pick(&mut self, server: u32) {
+    fn count_pick(&mut self, request: u32, server: u32) {
         let now = self.fleet.now;
+        let gateway = self.fleet.request(request).gateway;
         let group = self.fleet.servers[server as usize].group;
         if let Some(bin) = self.measures.timeline.get_mut((now / self.bin) as usize) {
             bin.picks[group] += 1;
+            if let Some(zone) = self.scenario.gateways.zone_of(gateway) {
+                bin.zones[zone].sent += 1;
+                bin.zones[zone].stayed += u64::from(self.zones[server as usize] == Some(zone));
+            }
         }
+        self.measures.tries += u64::from(now >= self.warm);
         if now >= self.warm
             && let Some(bin) = self.picks.get_mut(((now - self.warm) / self.share_bin) as usize)
         {
             bin[server as usize] += 1;
+        }
+    }
+
+    fn count_denied(&mut self, request: u32) {
+        let arrived = self.fleet.request(request).arrived;
+        if let Some(governance) = &mut self.measures.governance {
+            governance.denied += u64::from(arrived >= self.warm);
+        }
+    }
+
+    /// Counts what a gateway's host has done since it was looked at last, and, on a
+    /// beat, whether there is a panic.
+    fn look_at_deeds(&mut self, gateway: usize, is_beat: bool) {
+        let now = self.fleet.now;
+        let host = self.planes.get(gateway).and_then(|plane| plane.host.as_ref());
+        let (Some(host), Some(governance)) = (host, &mut self.measures.governance) else { return };
+        let deeds = host.deeds();
+        let before = std::mem::replace(&mut self.deeds[gateway], deeds).ejections;
+        let at = (to_s(now), gateway as u32);
+        governance.ejected.extend((before..deeds.ejections).map(|_| at));
+        if is_beat && (self.warm..self.end).contains(&now) {
+            governance.beats += 1;
+            governance.panics += u64::from(deeds.is_panic);
         }
     }
 

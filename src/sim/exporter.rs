@@ -83,7 +83,7 @@ impl Etcd {
         self.members[number as usize] = is_member;
         let revision = self.next_revision();
         let event = match is_member {
-            true => plane::registered(number, server.weight, revision),
+            true => plane::registered(number, server, revision),
             false => plane::deregistered(number, revision),
         };
         Message { event, news: News::Membership { server: number, is_member } }
@@ -93,7 +93,7 @@ impl Etcd {
     pub fn all(&self, servers: &[Server]) -> Vec<Event> {
         let members = (0..).zip(servers).filter(|(number, _)| self.members[*number as usize]);
         members
-            .map(|(number, server)| plane::registered(number, server.weight, self.revision))
+            .map(|(number, server)| plane::registered(number, server, self.revision))
             .chain(self.batches.iter().flatten().cloned())
             .collect()
     }
@@ -115,7 +115,7 @@ impl Etcd {
                 news.extend(report.map(|report| (number, report)));
                 Report::Status(status)
             };
-            let id = plane::instance(number, 1.0).id;
+            let id = plane::id_of(number);
             reports.push(InstanceReport { id, report, interval: self.interval });
         }
         let event = Event::Put {

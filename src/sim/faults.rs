@@ -2,14 +2,18 @@
 
 use rand::seq::SliceRandom;
 
-use super::agenda::{Event, from_duration};
+use super::agenda::{Event, Ns, SECOND, from_duration};
 use super::engine::Simulation;
 use super::exporter::{Message, News};
 use super::fleet::Place;
 use super::policy::Outcome;
 use super::scenario::{
-    Antagonist, ClockJump, Direction, Disorder, Fault, Late, Lie, Membership, Outage, Slowdown,
+    Antagonist, ClockJump, Cold, Direction, Disorder, Errors, Fault, Late, Lie, Membership, Outage,
+    RollingRestart, Slowdown,
 };
+
+/// Between two steps of a server that gets warm.
+const WARMER: Ns = SECOND / 10;
 
 /// What disturbs the way of reports. Faults may overlap.
 #[derive(Default)]
@@ -67,7 +71,19 @@ impl Simulation<'_> {
                     self.set_factor(server, number, Some(*speed));
                 }
             }
-            Fault::Antagonist(_) => self.redraw_fault(number),
+            Fault::Antagonist(_) | Fault::Cold(_) => self.redraw_fault(number),
+            Fault::Errors(Errors { servers, count, part, .. }) => {
+                for server in scenario.hit(servers.as_deref(), *count) {
+                    self.fleet.servers[server as usize].trouble.errors = *part;
+                }
+            }
+            Fault::RollingRestart(it) => {
+                let RollingRestart { servers, count, from, every, .. } = it;
+                for place in 0..scenario.hit(servers.as_deref(), *count).len() as u32 {
+                    let at = from_duration(*from + *every * place);
+                    self.agenda.add(at, Event::Redraw { fault: number });
+                }
+            }
             Fault::Pause(it) => self.each(it, |sim, server| sim.set_paused(server, true)),
             Fault::BlackHole(it) => self.each(it, |sim, server| {
                 sim.fleet.servers[server as usize].trouble.black_hole += 1;
@@ -81,16 +97,7 @@ impl Simulation<'_> {
             }),
             Fault::Sinkhole(it) => self
                 .each(it, |sim, server| sim.fleet.servers[server as usize].trouble.sinkhole += 1),
-            Fault::Crash(it) => self.each(it, |sim, server| {
-                sim.fleet.servers[server as usize].trouble.down += 1;
-                let now = sim.fleet.now;
-                for lost in sim.fleet.servers[server as usize].drop_all(now) {
-                    if sim.fleet.is_open(lost) {
-                        let after_s = sim.try_s(lost.request);
-                        sim.conclude(lost.request, Outcome::Failed(after_s));
-                    }
-                }
-            }),
+            Fault::Crash(it) => self.each(it, Self::crash),
             Fault::Lie(Lie { servers, count, tells, .. }) => {
                 for server in scenario.hit(servers.as_deref(), *count) {
                     self.fleet.servers[server as usize].trouble.tale = Some(*tells);
@@ -125,7 +132,7 @@ impl Simulation<'_> {
     pub fn end_fault(&mut self, number: u32) {
         let scenario = self.scenario;
         match &scenario.faults[number as usize] {
-            Fault::Slowdown(_) | Fault::Antagonist(_) => {
+            Fault::Slowdown(_) | Fault::Antagonist(_) | Fault::Cold(_) => {
                 for server in 0..self.fleet.servers.len() as u32 {
                     self.set_factor(server, number, None);
                 }
@@ -135,12 +142,12 @@ impl Simulation<'_> {
                 .each(it, |sim, server| sim.fleet.servers[server as usize].trouble.black_hole -= 1),
             Fault::Sinkhole(it) => self
                 .each(it, |sim, server| sim.fleet.servers[server as usize].trouble.sinkhole -= 1),
-            Fault::Crash(it) => self.each(it, |sim, server| {
-                let now = sim.fleet.now;
-                let server = &mut sim.fleet.servers[server as usize];
-                server.trouble.down -= 1;
-                server.restart(now);
-            }),
+            Fault::Crash(it) => self.each(it, Self::restarted),
+            Fault::Errors(Errors { servers, count, .. }) => {
+                for server in scenario.hit(servers.as_deref(), *count) {
+                    self.fleet.servers[server as usize].trouble.errors = 0.0;
+                }
+            }
             Fault::Lie(Lie { servers, count, .. }) => {
                 for server in scenario.hit(servers.as_deref(), *count) {
                     self.fleet.servers[server as usize].trouble.tale = None;
@@ -159,14 +166,66 @@ impl Simulation<'_> {
             Fault::Disorder(_) => {
                 (self.disturbance.reordered, self.disturbance.duplicated) = (0.0, 0.0);
             }
-            Fault::Join(_) | Fault::Leave(_) | Fault::ClockJump(_) => {}
+            Fault::Join(_) | Fault::Leave(_) | Fault::ClockJump(_) | Fault::RollingRestart(_) => {}
         }
     }
 
-    /// An antagonist moves on to other servers, unless it has ended.
+    /// A fault goes one step on.
     pub fn redraw_fault(&mut self, number: u32) {
         let scenario = self.scenario;
-        let Fault::Antagonist(it) = &scenario.faults[number as usize] else { return };
+        match &scenario.faults[number as usize] {
+            Fault::Antagonist(it) => self.move_antagonist(number, it),
+            Fault::Cold(it) => self.warm(number, it),
+            Fault::RollingRestart(it) => {
+                let RollingRestart { servers, count, from, every, down } = it;
+                let since = self.fleet.now - from_duration(*from);
+                let place = (since / from_duration(*every)) as usize;
+                if let Some(server) = scenario.hit(servers.as_deref(), *count).nth(place) {
+                    self.crash(server);
+                    let back = self.fleet.now + from_duration(*down);
+                    self.agenda.add(back, Event::Restarted { server });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Servers are as warm as they are by now, until that is all.
+    fn warm(&mut self, number: u32, it: &Cold) {
+        let Cold { servers, count, speed, from, lasts } = it;
+        let (now, lasts) = (self.fleet.now, from_duration(*lasts).max(1));
+        let part = (now - from_duration(*from)) as f64 / lasts as f64;
+        if part >= 1.0 {
+            return; // its end sees to it
+        }
+        for server in self.scenario.hit(servers.as_deref(), *count) {
+            self.set_factor(server, number, Some(speed + (1.0 - speed) * part));
+        }
+        self.agenda.add(now + WARMER, Event::Redraw { fault: number });
+    }
+
+    fn crash(&mut self, server: u32) {
+        self.fleet.servers[server as usize].trouble.down += 1;
+        let now = self.fleet.now;
+        for lost in self.fleet.servers[server as usize].drop_all(now) {
+            if self.fleet.is_open(lost) {
+                let after_s = self.try_s(lost.request);
+                self.conclude(lost.request, Outcome::Failed(after_s));
+            }
+        }
+    }
+
+    /// A server that had crashed is there again, as a new process.
+    pub fn restarted(&mut self, server: u32) {
+        let now = self.fleet.now;
+        let server = &mut self.fleet.servers[server as usize];
+        server.trouble.down -= 1;
+        server.restart(now);
+    }
+
+    /// An antagonist moves on to other servers, unless it has ended.
+    fn move_antagonist(&mut self, number: u32, it: &Antagonist) {
+        let scenario = self.scenario;
         let Antagonist { servers, count, part, speed, every, from, lasts } = it;
         let now = self.fleet.now;
         if now >= from_duration(*from).saturating_add(from_duration(*lasts)) {

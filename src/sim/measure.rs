@@ -124,8 +124,25 @@ pub struct Measures {
     utilization_cv: f64,
     /// 99th percentile of each run, in seconds.
     p99_s: Vec<f64>,
+    /// Tries that were begun after the warm-up.
+    pub tries: u64,
+    /// What governed it, where something did.
+    pub governance: Option<Governance>,
     /// The whole run in bins of equal length, from its beginning on.
     pub timeline: Vec<Bin>,
+}
+
+/// What the gateways' health and retry budgets did; of all runs.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Governance {
+    /// Requests that failed as a retry was not to be paid for.
+    pub denied: u64,
+    /// Each ejection, from the beginning on: when, in seconds, and by which gateway.
+    pub ejected: Vec<(f64, u32)>,
+    /// Looks at the gateways, evenly over the time after the warm-up.
+    pub beats: u64,
+    /// Those of them that met a panic.
+    pub panics: u64,
 }
 
 /// One bin of time.
@@ -137,6 +154,17 @@ pub struct Bin {
     pub errors: u64,
     /// Tries that went to each group's servers in it.
     pub picks: Vec<u64>,
+    /// Those of the gateways of each of `gateways.zones`.
+    pub zones: Vec<ZoneTries>,
+}
+
+/// Tries of the gateways of one zone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ZoneTries {
+    /// All of them.
+    pub sent: u64,
+    /// Those that went to servers of the zone.
+    pub stayed: u64,
 }
 
 impl Bin {
@@ -144,6 +172,11 @@ impl Bin {
     pub fn shares(&self) -> Vec<f64> {
         let all = self.picks.iter().sum::<u64>().max(1) as f64;
         self.picks.iter().map(|picks| *picks as f64 / all).collect()
+    }
+
+    /// Of the tries of each zone's gateways the part that stayed in the zone.
+    pub fn local(&self) -> Vec<f64> {
+        self.zones.iter().map(|it| it.stayed as f64 / it.sent.max(1) as f64).collect()
     }
 }
 
@@ -162,9 +195,14 @@ pub struct Tally {
 
 impl Measures {
     /// Of a run that is to begin, with a timeline of so many bins.
-    pub fn new(bins: usize, groups: usize) -> Self {
-        let empty = Bin { picks: vec![0; groups], ..Bin::default() };
-        Self { timeline: vec![empty; bins], ..Self::default() }
+    pub fn new(bins: usize, groups: usize, zones: usize, is_governed: bool) -> Self {
+        let empty = Bin {
+            picks: vec![0; groups],
+            zones: vec![ZoneTries::default(); zones],
+            ..Bin::default()
+        };
+        let governance = is_governed.then(Governance::default);
+        Self { timeline: vec![empty; bins], governance, ..Self::default() }
     }
 
     /// Counts a request's end.
@@ -210,10 +248,21 @@ impl Measures {
         }
         self.utilization_cv += other.utilization_cv;
         self.p99_s.extend(&other.p99_s);
+        self.tries += other.tries;
+        if let (Some(mine), Some(its)) = (&mut self.governance, &other.governance) {
+            mine.denied += its.denied;
+            mine.ejected.extend(&its.ejected);
+            mine.beats += its.beats;
+            mine.panics += its.panics;
+        }
         for (mine, its) in self.timeline.iter_mut().zip(&other.timeline) {
             mine.latency.merge(&its.latency);
             mine.errors += its.errors;
             mine.picks.iter_mut().zip(&its.picks).for_each(|(mine, its)| *mine += its);
+            for (mine, its) in mine.zones.iter_mut().zip(&its.zones) {
+                mine.sent += its.sent;
+                mine.stayed += its.stayed;
+            }
         }
     }
 
@@ -239,6 +288,12 @@ impl Measures {
             oscillation: self.oscillation / runs,
             oscillation_halves: self.oscillation_halves.map(|sum| sum / runs),
             utilization_cv: self.utilization_cv / runs,
+            governed: self.governance.as_ref().map(|it| GovernedSummary {
+                tries: self.tries as f64 / self.arrived.max(1) as f64,
+                denied: part(it.denied),
+                ejected_s: it.ejected.iter().map(|(at_s, _)| *at_s).collect(),
+                panic: it.panics as f64 / it.beats.max(1) as f64,
+            }),
         }
     }
 }
@@ -274,6 +329,22 @@ pub struct Summary {
     pub oscillation_halves: [f64; 2],
     /// Deviation over mean of the parts of time that servers' slots were busy.
     pub utilization_cv: f64,
+    /// What governed it; left out where nothing did.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub governed: Option<GovernedSummary>,
+}
+
+/// What health and retry budgets did, where the scenario has a `service`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GovernedSummary {
+    /// Tries for each request: how many times the load is what came.
+    pub tries: f64,
+    /// The part of the requests that failed for want of a retry budget, 0 to 1.
+    pub denied: f64,
+    /// When some gateway ejected a server, in seconds; run by run, warm-up included.
+    pub ejected_s: Vec<f64>,
+    /// The part of the time that a gateway was in a panic, 0 to 1.
+    pub panic: f64,
 }
 
 /// How far shares swing to and fro, as a part of themselves. 0: they do not, or no

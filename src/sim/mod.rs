@@ -11,8 +11,9 @@
 //! What is ours runs here as it runs in nginx: statuses go through
 //! [`wire`](crate::wire), [`registry`](crate::registry) with its windows,
 //! [`score`](crate::score) and [`ranking`](crate::ranking) into
-//! [`picker`](crate::picker); only servers, requests, clocks and the way between them
-//! are made up. A [`scenario`] says which.
+//! [`picker`](crate::picker), past what governs them: [`govern`](crate::govern),
+//! [`publish`](crate::publish), [`board`](crate::board) and health. Only servers,
+//! requests, clocks and the way between them are made up. A [`scenario`] says which.
 //!
 //! A run is the same each time for one seed: there is no clock, and no order that
 //! a hash map chose. Arrivals are open-loop, so that a slow server does not slow
@@ -30,6 +31,7 @@ mod engine;
 mod exporter;
 mod faults;
 mod fleet;
+mod host;
 mod live;
 pub mod measure;
 mod messages;

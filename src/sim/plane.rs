@@ -7,14 +7,18 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
+use super::agenda::Ns;
 use super::fleet::View;
+use super::host::Host;
 use super::live::Seen;
-use super::policy::World;
-use super::scenario::Reports;
-use crate::config::{BalanceConfig, Config, ExporterConfig, ServiceConfig, Strategy, WindowConfig};
+use super::policy::{Outcome, World};
+use super::scenario::{Governed, Scenario};
+use super::server::Server;
+use crate::config::{BalanceConfig, Config, ExporterConfig, Strategy, WindowConfig};
 use crate::govern::{self, Course, Facts, Gateway, Terms};
 use crate::model::{Instance, StatusProtocol, StatusUrl};
 use crate::picker::{self, Live, Moment, Picker, Ranked};
@@ -23,6 +27,7 @@ use crate::registry::Registry;
 use crate::value::Record;
 use crate::watcher::{Event, WatchState};
 use crate::worker::governed_priors;
+use crate::worker::reach::{self, Barred, Bars};
 use crate::{board, publish, wire};
 
 /// The service that all servers serve.
@@ -40,6 +45,10 @@ pub struct Plane {
     ranked: RankedServers,
     terms: Terms,
     course: Course,
+    /// Where the scenario governs the service.
+    pub host: Option<Host>,
+    /// Others than before are ejected.
+    is_due: bool,
 }
 
 /// What pickers are built from, and what they answer with.
@@ -53,11 +62,18 @@ struct RankedServers {
 }
 
 impl Plane {
-    /// Knows nothing but the time.
-    pub fn new(reports: &Reports, strategy: Strategy) -> Self {
-        let balance = BalanceConfig { strategy, ..BalanceConfig::default() };
-        let service = ServiceConfig { balance, ..ServiceConfig::default() };
-        let terms = Terms::new(&service, &Gateway::new("", String::new()));
+    /// That of a gateway, which knows nothing but the time. `rng` is drawn from only
+    /// where the service is governed.
+    pub fn new(scenario: &Scenario, gateway: u32, strategy: Strategy, rng: &mut SmallRng) -> Self {
+        let governed = scenario.service.as_ref();
+        let mut service = governed.map(Governed::config).unwrap_or_default();
+        service.balance = BalanceConfig { strategy, ..BalanceConfig::default() };
+        let zones = &scenario.gateways.zones;
+        let zone = scenario.gateways.zone_of(gateway).map(|zone| zones[zone].clone());
+        let me = Gateway::new(&format!("gateway-{gateway}"), zone.unwrap_or_default());
+        let terms = Terms::new(&service, &me);
+        let host = governed.map(|_| Host::new(&service, SmallRng::from_rng(rng)));
+        let reports = &scenario.reports;
         let interval = reports.interval;
         let config = Config {
             window: reports.window.clone().unwrap_or_else(|| window_for(interval)),
@@ -74,6 +90,8 @@ impl Plane {
             ranked: RankedServers::default(),
             terms,
             course: Course::default(),
+            host,
+            is_due: false,
         }
     }
 
@@ -97,19 +115,31 @@ impl Plane {
     }
 
     /// Lets time pass.
-    pub fn tick(&mut self, clock: i64) {
+    pub fn tick(&mut self, clock: i64, now: Ns) {
         self.registry.tick(self.instant(clock));
+        if let Some(host) = &mut self.host {
+            host.round(host_ms(now));
+        }
+    }
+
+    /// A beat of the plugin's thread.
+    pub fn beat(&mut self, now: Ns) {
+        if let Some(host) = &mut self.host {
+            self.is_due |= host.beat(host_ms(now));
+        }
     }
 
     /// Ranks anew if something has changed; whether it did. `seen` is what the
     /// gateway has seen of each server.
-    pub fn rank(&mut self, clock: i64, seen: &[Seen]) -> bool {
+    pub fn rank(&mut self, clock: i64, now: Ns, seen: &[Seen]) -> bool {
         let is_moving = self.course.is_moving()
             || self.ranking.as_ref().is_some_and(|ranking| ranking.is_moving);
-        if self.registry.take_dirty().is_empty() && !is_moving {
+        let is_due = std::mem::take(&mut self.is_due);
+        if self.registry.take_dirty().is_empty() && !is_moving && !is_due {
             return false;
         }
         self.registry.take_urgent();
+        let host_ms = host_ms(now);
         let now = self.instant(clock);
         let now_ms = u64::try_from((now - self.started).as_millis()).unwrap_or(u64::MAX);
         let has_synced = self.registry.has_synced();
@@ -124,9 +154,15 @@ impl Plane {
         let ranking =
             ranking::rank(&reading.members, scorer, &observed, self.ranking.as_ref(), now_ms);
         let mut ranked = RankedServers::default();
-        let facts = vec![Facts::default(); ranking.entries.len()];
-        let mut governed = govern::govern(&ranking, reading.control, &facts, 50);
+        let (facts, panic_percent) = match &self.host {
+            Some(host) => (host.facts(&ranking), host.panic_percent()),
+            None => (vec![Facts::default(); ranking.entries.len()], 0),
+        };
+        let mut governed = govern::govern(&ranking, reading.control, &facts, panic_percent);
         self.course.steer(&mut governed, &self.terms, now_ms);
+        if let Some(host) = &mut self.host {
+            host.publish(&governed, host_ms);
+        }
         for (share, record) in publish::by_id(&governed) {
             let entry = share.entry;
             ranked.servers.push(number_of(&entry.id));
@@ -157,9 +193,29 @@ impl Plane {
 
     /// The server that a worker's picker chooses.
     pub fn pick(&self, by: &mut Picker, view: &View<'_>, rng: &mut SmallRng) -> Option<usize> {
-        let servers = &self.ranked.servers;
-        let index = by.pick(&Now { view, servers }, rng)?;
-        servers.get(index).map(|server| *server as usize)
+        let now_ms = host_ms(view.fleet.now);
+        let bars = self.host.as_ref().map(|host| host.bars(now_ms)).unwrap_or_default();
+        let mut now = Now { view, plane: self, bars, now_ms };
+        let index = reach::pick(&mut now, |now| by.pick(now, rng))?;
+        self.ranked.servers.get(index).map(|server| *server as usize)
+    }
+
+    /// A try of a request begins on a server that was picked.
+    pub fn begin(&mut self, request: u32, server: u32, now: Ns) {
+        let RankedServers { servers, identities, .. } = &self.ranked;
+        if let Some(host) = &mut self.host
+            // By id, they are by number.
+            && let Ok(index) = servers.binary_search(&server)
+        {
+            host.begin(request, index, identities[index], host_ms(now));
+        }
+    }
+
+    /// A try of a request ends.
+    pub fn end(&mut self, request: u32, outcome: Outcome, now: Ns) {
+        if let Some(host) = &mut self.host {
+            host.end(request, outcome, host_ms(now));
+        }
     }
 
     /// The gateway's part of the fleet's requests, as of the ranking in force.
@@ -181,14 +237,24 @@ fn window_for(interval: Duration) -> WindowConfig {
     WindowConfig { bucket: default.bucket.max(2 * interval / default.buckets), ..default }
 }
 
+/// The host's clock, which nobody sets.
+fn host_ms(now: Ns) -> u64 {
+    CLOCK_START.as_millis() as u64 + now / 1_000_000
+}
+
+/// A server's id.
+pub fn id_of(server: u32) -> String {
+    format!("s{server:05}") // ordered as the numbers are
+}
+
 /// A server as it registers.
-pub fn instance(server: u32, weight: f64) -> Instance {
+fn instance(server: u32, it: &Server) -> Instance {
     let [_, a, b, c] = server.to_be_bytes();
     Instance {
-        id: format!("s{server:05}"), // ordered as the numbers are
+        id: id_of(server),
         addr: SocketAddr::from((Ipv4Addr::new(10, a, b, c), 80)),
-        weight,
-        zone: String::new(),
+        weight: it.weight,
+        zone: it.zone.clone(),
         labels: BTreeMap::new(),
         status: Some(StatusUrl {
             protocol: StatusProtocol::Grpc,
@@ -205,8 +271,8 @@ fn number_of(id: &str) -> u32 {
 }
 
 /// What etcd says of a server that registered.
-pub fn registered(server: u32, weight: f64, revision: i64) -> Event {
-    let instance = instance(server, weight);
+pub fn registered(server: u32, it: &Server, revision: i64) -> Event {
+    let instance = instance(server, it);
     Event::Put {
         key: key_of(&instance.id),
         value: wire::encode_instance(&instance),
@@ -216,7 +282,7 @@ pub fn registered(server: u32, weight: f64, revision: i64) -> Event {
 
 /// What etcd says of a server that deregistered.
 pub fn deregistered(server: u32, revision: i64) -> Event {
-    Event::Delete { key: key_of(&instance(server, 1.0).id), mod_revision: revision }
+    Event::Delete { key: key_of(&id_of(server)), mod_revision: revision }
 }
 
 fn key_of(id: &str) -> Vec<u8> {
@@ -237,12 +303,26 @@ pub fn status_key(exporter: u32) -> Vec<u8> {
 /// What a picker asks of the moment.
 struct Now<'a> {
     view: &'a View<'a>,
-    servers: &'a [u32],
+    plane: &'a Plane,
+    bars: Bars,
+    now_ms: u64,
 }
 
 impl Now<'_> {
     fn server(&self, index: usize) -> usize {
-        self.servers[index] as usize
+        self.plane.ranked.servers[index] as usize
+    }
+
+    fn is_kept_from(&self, index: usize) -> bool {
+        let record = &self.plane.ranked.records[index];
+        let host = self.plane.host.as_ref();
+        host.is_some_and(|host| host.keeps_from(self.bars, index, record, self.now_ms))
+    }
+}
+
+impl Barred for Now<'_> {
+    fn bars(&mut self) -> &mut Bars {
+        &mut self.bars
     }
 }
 
@@ -252,7 +332,7 @@ impl Moment for Now<'_> {
     }
 
     fn is_barred(&self, index: usize) -> bool {
-        self.view.is_tried(self.server(index))
+        self.view.is_tried(self.server(index)) || self.is_kept_from(index)
     }
 
     fn key(&self) -> Option<u64> {

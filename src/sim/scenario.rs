@@ -29,12 +29,15 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 pub use self::faults::{
-    Antagonist, ClockJump, Direction, Disorder, Fault, Late, Lie, Membership, Outage, Slowdown,
-    Span, Tale,
+    Antagonist, ClockJump, Cold, Direction, Disorder, Errors, Fault, Late, Lie, Membership, Outage,
+    RollingRestart, Slowdown, Span, Tale,
 };
 pub use self::servers::{Form, Group, ServiceTime, Told};
 use crate::config::values::{Object, duration_ms, integer, number, object};
-use crate::config::{ConfigError, Conflict, LoadError, WindowConfig};
+use crate::config::{
+    ConfigError, Conflict, FailureConfig, HealthConfig, LoadError, ServiceConfig, SlowStartConfig,
+    WindowConfig, ZoneConfig,
+};
 use crate::model::is_name;
 
 /// Servers are told apart by 16 bits.
@@ -60,6 +63,9 @@ pub struct Scenario {
     /// Who shares them out.
     #[serde(default, deserialize_with = "object")]
     pub gateways: Gateways,
+    /// How our strategies' service is governed. Default: no health, no retry budget.
+    #[serde(default, deserialize_with = "some_object")]
+    pub service: Option<Governed>,
     /// What gateways hear of servers.
     #[serde(default, deserialize_with = "object")]
     pub reports: Reports,
@@ -140,11 +146,49 @@ pub struct Gateways {
     /// given up, 0 to 16. Default: 0.
     #[serde(deserialize_with = "integer::<0, 16, _, _>")]
     pub retries: u32,
+    /// The hosts' zones, which they have in turn: the first host has the first one.
+    /// Default: none.
+    pub zones: Vec<String>,
 }
 
 impl Default for Gateways {
     fn default() -> Self {
-        Self { count: 4, workers: 1, timeout: Duration::from_secs(5), retries: 0 }
+        let timeout = Duration::from_secs(5);
+        Self { count: 4, workers: 1, timeout, retries: 0, zones: Vec::new() }
+    }
+}
+
+impl Gateways {
+    /// A host's zone: its place among `zones`; `None` if there are none.
+    pub fn zone_of(&self, gateway: u32) -> Option<usize> {
+        (gateway as usize).checked_rem(self.zones.len())
+    }
+}
+
+/// `service`: what the configuration says in `services.<service>`, of what governs a
+/// ranking and of what becomes of failures.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Governed {
+    /// Who is left out for a while as its requests fail.
+    #[serde(deserialize_with = "object")]
+    pub health: HealthConfig,
+    /// What becomes of requests whose try failed.
+    #[serde(deserialize_with = "object")]
+    pub failure: FailureConfig,
+    /// How fast a new instance gets its share.
+    #[serde(deserialize_with = "object")]
+    pub slow_start: SlowStartConfig,
+    /// How a gateway in a zone keeps to it.
+    #[serde(deserialize_with = "object")]
+    pub zone: ZoneConfig,
+}
+
+impl Governed {
+    /// The same as the configuration has it, beside all else by default.
+    pub fn config(&self) -> ServiceConfig {
+        let Self { health, failure, slow_start, zone } = self.clone();
+        ServiceConfig { health, failure, slow_start, zone, ..ServiceConfig::default() }
     }
 }
 
@@ -336,6 +380,13 @@ impl Scenario {
             }
             group.check(|key, why| refuse(at(key), why));
         }
+        for (index, zone) in self.gateways.zones.iter().enumerate() {
+            if !is_name(zone) {
+                let allowed = "1 to 128 characters out of A-Z a-z 0-9 . _ : -";
+                let why = format!("{zone:?} is not a name: {allowed}");
+                refuse(format!("gateways.zones[{index}]"), why);
+            }
+        }
 
         for (index, pair) in self.traffic.changes.windows(2).enumerate() {
             if pair[1].at < pair[0].at {
@@ -387,6 +438,7 @@ impl Scenario {
         }
         match fault {
             Fault::Slowdown(Slowdown { speed: 0.0, .. })
+            | Fault::Cold(Cold { speed: 0.0, .. })
             | Fault::Antagonist(Antagonist { speed: 0.0, .. }) => {
                 refuse("speed", "0, expected more than 0; pause stops servers".into());
             }

@@ -47,6 +47,8 @@ pub struct Trouble {
     pub sinkhole: u32,
     /// It does not accept.
     pub down: u32,
+    /// The part of the requests that it serves and then fails.
+    pub errors: f64,
     /// What it tells instead of the truth.
     pub tale: Option<Tale>,
 }
@@ -90,6 +92,8 @@ pub struct Server {
     pub group: usize,
     pub slots: u32,
     pub weight: f64,
+    pub zone: String,
+    serves_abandoned: bool,
     /// What it tells of its utilization, if that is not the truth.
     pub told_utilization: Option<Told>,
     pub trouble: Trouble,
@@ -122,6 +126,8 @@ impl Server {
             group: group_number,
             slots: group.slots,
             weight: group.weight,
+            zone: group.zone.clone(),
+            serves_abandoned: group.serves_abandoned,
             told_utilization: group.told_utilization,
             trouble: Trouble::default(),
             counters: Counters::default(),
@@ -220,6 +226,11 @@ impl Server {
         Some(job.ticket)
     }
 
+    /// It has failed what it has just served.
+    pub fn count_failure(&mut self) {
+        self.counters.failed += 1;
+    }
+
     /// Gives a free slot to the next in line whose client still waits; returns its
     /// ticket.
     pub fn next_in_line(
@@ -231,7 +242,7 @@ impl Server {
     ) -> Option<Ticket> {
         let slot = *self.free.last()?;
         while let Some(next) = self.line.pop_front() {
-            if still_waits(next.ticket) {
+            if self.serves_abandoned || still_waits(next.ticket) {
                 self.advance(now);
                 self.free.pop();
                 self.waiting -= 1;
@@ -257,7 +268,9 @@ impl Server {
     /// The client of one in line has gone.
     pub fn abandon_waiting(&mut self, now: Ns) {
         self.advance(now);
-        self.waiting -= 1;
+        if !self.serves_abandoned {
+            self.waiting -= 1;
+        }
     }
 
     /// Lets go of all requests; returns those whose clients may still wait.

@@ -13,6 +13,9 @@ use crate::model::{Report, Status};
 use crate::watcher::Event;
 use crate::wire;
 
+mod faults;
+mod governed;
+
 fn scenario(of: Value) -> Scenario {
     let mut found = scenario::parse("test", &of.to_string()).unwrap_or_else(|e| panic!("{e}"));
     found.remove(0).scenario
@@ -130,9 +133,13 @@ fn troubled() -> Scenario {
 
 #[test]
 fn every_request_ends_once_whatever_goes_wrong() {
-    let scenario = troubled();
+    ends_once(&troubled());
+    ends_once(&governed::troubled());
+}
+
+fn ends_once(scenario: &Scenario) {
     for name in names() {
-        let mut simulation = Simulation::new(&scenario, named(&name), 1);
+        let mut simulation = Simulation::new(scenario, named(&name), 1);
         simulation.start();
         while simulation.step() {}
         let fleet = &simulation.fleet;
@@ -159,17 +166,21 @@ fn every_request_ends_once_whatever_goes_wrong() {
 
 #[test]
 fn a_run_is_the_same_for_the_same_seed_and_arrivals_are_for_each_policy() {
-    let scenario = troubled();
+    is_the_same(&troubled());
+    is_the_same(&governed::troubled());
+}
+
+fn is_the_same(scenario: &Scenario) {
     let arrivals = |measures: &Measures| -> Vec<u64> {
         measures.timeline.iter().map(|bin| bin.latency.count()).collect()
     };
-    let of_random = run(&scenario, named("random"), 1);
+    let of_random = run(scenario, named("random"), 1);
     for name in names() {
-        let one = run(&scenario, named(&name), 1);
-        assert!(one == run(&scenario, named(&name), 1), "{name}");
+        let one = run(scenario, named(&name), 1);
+        assert!(one == run(scenario, named(&name), 1), "{name}");
         assert_eq!(arrivals(&one), arrivals(&of_random), "{name}");
     }
-    assert_ne!(arrivals(&run(&scenario, named("random"), 2)), arrivals(&of_random));
+    assert_ne!(arrivals(&run(scenario, named("random"), 2)), arrivals(&of_random));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::value::Record;
 /// What keeps a request from instances that it has not tried: nothing, mostly, and
 /// then nobody asks.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Bars {
+pub struct Bars {
     /// Some instance may have so many requests in flight and no more.
     pub limits: bool,
     /// Some instance rests after a failure.
@@ -20,10 +20,82 @@ pub(super) struct Bars {
     pub weightless: bool,
 }
 
+/// What is known beforehand of a service and its ranking: what there is to ask for.
+#[derive(Debug, Clone, Copy)]
+pub struct Known {
+    /// Some instance has a limit of requests in flight.
+    pub is_limited: bool,
+    /// Whoever fails rests.
+    pub has_rests: bool,
+    /// No instance has a weight.
+    pub is_weightless: bool,
+    /// So many may be ejected until there is a panic; `None` if there is one.
+    pub most_ejected: Option<u32>,
+}
+
 impl Bars {
-    fn any(self) -> bool {
+    /// Those of a service as of now.
+    pub fn new(board: Board, service: ServiceId, known: Known, now_ms: u64) -> Self {
+        let ejected = board.ejected(service);
+        let limits = known.is_limited;
+        let rests = known.has_rests && board.has_resting(service, now_ms);
+        Bars {
+            limits,
+            rests,
+            ejected: ejected != 0 && known.most_ejected.is_some_and(|most| ejected <= most),
+            weightless: (limits || rests) && !known.is_weightless,
+        }
+    }
+
+    pub fn any(self) -> bool {
         self.limits || self.rests || self.ejected || self.weightless
     }
+
+    /// Whether they keep requests from the instance of this slot and record.
+    #[cold]
+    pub fn keep_from(self, board: Board, slot: u32, record: &Record, now_ms: u64) -> bool {
+        (self.limits && is_full(board, slot, record))
+            || (self.rests && board.is_resting(slot, now_ms))
+            || (self.ejected && board.is_ejected(slot, now_ms))
+            || (self.weightless && record.weight == 0.0)
+    }
+}
+
+/// Whether an instance has all the requests that it may have.
+fn is_full(board: Board, slot: u32, record: &Record) -> bool {
+    record.max_in_flight > 0 && board.in_flight(slot) >= record.max_in_flight
+}
+
+/// A moment with bars that can be lifted.
+pub trait Barred: Moment {
+    fn bars(&mut self) -> &mut Bars;
+}
+
+/// What `choose` chooses. Whoever rests or is ejected is better than nobody.
+pub fn pick<M: Barred, T>(now: &mut M, mut choose: impl FnMut(&M) -> Option<T>) -> Option<T> {
+    let chosen = choose(now);
+    if chosen.is_some() || !now.bars().any() {
+        return chosen;
+    }
+    pick_again(now, choose)
+}
+
+#[cold]
+fn pick_again<M: Barred, T>(now: &mut M, mut choose: impl FnMut(&M) -> Option<T>) -> Option<T> {
+    let lifts: [fn(&mut Bars) -> bool; 2] =
+        [|bars| std::mem::take(&mut bars.rests), |bars| std::mem::take(&mut bars.ejected)];
+    for lift in lifts {
+        if lift(now.bars())
+            && let Some(chosen) = choose(now)
+        {
+            return Some(chosen);
+        }
+    }
+    // A request that has failed goes where it still can.
+    if now.is_retry() && std::mem::take(&mut now.bars().weightless) {
+        return choose(now);
+    }
+    None
 }
 
 /// One try of one request.
@@ -43,33 +115,6 @@ pub(super) struct Try<'a> {
 }
 
 impl Try<'_> {
-    /// What `choose` chooses. Whoever rests or is ejected is better than nobody.
-    pub fn pick<T>(&mut self, mut choose: impl FnMut(&Self) -> Option<T>) -> Option<T> {
-        let chosen = choose(self);
-        if chosen.is_some() || !self.bars.any() {
-            return chosen;
-        }
-        self.pick_again(choose)
-    }
-
-    #[cold]
-    fn pick_again<T>(&mut self, mut choose: impl FnMut(&Self) -> Option<T>) -> Option<T> {
-        let lifts: [fn(&mut Bars) -> bool; 2] =
-            [|bars| std::mem::take(&mut bars.rests), |bars| std::mem::take(&mut bars.ejected)];
-        for lift in lifts {
-            if lift(&mut self.bars)
-                && let Some(chosen) = choose(self)
-            {
-                return Some(chosen);
-            }
-        }
-        // A request that has failed goes where it still can.
-        if self.is_retry() && std::mem::take(&mut self.bars.weightless) {
-            return choose(self);
-        }
-        None
-    }
-
     /// Why there was none.
     pub fn why_none(&self) -> Refusal {
         let mut left = (0..self.records.len()).filter(|&index| !self.has_tried(index));
@@ -94,18 +139,19 @@ impl Try<'_> {
         self.tried.contains(&self.peers.identities[index])
     }
 
-    /// Whether the instance has all the requests that it may have.
     fn is_full(&self, index: usize) -> bool {
-        let max = self.records[index].max_in_flight;
-        max > 0 && self.board.in_flight(self.peers.slots[index]) >= max
+        is_full(self.board, self.peers.slots[index], &self.records[index])
     }
 
-    #[cold]
-    fn is_barred_now(&self, index: usize) -> bool {
-        (self.bars.limits && self.is_full(index))
-            || (self.bars.rests && self.board.is_resting(self.peers.slots[index], self.now_ms))
-            || (self.bars.ejected && self.board.is_ejected(self.peers.slots[index], self.now_ms))
-            || (self.bars.weightless && self.records[index].weight == 0.0)
+    fn is_kept_from(&self, index: usize) -> bool {
+        let (slot, record) = (self.peers.slots[index], &self.records[index]);
+        self.bars.any() && self.bars.keep_from(self.board, slot, record, self.now_ms)
+    }
+}
+
+impl Barred for Try<'_> {
+    fn bars(&mut self) -> &mut Bars {
+        &mut self.bars
     }
 }
 
@@ -115,7 +161,7 @@ impl Moment for Try<'_> {
     }
 
     fn is_barred(&self, index: usize) -> bool {
-        self.has_tried(index) || (self.bars.any() && self.is_barred_now(index))
+        self.has_tried(index) || self.is_kept_from(index)
     }
 
     fn key(&self) -> Option<u64> {

@@ -19,6 +19,14 @@ pub enum Fault {
     /// Others take from the servers: a `part` of them, drawn anew `every` so often,
     /// has its speed times `speed`.
     Antagonist(Antagonist),
+    /// Servers are cold: their speed goes evenly from `speed` times what it is to all of
+    /// it, as caches and compilers get warm.
+    Cold(Cold),
+    /// Servers answer a `part` of the requests with a failure, once they are served.
+    Errors(Errors),
+    /// Servers are restarted, one after the other `every` so often: each is crashed
+    /// for `down`.
+    RollingRestart(RollingRestart),
     /// Servers stand still, then go on with what they have. They cannot be asked.
     Pause(Outage),
     /// Servers accept requests and do not answer; what they have is lost. Asked, they
@@ -109,6 +117,18 @@ keys! {
         #[serde(deserialize_with = "duration_ms::<1, HOUR, _>")]
         every: Duration,
     }
+    /// See [`Fault::Cold`].
+    Cold {
+        /// 0.001 to 1000.
+        #[serde(deserialize_with = "number::<0, 1000, _>")]
+        speed: f64,
+    }
+    /// See [`Fault::Errors`].
+    Errors {
+        /// 0 to 1.
+        #[serde(deserialize_with = "number::<0, 1, _>")]
+        part: f64,
+    }
     /// Of servers that do not do their work.
     Outage {}
     /// See [`Fault::Lie`].
@@ -131,6 +151,27 @@ pub struct Membership {
     /// When.
     #[serde(deserialize_with = "duration_ms::<0, HOUR, _>")]
     pub at: Duration,
+}
+
+/// See [`Fault::RollingRestart`].
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollingRestart {
+    /// A group's name; `None` for all servers.
+    #[serde(default)]
+    pub servers: Option<String>,
+    /// The first so many of them; `None` for all.
+    #[serde(default, deserialize_with = "some_integer")]
+    pub count: Option<u32>,
+    /// When the first one is restarted.
+    #[serde(default, deserialize_with = "duration_ms::<0, HOUR, _>")]
+    pub from: Duration,
+    /// From one to the next; above 0.
+    #[serde(deserialize_with = "duration_ms::<1, HOUR, _>")]
+    pub every: Duration,
+    /// How long each is away; above 0.
+    #[serde(deserialize_with = "duration_ms::<1, HOUR, _>")]
+    pub down: Duration,
 }
 
 /// What is told instead of the truth.
@@ -229,6 +270,9 @@ impl Fault {
         match self {
             Fault::Slowdown(_) => "slowdown",
             Fault::Antagonist(_) => "antagonist",
+            Fault::Cold(_) => "cold",
+            Fault::Errors(_) => "errors",
+            Fault::RollingRestart(_) => "rolling_restart",
             Fault::Pause(_) => "pause",
             Fault::BlackHole(_) => "black_hole",
             Fault::Sinkhole(_) => "sinkhole",
@@ -249,6 +293,9 @@ impl Fault {
         match self {
             Fault::Slowdown(Slowdown { servers, .. })
             | Fault::Antagonist(Antagonist { servers, .. })
+            | Fault::Cold(Cold { servers, .. })
+            | Fault::Errors(Errors { servers, .. })
+            | Fault::RollingRestart(RollingRestart { servers, .. })
             | Fault::Pause(Outage { servers, .. })
             | Fault::BlackHole(Outage { servers, .. })
             | Fault::Sinkhole(Outage { servers, .. })
@@ -265,6 +312,8 @@ impl Fault {
         match self {
             Fault::Slowdown(Slowdown { from, lasts, .. })
             | Fault::Antagonist(Antagonist { from, lasts, .. })
+            | Fault::Cold(Cold { from, lasts, .. })
+            | Fault::Errors(Errors { from, lasts, .. })
             | Fault::Pause(Outage { from, lasts, .. })
             | Fault::BlackHole(Outage { from, lasts, .. })
             | Fault::Sinkhole(Outage { from, lasts, .. })
@@ -276,6 +325,7 @@ impl Fault {
             | Fault::SilentEtcd(Span { from, lasts }) => Span { from: *from, lasts: *lasts },
             Fault::Join(Membership { at, .. })
             | Fault::Leave(Membership { at, .. })
+            | Fault::RollingRestart(RollingRestart { from: at, .. })
             | Fault::ClockJump(ClockJump { at, .. }) => Span { from: *at, lasts: FOREVER },
         }
     }

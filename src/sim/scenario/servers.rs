@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::HOUR;
 use crate::config::values::{Choice, choice, duration_ms, integer, number, object};
+use crate::model::is_name;
 use crate::sim::distribution::Distribution;
 
 /// `servers[]`: some servers that are alike.
@@ -33,6 +34,13 @@ pub struct Group {
     /// The weight that an operator gave it, 0 to 1000. Default: 1.
     #[serde(default = "one_f64", deserialize_with = "number::<0, 1000, _>")]
     pub weight: f64,
+    /// Where it is; empty, the default, for nowhere.
+    #[serde(default)]
+    pub zone: String,
+    /// Whether what waits is served though its client has gone: who reads a request
+    /// only when its turn comes sees no more of the client. Default: no.
+    #[serde(default)]
+    pub serves_abandoned: bool,
     /// What each tells of its utilization. Default: the truth.
     #[serde(default)]
     pub told_utilization: Option<Told>,
@@ -96,6 +104,10 @@ impl Group {
     pub(super) fn check(&self, mut refuse: impl FnMut(&str, String)) {
         if self.speed == 0.0 {
             refuse("speed", "0, expected more than 0".into());
+        }
+        if !self.zone.is_empty() && !is_name(&self.zone) {
+            let allowed = "1 to 128 characters out of A-Z a-z 0-9 . _ : -";
+            refuse("zone", format!("{:?} is not a name: {allowed}", self.zone));
         }
         let ServiceTime { distribution, mean, cv, alpha } = self.service;
         if mean.is_zero() {

@@ -6,13 +6,13 @@ use crate::sim::distribution::Distribution;
 const WHOLE: &str = r#"{
     "about": "one of five",
     "servers": [
-        {"name": "a", "count": 4, "slots": 4, "queue": 10, "speed": 0.5, "weight": 2,
+        {"name": "a", "count": 4, "slots": 4, "queue": 10, "speed": 0.5, "weight": 2, "zone": "x",
          "service": {"distribution": "lognormal", "mean": "10ms", "cv": 2}},
         {"name": "b", "service": {"mean": "250us"},
-         "told_utilization": {"factor": 0.05}, "other_rate": 10}
+         "told_utilization": {"factor": 0.05}, "other_rate": 10, "serves_abandoned": true}
     ],
     "traffic": {"rate": 1200, "changes": [{"at": "20s", "rate": 2000.5, "over": "5s"}]},
-    "gateways": {"count": 2, "workers": 3, "timeout": "2s", "retries": 1},
+    "gateways": {"count": 2, "workers": 3, "timeout": "2s", "retries": 1, "zones": ["x", "y"]},
     "reports": {"interval": "250ms", "delay": "5ms", "spread": "10ms", "exporters": 2,
                 "window": {"buckets": 3, "bucket": "500ms"}},
     "faults": [{"slowdown": {"servers": "b", "from": "20s", "for": "10s", "speed": 0.2}},
@@ -51,8 +51,14 @@ fn every_key_is_read() {
     assert_eq!(b.service.distribution(), Distribution::exponential(0.00025));
     assert_eq!((a.told_utilization, a.other_rate), (None, 0.0));
     assert_eq!((b.told_utilization, b.other_rate), (Some(Told::Factor(0.05)), 10.0));
-    let Gateways { count, workers, timeout, retries } = scenario.gateways;
-    assert_eq!((count, workers, timeout, retries), (2, 3, Duration::from_secs(2), 1));
+    let Gateways { count, workers, timeout, retries, zones } = &scenario.gateways;
+    assert_eq!((*count, *workers, *timeout, *retries), (2, 3, Duration::from_secs(2), 1));
+    assert_eq!((&zones[..], &a.zone[..], &b.zone[..]), (&["x".into(), "y".into()][..], "x", ""));
+    assert_eq!(
+        (0..4).map(|it| scenario.gateways.zone_of(it)).collect::<Vec<_>>(),
+        [0, 1, 0, 1].map(Some)
+    );
+    assert_eq!((a.serves_abandoned, b.serves_abandoned), (false, true));
     assert_eq!(scenario.reports.window.as_ref().unwrap().buckets, 3);
     assert_eq!(scenario.hit(Some("b"), None), 4..5);
     assert_eq!(scenario.hit(Some("a"), Some(9)), 0..4);
@@ -60,6 +66,40 @@ fn every_key_is_read() {
     let spans: Vec<_> =
         scenario.faults.iter().map(|fault| (fault.name(), fault.span().from.as_secs())).collect();
     assert_eq!(spans, [("slowdown", 20), ("join", 3), ("silent_etcd", 0)]);
+}
+
+#[test]
+fn a_service_is_read_as_the_configuration_reads_it() {
+    let service = json!({
+        "health": {"panic": 30, "base_ejection": "2s"},
+        "failure": {"mode": "failcache", "budget": {"percent": 5}},
+        "slow_start": {"window": "3s"},
+        "zone": {"floor": 2},
+    });
+    let of = |service: &Value| {
+        let mut of = minimal();
+        merge(&mut of, json!({"service": service}));
+        parse("test", &of.to_string()).unwrap().remove(0).scenario.service.unwrap().config()
+    };
+    let config = json!({"services": {"s": service}}).to_string();
+    assert_eq!(of(&service), crate::config::Config::parse(&config).unwrap().services["s"]);
+    assert_eq!(of(&json!({})), ServiceConfig::default());
+    assert_eq!(parse("test", &minimal().to_string()).unwrap()[0].scenario.service, None);
+    for (patch, said) in [
+        (json!({"service": {"health": {"panic": 101}}}), "service.health.panic"),
+        (json!({"service": {"rules": []}}), "unknown field `rules`"),
+        (json!({"gateways": {"zones": ["a b"]}}), "gateways.zones[0]"),
+        (
+            json!({"servers": [{"name": "a", "service": {"mean": "1ms"}, "zone": "/"}]}),
+            "servers[0].zone",
+        ),
+        (json!({"faults": [{"cold": {"speed": 0}}]}), "faults[0].cold.speed"),
+        (json!({"faults": [{"errors": {"part": 1.1}}]}), "faults[0].errors.part"),
+        (json!({"faults": [{"rolling_restart": {"down": "1s"}}]}), "every"),
+    ] {
+        let found = refused(patch);
+        assert!(found.contains(said), "{found}, expected {said}");
+    }
 }
 
 #[test]
