@@ -135,4 +135,4 @@ pub fn rebuild(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
