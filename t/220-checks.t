@@ -121,6 +121,9 @@ timed
 
 
 === TEST 4: an instance that registers before it listens is out at its first check
+--- ipconfig
+{ "services": { "chat": { "balance": { "strategy": "round_robin", "tries": 0 },
+    "check": { "http": "/", "interval": "200ms", "timeout": "100ms", "fall": 100 } } } }
 --- script
 put('instances/chat/d', '{"addr":"$DEAD_1"}');
 my $took = await_states('a:unreported b:unreported c:unreported d:failing');
