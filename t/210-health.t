@@ -150,13 +150,14 @@ a 1 s (time 1), a 2 s (time 2), a 2 s (time 3)
 --- ipconfig: abc { "failures": ["404"], "max_ejected": 100, "panic": 0 }
 --- script
 say counts(served(30, '/?fail=a'));
-say counts(served(30, '/?miss=a'));
+# which of the two others makes up for a is up to the turns
+say counts(served(30, '/?miss=a')) =~ s/b:1[23] c:1[23]$/b c/r;
 out('a');
 say counts(served(30, '/?drop=b'));
 out('a b');
 --- response_body
 500:10 b:10 c:10
-404:5 b:12 c:13
+404:5 b c
 c:30
 --- error_log
 upstream prematurely closed connection
@@ -214,9 +215,7 @@ told once
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
+register chat a b c
 --- script
 ready('chat', 'a b c');
 served(30, '/?fail=a');
@@ -260,9 +259,7 @@ a:10 b:10 c:10 0
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
+register chat a b c
 put control/chat {"mode":"manual","weights":{"a":1}}
 --- script
 ready('chat', 'a b c');

@@ -12,9 +12,7 @@ add_block_preprocessor(sub {
         "balance": { "strategy": "round_robin", "tries": 0 },
         "check": { $::CHECK } } } })) if !defined $block->ipconfig && !defined $block->ipconfig_file;
     $block->set_value(etcd => <<'_EOC_') if !defined $block->etcd;
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
+register chat a b c
 _EOC_
 });
 
@@ -100,8 +98,8 @@ a b c
     "mail": { "check": { "http": "/code?code=500", "interval": "200ms", "timeout": "100ms",
                          "status": ["500"] } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/mail/a {"addr":"$BACKEND_A"}
+register chat a
+register mail a
 --- script
 await_states('a:failing');
 await('it is counted', sub {
@@ -142,10 +140,9 @@ a b c
     "mail": { "check": { "tcp": true, "interval": "200ms", "timeout": "100ms",
                          "port": $FREE_PORT_1 } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
+register chat a b
 put instances/chat/d {"addr":"$DEAD_1"}
-put instances/mail/a {"addr":"$BACKEND_A"}
+register mail a
 --- script
 await_states('a:unreported b:unreported d:failing');
 await('mail fails', sub { ranking_states('mail') eq 'a:failing' });
@@ -157,9 +154,7 @@ both
 
 === TEST 6: no good report brings back one whose checks fail, and no good check one that says that it is not serving
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A","status":"grpc://127.0.0.1:9"}
-put instances/chat/b {"addr":"$BACKEND_B","status":"grpc://127.0.0.1:9"}
-put instances/chat/c {"addr":"$BACKEND_C","status":"grpc://127.0.0.1:9"}
+register chat a b c {"status":"grpc://127.0.0.1:9"}
 --- script
 my $seq = 0;
 my $well = sub { ++$seq; return { boot_id => 1, seq => $seq, requests => 100 * $seq } };
