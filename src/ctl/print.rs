@@ -97,6 +97,11 @@ fn control_line(line: &ControlLine) -> String {
         line.strategy.map(str::to_owned),
         counted(line.drained, "drained"),
         counted(line.disabled, "disabled"),
+        line.rules.map(|count| match count {
+            0 => "no rules".to_owned(),
+            1 => "1 rule".to_owned(),
+            count => format!("{count} rules"),
+        }),
     ];
     signed(parts, &line.by)
 }

@@ -55,6 +55,9 @@ pub struct ControlLine {
     pub drained: usize,
     /// How many instances it disables.
     pub disabled: usize,
+    /// How many rules stand in place of the configured ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rules: Option<usize>,
     /// Who wrote it; may be empty.
     pub by: String,
 }
@@ -386,6 +389,7 @@ impl From<&Control> for ControlLine {
             strategy: control.strategy.map(|strategy| strategy.as_str()),
             drained: control.drain.len(),
             disabled: control.disable.len(),
+            rules: control.rules.as_ref().map(Vec::len),
             by: control.by.clone(),
         }
     }
