@@ -103,7 +103,7 @@ chash: b:20
 
 
 === TEST 2: all at their limit: 503, with when to come again and why, and counted
---- ipconfig: adaptive: a=2 b=1
+--- ipconfig: round_robin: a=2 b=1
 --- script
 hold(3);
 await('all are full', sub { open_on() eq 'a:2 b:1' });
