@@ -16,6 +16,7 @@ mod gateway;
 mod health;
 pub(crate) mod rules;
 mod slow_start;
+mod statuses;
 pub(crate) mod values;
 mod zone;
 
@@ -30,12 +31,13 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-pub use self::check::{CheckConfig, StatusRange};
+pub use self::check::CheckConfig;
 pub use self::failure::{BudgetConfig, FailureConfig, FailureMode};
 pub use self::gateway::GatewayConfig;
-pub use self::health::{FailurePercentageConfig, HealthConfig, Statuses, SuccessRateConfig};
+pub use self::health::{FailurePercentageConfig, HealthConfig, SuccessRateConfig};
 pub use self::rules::{MAX_RULES, Rule, Wanted};
 pub use self::slow_start::SlowStartConfig;
+pub use self::statuses::Statuses;
 use self::values::{
     Choice, Object, addr, allow, choice, discover, duration_ms, endpoints, etcd_prefix,
     hash_balance_factor, instances, integer, name, number, object, prefixes, services,

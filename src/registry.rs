@@ -25,7 +25,7 @@ mod prefixes;
 mod reach;
 mod service;
 
-use prefixes::Prefixes;
+pub(crate) use prefixes::Prefixes;
 use service::{Change, Layer, News, Service};
 
 /// What a member's place in the ranking rests on.

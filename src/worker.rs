@@ -580,8 +580,9 @@ impl Worker {
         let Some(mut flight) = self.flights.remove(&request) else { return End::Done };
         let outcome = outcome_for(&self.services, flight.service, status);
         let service = self.services.get(flight.service as usize);
-        let failures = service.map(|it| it.health.failures).unwrap_or_default();
-        let told = flight.addr.and_then(|addr| tries.last_to(addr, &failures));
+        let told = service
+            .zip(flight.addr)
+            .and_then(|(service, addr)| tries.last_to(addr, &service.health.failures));
         if let Some(at_most_ms) = told.and_then(|told| told.at_most_ms) {
             flight.open.took_at_most(at_most_ms);
         }

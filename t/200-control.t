@@ -24,9 +24,7 @@ __DATA__
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
+register chat a b c
 --- script
 ready('chat', 'a b c');
 control('{"mode":"manual","weights":{"a":3,"b":1},"by":"ann","why":"a bad day"}');
@@ -48,8 +46,7 @@ a:10 b:10 c:10
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "best" } } } }
 --- etcd
-put instances/chat/1 {"addr":"$DEAD_1"}
-put instances/chat/a {"addr":"$BACKEND_A"}
+register chat 1 a
 put control/chat {"mode":"manual","weights":{"1":1}}
 --- script
 ready('chat', '1 a');
@@ -65,8 +62,8 @@ connect() failed
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B","weight":3}
+register chat a
+register chat b {"weight":3}
 put control/chat {"mode":"manual","weights":{"gone":1}}
 --- script
 ready('chat', 'a b');
@@ -89,9 +86,7 @@ live a:10 b:30
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
+register chat a b c
 put control/chat {"mode":"manual","strategy":"chash","weights":{"a":3,"b":1},"by":"ann"}
 --- script
 ready('chat', 'a b c');
@@ -114,8 +109,7 @@ three to one
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "best" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
+register chat a b
 --- script
 ready('chat', 'a b');
 say service('chat')->{strategy}, ' ', counts(served(20));
@@ -132,9 +126,7 @@ round_robin live a:10 b:10
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
+register chat a b c
 --- script
 ready('chat', 'a b c');
 control('{"drain":["a"],"disable":["b"],"by":"ann"}');
@@ -153,8 +145,7 @@ a b: a:5 b:5
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
+register chat a b
 --- script
 ready('chat', 'a b');
 my @at = gmtime(time + 8);
@@ -178,8 +169,7 @@ the control of chat has lapsed
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
+register chat a b
 put control/chat {"mode":"manual","weights":{"a":1},"expires":"2001-01-01T00:00:00Z"}
 --- script
 ready('chat', 'a b');
@@ -193,8 +183,7 @@ live a:5 b:5
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
+register chat a b
 put control/chat {"mode":"manual","weights":{"a":1},"by":"ann"}
 --- script
 ready('chat', 'a b');
@@ -217,8 +206,7 @@ control/chat" reason="control" error=refused the control value: weights.b: inval
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
+register chat a b
 put control/chat {"mode":"manual","weights":{"a":1},"by":"ann"}
 --- script
 ready('chat', 'a b');

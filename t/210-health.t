@@ -233,9 +233,7 @@ told once
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
+register chat a b c
 --- script
 ready('chat', 'a b c');
 served(30, '/?fail=a');
@@ -279,9 +277,7 @@ a:10 b:10 c:10 0
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "round_robin" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
+register chat a b c
 put control/chat {"mode":"manual","weights":{"a":1}}
 --- script
 ready('chat', 'a b c');

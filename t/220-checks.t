@@ -12,9 +12,7 @@ add_block_preprocessor(sub {
         "balance": { "strategy": "round_robin", "tries": 0 },
         "check": { $::CHECK } } } })) if !defined $block->ipconfig && !defined $block->ipconfig_file;
     $block->set_value(etcd => <<'_EOC_') if !defined $block->etcd;
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
+register chat a b c
 _EOC_
 });
 
@@ -95,8 +93,8 @@ a b c
     "mail": { "check": { "http": "/code?code=500", "interval": "300ms", "timeout": "300ms",
                          "status": ["500"] } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/mail/a {"addr":"$BACKEND_A"}
+register chat a
+register mail a
 --- script
 await_states('a:failing');
 await('it is counted', sub {
@@ -121,7 +119,7 @@ checks_total{service="mail",result="passed"}
 === TEST 4: an instance that registers before it listens is out at its first check
 --- ipconfig
 { "services": { "chat": { "balance": { "strategy": "round_robin", "tries": 0 },
-                          "check": { "http": "/", "interval": "20s" } } } }
+                          "check": { "http": "/", "interval": "20s", "fall": 100 } } } }
 --- script
 my $began = time;
 put('instances/chat/d', '{"addr":"$DEAD_1"}');
@@ -141,10 +139,9 @@ a b c
     "mail": { "check": { "tcp": true, "interval": "300ms", "timeout": "300ms",
                          "port": $FREE_PORT_1 } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
+register chat a b
 put instances/chat/d {"addr":"$DEAD_1"}
-put instances/mail/a {"addr":"$BACKEND_A"}
+register mail a
 --- script
 await_states('a:unreported b:unreported d:failing');
 await('mail fails', sub { ranking_states('mail') eq 'a:failing' });
@@ -160,9 +157,7 @@ both
 qq({ "services": { "chat": { "balance": { "strategy": "round_robin", "tries": 0 },
     "status": { "missed": 100 }, "check": { $::CHECK } } } })
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A","status":"grpc://127.0.0.1:9"}
-put instances/chat/b {"addr":"$BACKEND_B","status":"grpc://127.0.0.1:9"}
-put instances/chat/c {"addr":"$BACKEND_C","status":"grpc://127.0.0.1:9"}
+register chat a b c {"status":"grpc://127.0.0.1:9"}
 --- script
 my $seq = 0;
 my $well = sub { ++$seq; return { boot_id => 1, seq => $seq, requests => 100 * $seq } };

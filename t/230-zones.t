@@ -37,10 +37,9 @@ __DATA__
 { "gateway": { "zone": "n" }, "services": { "chat": {
     "balance": { "strategy": "round_robin" }, "zone": { "floor": 2 } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A","zone":"n"}
-put instances/chat/b {"addr":"$BACKEND_B","zone":"n"}
-put instances/chat/c {"addr":"$BACKEND_C","zone":"f"}
-put instances/chat/d {"addr":"$BACKEND_D","zone":"g"}
+register chat a b {"zone":"n"}
+register chat c {"zone":"f"}
+register chat d {"zone":"g"}
 --- script
 ready('chat', 'a b c d');
 say counts(served(100));
@@ -54,21 +53,19 @@ f:0.02 g:0.02 n:0.96
 
 
 
-=== TEST 2: every strategy keeps to the zone
+=== TEST 2: every strategy keeps to the zone, also where others rank first
 --- ipconfig
 { "gateway": { "zone": "n" }, "services": { "chat": {} } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A","zone":"n"}
-put instances/chat/b {"addr":"$BACKEND_B","zone":"n"}
-put instances/chat/c {"addr":"$BACKEND_C","zone":"f"}
-put instances/chat/d {"addr":"$BACKEND_D","zone":"f"}
+register chat a b {"zone":"f"}
+register chat c d {"zone":"n"}
 --- script
 ready('chat', 'a b c d');
 for my $strategy (qw(best weighted_random round_robin random least_conn p2c adaptive chash)) {
     put('control/chat', qq({"strategy":"$strategy"}));
     await($strategy, sub { service('chat')->{strategy} eq $strategy });
     # Where both of them have just answered slowly, `adaptive` asks the others.
-    await("$strategy is local", sub { part('a b', 200) >= 190 });
+    await("$strategy is local", sub { part('c d', 200) >= 190 });
     say "$strategy: local";
 }
 --- response_body
@@ -87,12 +84,12 @@ chash: local
 --- ipconfig
 { "gateway": { "zone": "n" }, "services": { "chat": {} } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A","zone":"n"}
-put instances/chat/b {"addr":"$BACKEND_B","zone":"n"}
-put instances/chat/c {"addr":"$BACKEND_C","zone":"f"}
-put instances/chat/d {"addr":"$BACKEND_D","zone":"g"}
+register chat a b {"zone":"n"}
+register chat c {"zone":"f"}
+register chat d {"zone":"g"}
 --- script
 ready('chat', 'a b c d');
+say part('a b', 50) >= 45 ? 'local' : 'elsewhere';
 my $counted = meanwhile(sub { $_[0]{ get('/') }++ });
 sleep 0.3;
 kill_backend('a');
@@ -108,6 +105,7 @@ delete @$count{qw(a b c d)};
 say $part, ' of 50, ', names($count) eq '' ? 'none failed' : 'failed: ' . counts($count);
 say join ' ', map { "$_:" . two_digits(share($_)) } qw(f g);
 --- response_body
+local
 50 of 50, none failed
 f:0.50 g:0.50
 --- error_log
@@ -119,9 +117,8 @@ connect() failed
 --- ipconfig
 { "gateway": { "zone": "n" }, "services": { "chat": {} } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A","zone":"n"}
-put instances/chat/c {"addr":"$BACKEND_C","zone":"f"}
-put instances/chat/d {"addr":"$BACKEND_D","zone":"f"}
+register chat a {"zone":"n"}
+register chat c d {"zone":"f"}
 --- script
 ready('chat', 'a c d');
 say two_digits(share('n'));
@@ -147,8 +144,8 @@ in steps
 --- ipconfig
 { "gateway": { "zone": "n" }, "services": { "chat": {} } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A","zone":"n","status":"grpc://$DEAD_1"}
-put instances/chat/b {"addr":"$BACKEND_B","zone":"f","status":"grpc://$DEAD_2"}
+register chat a {"zone":"n","status":"grpc://$DEAD_1"}
+register chat b {"zone":"f","status":"grpc://$DEAD_2"}
 --- script
 ready('chat', 'a b');
 # id -> how many requests in a tenth of a second, and how busy that makes it
@@ -178,22 +175,32 @@ it spills
 
 
 === TEST 6: zones do not count without a zone of the gateway's, where they are not preferred, nor for manual weights
+--- workers: 1
 --- ipconfig
 { "gateway": { "zone": "n" }, "services": {
     "chat": { "balance": { "strategy": "round_robin" }, "zone": { "prefer": false } },
     "mail": { "instances": [ { "id": "x", "addr": "$BACKEND_A", "zone": "n" },
                              { "id": "y", "addr": "$BACKEND_B", "zone": "f" } ] } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A","zone":"n"}
-put instances/chat/b {"addr":"$BACKEND_B","zone":"f"}
+register chat a {"zone":"n"}
+register chat b {"zone":"f"}
 put control/mail {"mode":"manual","weights":{"x":1,"y":3},"by":"ann"}
 --- script
 ready('chat', 'a b');
 say counts(served(20));
 say join ' ', map { "$_->{zone}:$_->{share}" } @{ service('mail')->{zones} };
+write_ipconfig(ipconfig() =~ s/"prefer": false/"prefer": true/r);
+reload();
+await('preferred', sub { share('n') > 0.95 });
+write_ipconfig(ipconfig() =~ s/"gateway": \{.*?\}, //r);
+reload();
+await('no zone of its own', sub { abs(share('n') - 0.5) < 0.001 });
+sleep 1.5;    # a share that moves on goes half of its way in a second
+say counts(served(20));
 --- response_body
 a:10 b:10
 f:0.75 n:0.25
+a:10 b:10
 
 
 
@@ -203,11 +210,7 @@ f:0.75 n:0.25
 { "gateway": { "id": "gateway-1" }, "services": { "chat": {
     "subset": { "size": 2 }, "balance": { "strategy": "round_robin" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
-put instances/chat/d {"addr":"$BACKEND_D"}
-put instances/chat/e {"addr":"$BACKEND_E"}
+register chat a b c d e
 --- script
 await('two of them', sub { split(' ', ranking('chat')) == 2 });
 my $mine = names(served(10));

@@ -30,9 +30,7 @@ __DATA__
 { "services": { "chat": { "slow_start": { "window": "8s" },
     "balance": { "strategy": "round_robin" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
+register chat a b c
 --- script
 ready('chat', 'a b c');
 say others(qw(a b c));
@@ -60,8 +58,7 @@ in its time
 --- ipconfig
 { "services": { "chat": { "slow_start": { "window": "1m" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
+register chat a b
 --- script
 ready('chat', 'a b');
 put('instances/chat/c', '{"addr":"$BACKEND_C"}');
@@ -82,9 +79,7 @@ one of three starts slowly
 --- ipconfig
 { "services": { "chat": { "slow_start": { "window": "15s" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
+register chat a b c
 --- script
 ready('chat', 'a b c');
 put('instances/chat/d', '{"addr":"$BACKEND_D"}');
@@ -112,11 +107,9 @@ to its end
 --- ipconfig
 { "services": { "chat": { "slow_start": { "window": "20s" } } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A","status":"grpc://$DEAD_1"}
-put instances/chat/b {"addr":"$BACKEND_B","status":"grpc://$DEAD_2"}
-put instances/chat/c {"addr":"$BACKEND_C"}
-put instances/chat/d {"addr":"$BACKEND_D"}
-put instances/chat/e {"addr":"$BACKEND_E"}
+register chat a {"status":"grpc://$DEAD_1"}
+register chat b {"status":"grpc://$DEAD_2"}
+register chat c d e
 --- script
 my $status = sub { my ($boot, $seq) = @_; return { boot_id => $boot, seq => $seq } };
 ready('chat', 'a b c d e');

@@ -321,3 +321,19 @@ say substr(sent_on(traceparent => '00-0af7651916cd43dd8448eb211c80319c-b7ad6b716
 --- response_body
 00 none
 01 none
+
+
+
+=== TEST 11: where too few are healthy to leave an instance out, that is the reason
+--- http_config eval: $main::Logged
+--- config eval: $main::Location
+--- ipconfig
+{ "services": { "chat": {} } }
+--- etcd
+put instances/chat/a {"addr":"$BACKEND_A"}
+--- script
+ready('chat', 'a');
+await('panic', sub { get('/?fail=a'); service('chat')->{panic} });
+say fetch('/')->{headers}{reason};
+--- response_body
+panic

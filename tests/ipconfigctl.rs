@@ -55,6 +55,51 @@ fn check_counts_what_a_good_file_holds() {
     assert_eq!(output.status.code(), Some(0));
 }
 
+/// With `--json`: the error and the exit code that it names, which is the program's.
+fn error_json(args: &[&str]) -> (String, i64) {
+    let output = ipconfigctl(args);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+    let told = String::from_utf8_lossy(&output.stderr);
+    let last = told.lines().last().unwrap_or_default();
+    let error: Value = serde_json::from_str(last).unwrap_or_else(|why| panic!("{why}: {told}"));
+    let code = error["exit_code"].as_i64().expect("a number");
+    assert_eq!(output.status.code().map(i64::from), Some(code), "{told}");
+    (error["error"].as_str().expect("text").to_owned(), code)
+}
+
+#[tokio::test]
+async fn with_json_an_error_is_json_whatever_went_wrong() {
+    let etcd = Etcd::start().await;
+    let missing = error_json(&["ls", "none", "--json", "--endpoints", &etcd.endpoint()]);
+    assert_eq!(missing, ("there is no service none".into(), 3));
+    let (error, code) = error_json(&["ls", "--json", "--endpoints", "http://127.0.0.1:1"]);
+    assert!(error.contains("127.0.0.1:1") && code == 1, "{code} {error}");
+    let (error, code) = error_json(&["check", "/nonexistent", "--json"]);
+    assert!(error.starts_with("failed to read /nonexistent: ") && code == 64, "{code} {error}");
+    let (error, code) = error_json(&["--json", "weights", "chat", "a=x"]);
+    assert!(error.starts_with("invalid value 'a=x'") && code == 2, "{code} {error}");
+    let (error, code) = error_json(&["--json", "weights", "chat", "a=1", "a=2"]);
+    assert!(error.starts_with("two weights for a") && code == 2, "{code} {error}");
+}
+
+#[test]
+fn with_json_check_tells_what_a_good_file_holds_in_json() {
+    let dir = tempfile::tempdir().expect("a directory for the file");
+    let file = dir.path().join("ipconfig.json");
+    std::fs::write(&file, r#"{"services": {"chat": {}}}"#).expect("the file is written");
+    let file = file.to_str().expect("a UTF-8 path");
+    let output = ipconfigctl(&["check", file, "--json"]);
+    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(found, json!({"file": file, "services": 1, "instances": 0}));
+}
+
+#[test]
+fn what_a_command_is_told_behind_two_dashes_is_its_own() {
+    let output = ipconfigctl(&["run", "--bad", "--", "it", "--json"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.starts_with("error: ") && output.status.code() == Some(2), "{told}");
+}
+
 #[test]
 fn check_refuses_a_status_that_nobody_can_be_asked_for() {
     let (file, output) = check(

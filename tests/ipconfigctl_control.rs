@@ -529,5 +529,43 @@ async fn a_gateway_acts_on_a_change_at_once_and_tells_what_a_dry_run_foretold() 
 
     let gone = ["drain", "mail", "d", "--dry-run", "--gateway", &api];
     let (code, error) = system.failure(&gone);
-    assert!(code == FAILED && error.contains("404"), "{error}");
+    assert!(code == NOT_FOUND && error.contains("has no service mail"), "{error}");
+}
+
+#[tokio::test]
+async fn instances_of_other_clusters_are_listed_and_controlled_by_the_names_that_gateways_have() {
+    let system = System::start().await;
+    let file = system.etcd.dir().join("ipconfig.json");
+    let config = json!({"services": {}, "etcd": {"prefixes": {"west": "/west"}}});
+    std::fs::write(&file, config.to_string()).expect("the file is written");
+    let with = ["--config", file.to_str().expect("a UTF-8 path")];
+    let with = |args: &[&'static str]| [args, &with].concat();
+    let key = "/west/instances/chat/a";
+    let record = json!({"addr": "10.0.1.1:80", "drain": true, "max_in_flight": 7});
+    system.put(key, &record).await;
+    system.put("/west/instances/web/e", &json!({"addr": "10.0.1.2:80"})).await;
+
+    let found = system.answer_json(&with(&["ls"]));
+    let counts = |line: &Value| (line["service"].clone(), line["instances"].clone());
+    let counts: Vec<_> = found["services"].as_array().expect("a list").iter().map(counts).collect();
+    assert_eq!(counts, [("chat", 4), ("mail", 1), ("web", 1)].map(|(a, b)| (json!(a), json!(b))));
+    let chat = system.answer_json(&with(&["ls", "chat"]));
+    let ids: Vec<_> =
+        chat["instances"].as_array().expect("a list").iter().map(|it| &it["id"]).collect();
+    assert_eq!(ids, ["a", "b", "c", "west:a"]);
+    let found = system.answer_json(&with(&["get", "chat", "west:a"]));
+    assert_eq!(
+        (&found["addr"], &found["labels"], &found["max_in_flight"]),
+        (&json!("10.0.1.1:80"), &json!({"cluster": "west"}), &json!(7))
+    );
+
+    system.answer(&with(&["weights", "chat", "west:a=1", "a=3"]));
+    let expected = json!({"mode": "manual", "weights": {"a": 3.0, "west:a": 1.0}});
+    assert_eq!(system.control().await, expected);
+    let undrained = system.answer_json(&with(&["undrain", "chat", "west:a"]));
+    assert_eq!(undrained["undrained"], json!(["west:a"]));
+    assert_eq!(system.read(key).await["drain"], json!(false));
+
+    let (code, error) = system.failure(&with(&["drain", "chat", "west:x"]));
+    assert!(code == NOT_FOUND && error.contains("it has a, b, c, west:a"), "{error}");
 }

@@ -7,7 +7,8 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
 use super::Conflict;
-use super::values::{List, duration_ms, integer, string_that_is};
+use super::statuses::{Statuses, statuses};
+use super::values::{duration_ms, integer, string_that_is};
 
 /// `services.<service>.check`: how the gateway itself checks the instances; by
 /// default it does not.
@@ -39,8 +40,8 @@ pub struct CheckConfig {
     #[serde(deserialize_with = "host")]
     pub host: String,
     /// The statuses that are good. Default: 2xx and 3xx.
-    #[serde(deserialize_with = "statuses")]
-    pub status: Vec<StatusRange>,
+    #[serde(deserialize_with = "good")]
+    pub status: Statuses,
 }
 
 pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -56,30 +57,7 @@ impl Default for CheckConfig {
             fall: 3,
             port: 0,
             host: String::new(),
-            status: vec![StatusRange::Class(2), StatusRange::Class(3)],
-        }
-    }
-}
-
-/// Statuses of HTTP that count as good.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StatusRange {
-    /// `204`.
-    One(u16),
-    /// `2xx`, by its first digit.
-    Class(u16),
-}
-
-impl StatusRange {
-    fn parse(text: &str) -> Option<Self> {
-        let is_final = |first: u16| (2..=5).contains(&first);
-        let digits = text.strip_suffix("xx").unwrap_or(text);
-        // `parse` takes a sign, too.
-        let number = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())??;
-        match (digits.len(), text.len()) {
-            (1, 3) if is_final(number) => Some(Self::Class(number)),
-            (3, 3) if is_final(number / 100) => Some(Self::One(number)),
-            _ => None,
+            status: Statuses::of_classes(2..=3),
         }
     }
 }
@@ -92,10 +70,7 @@ impl CheckConfig {
 
     /// Whether a check that is answered with this status is good.
     pub fn is_good(&self, status: u16) -> bool {
-        self.status.iter().any(|statuses| match statuses {
-            StatusRange::One(one) => status == *one,
-            StatusRange::Class(class) => status / 100 == *class,
-        })
+        self.status.has(status)
     }
 
     /// The default timeout is never longer than the interval.
@@ -149,19 +124,10 @@ fn host<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     })
 }
 
-fn statuses<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<StatusRange>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(transparent)]
-    struct Entry(#[serde(deserialize_with = "entry")] StatusRange);
-
-    fn entry<'de, D: Deserializer<'de>>(from: D) -> Result<StatusRange, D::Error> {
-        let expected = "a status from 200 to 599, or 2xx, 3xx, 4xx or 5xx";
-        string_that_is(expected, from, StatusRange::parse)
-    }
-
-    let List(entries) = List::<Entry>::deserialize(from)?;
-    match entries.is_empty() {
+fn good<'de, D: Deserializer<'de>>(from: D) -> Result<Statuses, D::Error> {
+    let statuses = statuses::<2, D>(from)?;
+    match statuses.is_empty() {
         true => Err(D::Error::custom("the list is empty, expected at least one status")),
-        false => Ok(entries.into_iter().map(|Entry(statuses)| statuses).collect()),
+        false => Ok(statuses),
     }
 }

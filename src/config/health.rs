@@ -1,11 +1,11 @@
 //! `services.<service>.health`: who is left out for a while as its requests fail.
 
-use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
-use super::values::{List, duration_ms, integer, number, object, string_that_is};
+use super::statuses::{Statuses, statuses};
+use super::values::{duration_ms, integer, number, object};
 
 /// `services.<service>.health`: an instance whose requests fail, as this host sees
 /// it, gets none for a while.
@@ -39,7 +39,7 @@ pub struct HealthConfig {
     #[serde(deserialize_with = "object")]
     pub failure_percentage: FailurePercentageConfig,
     /// Which statuses are failures. Default: `5xx`.
-    #[serde(deserialize_with = "statuses")]
+    #[serde(deserialize_with = "statuses::<4, _>")]
     pub failures: Statuses,
     /// With fewer than so many percent of the instances healthy, all get requests, 0 to
     /// 100. Default: 50.
@@ -57,7 +57,7 @@ impl Default for HealthConfig {
             max_ejected: 10,
             success_rate: SuccessRateConfig::default(),
             failure_percentage: FailurePercentageConfig::default(),
-            failures: Statuses::default(),
+            failures: Statuses::of_classes(5..=5),
             panic: 50,
         }
     }
@@ -105,66 +105,4 @@ impl Default for FailurePercentageConfig {
     fn default() -> Self {
         Self { threshold: 85.0, min_instances: 5, min_requests: 50 }
     }
-}
-
-/// A set of statuses from 400 to 599.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Statuses([u64; 4]);
-
-impl Statuses {
-    const FIRST: u16 = 400;
-    const LAST: u16 = 599;
-
-    /// Whether a status is one of them.
-    pub fn has(&self, status: u16) -> bool {
-        let Some(bit) = status.checked_sub(Self::FIRST) else { return false };
-        let word = self.0.get(usize::from(bit / 64)).copied().unwrap_or(0);
-        word >> (bit % 64) & 1 == 1
-    }
-
-    fn add(&mut self, statuses: std::ops::RangeInclusive<u16>) {
-        for bit in statuses.map(|status| status - Self::FIRST) {
-            self.0[usize::from(bit / 64)] |= 1 << (bit % 64);
-        }
-    }
-}
-
-impl Default for Statuses {
-    fn default() -> Self {
-        let mut statuses = Statuses([0; 4]);
-        statuses.add(500..=Self::LAST);
-        statuses
-    }
-}
-
-impl fmt::Debug for Statuses {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries((Self::FIRST..=Self::LAST).filter(|it| self.has(*it))).finish()
-    }
-}
-
-fn statuses<'de, D: Deserializer<'de>>(from: D) -> Result<Statuses, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(transparent)]
-    struct Entry(#[serde(deserialize_with = "entry")] std::ops::RangeInclusive<u16>);
-
-    let List(entries) = List::<Entry>::deserialize(from)?;
-    let mut statuses = Statuses([0; 4]);
-    for Entry(range) in entries {
-        statuses.add(range);
-    }
-    Ok(statuses)
-}
-
-fn entry<'de, D: Deserializer<'de>>(from: D) -> Result<std::ops::RangeInclusive<u16>, D::Error> {
-    let expected = r#""4xx", "5xx" or a status from "400" to "599""#;
-    string_that_is(expected, from, |text| match text {
-        "4xx" => Some(400..=499),
-        "5xx" => Some(500..=599),
-        _ if text.len() == 3 => {
-            let status = text.parse().ok()?;
-            (Statuses::FIRST..=Statuses::LAST).contains(&status).then_some(status..=status)
-        }
-        _ => None,
-    })
 }

@@ -179,7 +179,7 @@ fn conditions<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Wan
 
 impl<'de> Deserialize<'de> for Wanted {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        const EXPECTED: &str = "expected a string, a list of 1 to 16 strings of at most 256 bytes, \
+        const EXPECTED: &str = "a string, a list of 1 to 16 strings of at most 256 bytes, \
                                 true for present or false for absent";
         #[derive(Deserialize)]
         #[serde(untagged)]
@@ -189,13 +189,14 @@ impl<'de> Deserialize<'de> for Wanted {
             Some(Vec<Value>),
         }
 
-        match Written::deserialize(from) {
+        let found = serde_json::Value::deserialize(from)?;
+        match Written::deserialize(&found) {
             Ok(Written::Present(is_present)) => Ok(Wanted::Present(is_present)),
             Ok(Written::One(Value(value))) => Ok(Wanted::OneOf(vec![value])),
             Ok(Written::Some(values)) if (1..=MAX_ENTRIES).contains(&values.len()) => {
                 Ok(Wanted::OneOf(values.into_iter().map(|Value(value)| value).collect()))
             }
-            _ => Err(D::Error::custom(EXPECTED)),
+            _ => Err(D::Error::custom(format_args!("found {found}, expected {EXPECTED}"))),
         }
     }
 }
@@ -270,7 +271,10 @@ mod tests {
             (r#"{"name": "a", "to": {"v": "2"}, "key": "cookie:"}"#, "header:NAME, cookie:NAME"),
             (r#"{"name": "a", "to": {"v": "2"}, "header": {"": "1"}}"#, "is not a name"),
             (r#"{"name": "a", "to": {"v": "2"}, "header": {"x y": "1"}}"#, "is not a name"),
-            (r#"{"name": "a", "to": {"v": "2"}, "cookie": {"x": 1}}"#, "true for present"),
+            (
+                r#"{"name": "a", "to": {"v": "2"}, "cookie": {"x": 1}}"#,
+                "found 1, expected a string, a list",
+            ),
             (r#"{"name": "a", "to": {"v": "2"}, "cookie": {"x": []}}"#, "a list of 1 to 16"),
             (r#"{"name": "a", "to": {"v": "2"}, "match": {}}"#, "unknown field `match`"),
             (r#"["a", {"v": "2"}]"#, "expected an object"),

@@ -105,7 +105,7 @@ fn every_key_is_read_into_its_field() {
             "slow_start": {"window": "1m", "min": 20, "aggression": 2.5},
             "zone": {"prefer": false, "utilization": 70, "floor": 3}, "subset": {"size": 20},
             "check": {"http": "/healthz?full=1", "interval": "5s", "timeout": "2s", "rise": 4, "fall": 5,
-                      "port": 8081, "host": "chat.example:80", "status": ["204", "5xx"]},
+                      "port": 8081, "host": "chat.example:80", "status": ["4xx", "5xx"]},
             "rules": [{"name": "r", "to": {"version": "1.4"}, "percent": 5}],
             "instances": [{"id": "i", "addr": "[fd00::5]:8080", "weight": 0.5, "zone": "z",
                            "labels": {"version": "1.4"}, "status": "orcas://host:1", "drain": true, "max_in_flight": 9}]}},
@@ -141,7 +141,7 @@ fn every_key_is_read_into_its_field() {
                 min_instances: 7,
                 min_requests: 8,
             },
-            failures: Statuses::default(),
+            failures: Statuses::of_classes(5..=5),
             panic: 0,
         },
         slow_start: SlowStartConfig { window: Duration::from_mins(1), min: 20, aggression: 2.5 },
@@ -156,7 +156,7 @@ fn every_key_is_read_into_its_field() {
             fall: 5,
             port: 8081,
             host: "chat.example:80".into(),
-            status: vec![StatusRange::One(204), StatusRange::Class(5)],
+            status: Statuses::of_classes(4..=5),
         },
         rules: vec![Rule {
             name: "r".into(),
@@ -706,7 +706,7 @@ fn a_check_is_of_one_kind_and_its_keys_fit_it() {
     );
     assert_strings_refused_at(
         "services.s.check.status[]",
-        "a status from 200 to 599, or 2xx, 3xx, 4xx or 5xx",
+        r#""2xx", "3xx", "4xx", "5xx" or a status from "200" to "599""#,
         &["", "1xx", "6xx", "xx", "+2xx", "20x", "2XX", "199", "600", "0200", "+20", "2000"],
     );
 }
@@ -721,7 +721,7 @@ fn which_statuses_are_good_is_what_the_list_says() {
     };
     assert_eq!(good(r#"["2xx", "3xx"]"#), (200..400).collect::<Vec<_>>());
     assert_eq!(good(r#"["200", "503"]"#), [200, 503]);
-    assert_eq!(CheckConfig::default().status, [StatusRange::Class(2), StatusRange::Class(3)]);
+    assert_eq!(CheckConfig::default().status, Statuses::of_classes(2..=3));
 }
 
 #[test]

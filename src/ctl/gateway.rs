@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use axum::body::Body;
+use http::header::CONTENT_TYPE;
 use http::{StatusCode, Uri};
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::TokioExecutor;
@@ -93,6 +94,14 @@ pub enum GatewayError {
     /// It takes too long.
     #[error("the gateway at {0} did not answer within 5 s")]
     Timeout(GatewayUrl),
+    /// It does not know the service.
+    #[error("the gateway at {url} has no service {service}")]
+    NoService {
+        /// Whom.
+        url: GatewayUrl,
+        /// The service's name.
+        service: String,
+    },
     /// It has something else to say.
     #[error("the gateway at {url} answers {status} when asked for {service}")]
     Status {
@@ -100,7 +109,7 @@ pub enum GatewayError {
         url: GatewayUrl,
         /// The service's name.
         service: String,
-        /// 404: it does not know the service.
+        /// 404: what answers there is not its API.
         status: StatusCode,
     },
     /// Its answer broke off, or is too large.
@@ -158,6 +167,11 @@ async fn ask<T: DeserializeOwned>(
     let unreachable = |cause| GatewayError::Unreachable { url: url.clone(), cause };
     let answer = client.get(uri).await.map_err(unreachable)?;
     let status = answer.status();
+    // What is no page of the API has no page in JSON.
+    let is_json = answer.headers().get(CONTENT_TYPE).is_some_and(|it| it == "application/json");
+    if status == StatusCode::NOT_FOUND && is_json {
+        return Err(GatewayError::NoService { url: url.clone(), service: service.to_owned() });
+    }
     if status != StatusCode::OK {
         return Err(GatewayError::Status { url: url.clone(), service: service.to_owned(), status });
     }

@@ -12,6 +12,7 @@ use super::shares::{Shares, Step, shares};
 use super::{CtlError, RACES, Settings, other_holder, with_drain};
 use crate::etcd::Connection;
 use crate::model::Instance;
+use crate::registry::Prefixes;
 use crate::wire::{self, Key};
 
 /// What became of an instance.
@@ -117,11 +118,11 @@ pub async fn deregister(
 /// was, and lives as long. Says whether there was one.
 async fn undrain(
     etcd: &Connection,
-    prefix: &str,
+    prefixes: &Prefixes,
     service: &str,
     id: &str,
 ) -> Result<bool, CtlError> {
-    let key = path(prefix, service, id);
+    let key = prefixes.path(service, id);
     for _ in 0..RACES {
         // It went meanwhile, or never was.
         let Some(entry) = etcd.get(&key).await? else { return Ok(false) };
@@ -184,8 +185,9 @@ pub async fn steer(
     let done = control::write(etcd, prefix, service, edit).await?;
     warn(&done, edit);
     let mut ended = BTreeSet::new();
+    let prefixes = Prefixes::new(&settings.etcd);
     for id in undrained {
-        if undrain(etcd, prefix, service, &id).await? {
+        if undrain(etcd, &prefixes, service, &id).await? {
             ended.insert(id);
         }
     }
@@ -198,8 +200,9 @@ fn warn(edited: &Edited, edit: &Edit) {
     }
 }
 
-/// The instances of a service by their ids, those of etcd before those of the file;
-/// `None` for one that cannot be read.
+/// The instances of a service by their ids, those of etcd before those of the file,
+/// and those of other clusters as gateways name them; `None` for one that cannot be
+/// read.
 async fn registered(
     etcd: &Connection,
     settings: &Settings,
@@ -207,11 +210,13 @@ async fn registered(
 ) -> Result<BTreeMap<String, Option<Instance>>, CtlError> {
     let of_file = settings.services.get(service).into_iter().flatten();
     let mut found: BTreeMap<_, _> = of_file.map(|it| (it.id.clone(), Some(it.clone()))).collect();
-    let prefix = &settings.etcd.prefix;
-    for entry in etcd.list(&format!("{prefix}/instances/{service}/")).await? {
-        if let Ok(Key::Instance { id, .. }) = wire::parse_key(prefix, entry.key.as_bytes()) {
-            let instance = wire::decode_instance(&id, &entry.value).ok();
-            found.insert(id, instance);
+    let prefixes = Prefixes::new(&settings.etcd);
+    for (_, prefix) in prefixes.all() {
+        for entry in etcd.list(&format!("{prefix}/instances/{service}/")).await? {
+            if let Some(Ok(Key::Instance { id, .. })) = prefixes.parse(entry.key.as_bytes()) {
+                let instance = wire::decode_instance(&id, &entry.value).ok();
+                found.insert(id, instance);
+            }
         }
     }
     Ok(found)
@@ -245,11 +250,13 @@ async fn check_service(
     if is_there || settings.services.contains_key(service) {
         return Ok(());
     }
-    let prefix = &settings.etcd.prefix;
+    let prefixes = Prefixes::new(&settings.etcd);
     let mut known: BTreeSet<_> = settings.services.keys().cloned().collect();
-    for entry in etcd.list(&format!("{prefix}/instances/")).await? {
-        if let Ok(Key::Instance { service, .. }) = wire::parse_key(prefix, entry.key.as_bytes()) {
-            known.insert(service);
+    for (_, prefix) in prefixes.all() {
+        for entry in etcd.list(&format!("{prefix}/instances/")).await? {
+            if let Some(Ok(Key::Instance { service, .. })) = prefixes.parse(entry.key.as_bytes()) {
+                known.insert(service);
+            }
         }
     }
     let known = known.into_iter().collect();

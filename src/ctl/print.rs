@@ -78,6 +78,7 @@ pub fn instance(line: &InstanceLine) -> String {
         vec!["labels".to_owned(), or_none(&labels.join(" "))],
         vec!["status".to_owned(), or_none(line.status.as_deref().unwrap_or_default())],
         vec!["drain".to_owned(), yes_or_no(line.drain)],
+        vec!["limit".to_owned(), limit(line.max_in_flight)],
         vec!["lease".to_owned(), yes_or_no(line.leased)],
         vec!["control".to_owned(), line.control.as_ref().map_or(NONE.to_owned(), hand_line)],
         vec!["why".to_owned(), or_none(line.control.as_ref().map_or("", |it| it.why.as_str()))],
@@ -89,6 +90,13 @@ pub fn instance(line: &InstanceLine) -> String {
     table(rows)
 }
 
+fn limit(max_in_flight: u32) -> String {
+    match max_in_flight {
+        0 => NONE.to_owned(),
+        max => format!("{max} in flight, for each gateway host"),
+    }
+}
+
 /// What is in force for a service, and by whom.
 fn control_line(line: &ControlLine) -> String {
     let counted = |count: usize, what: &str| (count > 0).then(|| format!("{count} {what}"));
@@ -97,6 +105,11 @@ fn control_line(line: &ControlLine) -> String {
         line.strategy.map(str::to_owned),
         counted(line.drained, "drained"),
         counted(line.disabled, "disabled"),
+        line.rules.map(|count| match count {
+            0 => "no rules".to_owned(),
+            1 => "1 rule".to_owned(),
+            count => format!("{count} rules"),
+        }),
     ];
     signed(parts, &line.by)
 }

@@ -61,11 +61,14 @@ impl Settings {
             true => &file.endpoints,
             false => &overrides.endpoints,
         };
+        let none = BTreeMap::new();
         let merged = json!({
             "services": {},
             "etcd": {
                 "endpoints": endpoints,
                 "prefix": or(&overrides.prefix, &file.prefix),
+                // Those of the file are beside the file's own one.
+                "prefixes": if overrides.prefix.is_some() { &none } else { &file.prefixes },
                 "username": or(&overrides.username, &file.username),
                 "password_file": or(&overrides.password_file, &file.password_file),
                 "tls": {
@@ -88,17 +91,22 @@ mod tests {
     fn what_is_said_stands_in_place_of_the_files_keys_and_the_others_stay() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ipconfig.json");
-        let text = r#"{"services": {"chat": {}}, "allow": ["10.0.0.0/8"], "etcd": {"prefix": "/other",
+        let text = r#"{"services": {"chat": {}}, "allow": ["10.0.0.0/8"], "etcd": {"prefix": "/other", "prefixes": {"west": "/west"},
             "endpoints": ["http://10.0.0.1:2379"], "tls": {"ca": "/etc/ca.pem"}}}"#;
         std::fs::write(&file, text).unwrap();
         let endpoints = vec!["http://10.0.0.2:2379".to_owned(), "http://10.0.0.3:2379".to_owned()];
+        let west = BTreeMap::from([("west".to_owned(), "/west".to_owned())]);
         let overrides = Overrides { endpoints: endpoints.clone(), ..Default::default() };
 
         let Settings { etcd, allow, services } = Settings::load(Some(&file), &overrides).unwrap();
         assert_eq!(etcd.endpoints, endpoints);
         assert_eq!((etcd.prefix.as_str(), etcd.tls.ca.as_str()), ("/other", "/etc/ca.pem"));
+        assert_eq!(etcd.prefixes, west);
         assert_eq!(allow.to_string(), "10.0.0.0/8");
         assert_eq!(services, BTreeMap::from([("chat".to_owned(), vec![])]));
+        let overrides = Overrides { prefix: Some("/west".into()), ..Default::default() };
+        let Settings { etcd, .. } = Settings::load(Some(&file), &overrides).unwrap();
+        assert_eq!((etcd.prefix.as_str(), etcd.prefixes.len()), ("/west", 0), "one alone");
     }
 
     #[test]

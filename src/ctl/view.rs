@@ -9,8 +9,10 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::CtlError;
+use crate::config::EtcdConfig;
 use crate::etcd::{Connection, Entry};
 use crate::model::{Instance, InstanceReport, Report, Status};
+use crate::registry::Prefixes;
 use crate::wire::control::{Control, ControlMode, decode_control};
 use crate::wire::{self, Key};
 
@@ -55,6 +57,9 @@ pub struct ControlLine {
     pub drained: usize,
     /// How many instances it disables.
     pub disabled: usize,
+    /// How many rules stand in place of the configured ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rules: Option<usize>,
     /// Who wrote it; may be empty.
     pub by: String,
 }
@@ -105,6 +110,9 @@ pub struct InstanceLine {
     pub status: Option<String>,
     /// Taken out of the rankings by its own wish.
     pub drain: bool,
+    /// Requests that each gateway host may have in flight on it; 0 for no limit.
+    #[serde(skip_serializing_if = "is_none")]
+    pub max_in_flight: u32,
     /// Whether it goes when its writer goes.
     pub leased: bool,
     /// What the operator's hand does to it, if anything.
@@ -192,15 +200,20 @@ pub struct ExporterLine {
 ///
 /// # Errors
 /// [`CtlError::Etcd`].
-pub async fn services(etcd: &Connection, prefix: &str) -> Result<Services, CtlError> {
+pub async fn services(etcd: &Connection, config: &EtcdConfig) -> Result<Services, CtlError> {
     let mut services: BTreeMap<String, ServiceLine> = BTreeMap::new();
     let mut bad = Vec::new();
-    let controls = controls(etcd, prefix, &mut bad).await?;
-    for entry in etcd.list(&format!("{prefix}/instances/")).await? {
-        let (service, id) = match wire::parse_key(prefix, entry.key.as_bytes()) {
-            Ok(Key::Instance { service, id }) => (service, id),
-            Ok(_) => continue, // not under this prefix
-            Err(error) => {
+    let controls = controls(etcd, &config.prefix, &mut bad).await?;
+    let prefixes = Prefixes::new(config);
+    let mut entries = Vec::new();
+    for (_, prefix) in prefixes.all() {
+        entries.extend(etcd.list(&format!("{prefix}/instances/")).await?);
+    }
+    for entry in entries {
+        let (service, id) = match prefixes.parse(entry.key.as_bytes()) {
+            Some(Ok(Key::Instance { service, id })) => (service, id),
+            Some(Ok(_)) | None => continue, // not under this prefix
+            Some(Err(error)) => {
                 bad.push(BadRecord::new(entry.key, &error));
                 continue;
             }
@@ -231,31 +244,43 @@ pub async fn services(etcd: &Connection, prefix: &str) -> Result<Services, CtlEr
 /// [`CtlError::NoService`] if nothing is registered for it, [`CtlError::Etcd`].
 pub async fn instances(
     etcd: &Connection,
-    prefix: &str,
+    config: &EtcdConfig,
     service: &str,
 ) -> Result<Instances, CtlError> {
-    let entries = etcd.list(&format!("{prefix}/instances/{service}/")).await?;
-    if entries.is_empty() {
+    let prefixes = Prefixes::new(config);
+    let (mut found, mut bad) = (Vec::new(), Vec::new());
+    for (cluster, prefix) in prefixes.all() {
+        let mut here = Vec::new();
+        for Entry { key, value, lease, .. } in
+            etcd.list(&format!("{prefix}/instances/{service}/")).await?
+        {
+            let parsed = prefixes.parse(key.as_bytes());
+            let read = parsed.map(|parsed| match parsed? {
+                Key::Instance { id, .. } => wire::decode_instance(&id, &value).map(Some),
+                _ => Ok(None), // not under this prefix
+            });
+            match read {
+                Some(Ok(Some(mut instance))) => {
+                    prefixes.label(&mut instance);
+                    here.push(InstanceLine::new(service, instance, lease.is_some()));
+                }
+                Some(Ok(None)) | None => {}
+                Some(Err(error)) => bad.push(BadRecord::new(key, &error)),
+            }
+        }
+        let asked = here.iter().filter(|line| line.status.is_some());
+        let wanted = asked.map(|line| line.id[cluster.len()..].to_owned()).collect();
+        let mut reports = reports(etcd, prefix, service, wanted).await?;
+        for line in &mut here {
+            line.report = reports.remove(&line.id[cluster.len()..]);
+        }
+        found.extend(here);
+    }
+    if found.is_empty() && bad.is_empty() {
         return Err(CtlError::NoService(service.to_owned()));
     }
-    let (mut found, mut bad) = (Vec::new(), Vec::new());
-    for Entry { key, value, lease, .. } in entries {
-        let read = wire::parse_key(prefix, key.as_bytes()).and_then(|parsed| match parsed {
-            Key::Instance { id, .. } => wire::decode_instance(&id, &value).map(Some),
-            _ => Ok(None), // not under this prefix
-        });
-        match read {
-            Ok(instance) => {
-                found.extend(instance.map(|it| InstanceLine::new(service, it, lease.is_some())))
-            }
-            Err(error) => bad.push(BadRecord::new(key, &error)),
-        }
-    }
-    let wanted = found.iter().filter(|it| it.status.is_some()).map(|it| it.id.clone()).collect();
-    let mut reports = reports(etcd, prefix, service, wanted).await?;
-    let control = control(etcd, prefix, service, &mut bad).await?;
+    let control = control(etcd, &config.prefix, service, &mut bad).await?;
     for line in &mut found {
-        line.report = reports.remove(&line.id);
         line.control = control.as_ref().and_then(|control| HandLine::new(control, &line.id));
     }
     Ok(Instances { service: service.to_owned(), instances: found, bad })
@@ -267,19 +292,22 @@ pub async fn instances(
 /// [`CtlError::NoInstance`], [`CtlError::Bad`], [`CtlError::Etcd`].
 pub async fn instance(
     etcd: &Connection,
-    prefix: &str,
+    config: &EtcdConfig,
     service: &str,
     id: &str,
 ) -> Result<InstanceLine, CtlError> {
-    let key = Key::Instance { service: service.to_owned(), id: id.to_owned() }.to_path(prefix);
+    let prefixes = Prefixes::new(config);
+    let key = prefixes.path(service, id);
     let missing = || CtlError::NoInstance { service: service.to_owned(), id: id.to_owned() };
     let entry = etcd.get(&key).await?.ok_or_else(missing)?;
     let bad = |source| CtlError::Bad { service: service.to_owned(), id: id.to_owned(), source };
-    let instance = wire::decode_instance(id, &entry.value).map_err(bad)?;
+    let mut instance = wire::decode_instance(id, &entry.value).map_err(bad)?;
+    prefixes.label(&mut instance);
     let mut line = InstanceLine::new(service, instance, entry.lease.is_some());
-    let wanted = BTreeSet::from([id.to_owned()]);
-    line.report = reports(etcd, prefix, service, wanted).await?.remove(id);
-    let control = control(etcd, prefix, service, &mut Vec::new()).await?;
+    let (prefix, own_id) = prefixes.home(id);
+    let wanted = BTreeSet::from([own_id.to_owned()]);
+    line.report = reports(etcd, prefix, service, wanted).await?.remove(own_id);
+    let control = control(etcd, &config.prefix, service, &mut Vec::new()).await?;
     line.control = control.and_then(|control| HandLine::new(&control, id));
     Ok(line)
 }
@@ -386,6 +414,7 @@ impl From<&Control> for ControlLine {
             strategy: control.strategy.map(|strategy| strategy.as_str()),
             drained: control.drain.len(),
             disabled: control.disable.len(),
+            rules: control.rules.as_ref().map(Vec::len),
             by: control.by.clone(),
         }
     }
@@ -405,6 +434,10 @@ impl HandLine {
     }
 }
 
+fn is_none(limit: &u32) -> bool {
+    *limit == 0
+}
+
 impl InstanceLine {
     fn new(service: &str, instance: Instance, leased: bool) -> Self {
         Self {
@@ -416,6 +449,7 @@ impl InstanceLine {
             labels: instance.labels,
             status: instance.status.map(|url| url.to_string()),
             drain: instance.drain,
+            max_in_flight: instance.max_in_flight,
             leased,
             control: None,
             report: None,

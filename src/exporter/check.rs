@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use thiserror::Error;
 
 use super::{ExporterError, check};
@@ -10,7 +11,7 @@ use crate::config::{Config, LoadError};
 
 /// What a configuration file that is good holds; as text for instance
 /// `ipconfig.json: ok: 1 service, 2 instances`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Summary {
     file: PathBuf,
     services: usize,

@@ -184,4 +184,4 @@ pub fn rebuild(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,11 +11,12 @@ use rand::SeedableRng;
 use super::*;
 use crate::ranking::State;
 
+/// A scripted moment, for all who pick.
 #[derive(Default)]
-struct Now {
-    tried: Vec<usize>,
-    key: Option<u64>,
-    in_flight: RefCell<Vec<u32>>,
+pub(crate) struct Now {
+    pub tried: Vec<usize>,
+    pub key: Option<u64>,
+    pub in_flight: RefCell<Vec<u32>>,
 }
 
 impl Moment for Now {
@@ -64,7 +65,8 @@ fn build_ranked(strategy: Strategy, weights: &[f64], ranks: &[u32], rng: &mut Sm
     build(strategy, ranked, rng)
 }
 
-fn record(weight: f64, rank: u32) -> Record {
+/// An instance of which nothing but this is known.
+pub(crate) fn record(weight: f64, rank: u32) -> Record {
     Record {
         score: 0.0,
         weight,

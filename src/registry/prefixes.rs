@@ -1,4 +1,4 @@
-//! Where keys are from: below the gateway's own prefix, or below that of another
+//! Where keys are from: below the own prefix, or below that of another
 //! cluster whose instances are served with its own ones. Such an instance `chat-1` of
 //! `west` is `west:chat-1` here, and has the label `cluster=west`. What operators say
 //! of a service is below the own prefix alone.
@@ -10,7 +10,7 @@ use crate::wire::{self, Key, RecordError};
 /// The label of another cluster's instances.
 const LABEL: &str = "cluster";
 
-/// All prefixes that a gateway follows.
+/// All prefixes that a gateway follows, and `ipconfigctl` reads.
 #[derive(Debug)]
 pub struct Prefixes {
     own: String,
@@ -84,10 +84,23 @@ impl Prefixes {
 
     /// The key of an instance.
     pub fn path(&self, service: &str, id: &str) -> String {
-        let (cluster, prefix) =
-            self.cluster(id).map_or(("", &self.own), |(cluster, prefix)| (cluster, prefix));
-        let id = id[cluster.len()..].to_owned();
-        Key::Instance { service: service.to_owned(), id }.to_path(prefix)
+        let (prefix, id) = self.home(id);
+        Key::Instance { service: service.to_owned(), id: id.to_owned() }.to_path(prefix)
+    }
+
+    /// Below which prefix an instance is registered, and its id there.
+    pub fn home<'a>(&'a self, id: &'a str) -> (&'a str, &'a str) {
+        match self.cluster(id) {
+            Some((cluster, prefix)) => (prefix, &id[cluster.len()..]),
+            None => (&self.own, id),
+        }
+    }
+
+    /// Each prefix after what the ids of instances below it begin with here: nothing
+    /// for the own one, which is the first.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &str)> {
+        let clusters = self.clusters.iter().map(|(name, prefix)| (name.as_str(), prefix.as_str()));
+        std::iter::once(("", self.own.as_str())).chain(clusters)
     }
 
     fn cluster(&self, id: &str) -> Option<(&str, &String)> {

@@ -102,7 +102,7 @@ mod tests {
     fn told(addrs: &str, statuses: &str, times: &str, grpc_status: i32) -> Option<Told> {
         let [addrs, statuses, times] = [addrs, statuses, times].map(str::as_bytes);
         Tries { addrs, statuses, times, grpc_status }
-            .last_to(HERE.parse().unwrap(), &Statuses::default())
+            .last_to(HERE.parse().unwrap(), &Statuses::of_classes(5..=5))
     }
 
     fn outcome(addrs: &str, statuses: &str) -> Option<Outcome> {
@@ -179,7 +179,7 @@ mod tests {
     fn what_is_no_account_of_tries_tells_nothing() {
         let told = |addrs, statuses, times| {
             Tries { addrs, statuses, times, grpc_status: 0 }
-                .last_to(HERE.parse().unwrap(), &Statuses::default())
+                .last_to(HERE.parse().unwrap(), &Statuses::of_classes(5..=5))
         };
         let nothing = Some(Told { outcome: None, at_most_ms: None });
         assert_eq!(told(b"10.0.0.5:80", b"", b""), nothing);

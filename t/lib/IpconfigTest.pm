@@ -10,8 +10,11 @@ package IpconfigTest;
 #                       `adaptive` may leave one alone for some seconds
 #   --- ipconfig_file   the same, with nothing added
 #   --- etcd            what etcd holds before nginx starts, a line each:
-#                       "put instances/chat/a {...}" or "del instances/chat/a".
-#                       Keys are below the prefix, which each block has its own of
+#                       "put instances/chat/a {...}" or "del instances/chat/a";
+#                       "register chat a b 1" puts the backends a and b and the dead
+#                       address 1 as instances of chat, 'register chat a {"zone":"n"}'
+#                       with more in their values. Keys are below the prefix, which
+#                       each block has its own of
 #   --- hooks           stands in place of `include ipconfig.conf` in http {}
 #   --- http_config     stands after it
 #   --- config          the server's locations. Default: $SERVICE_LOCATION. The
@@ -94,7 +97,7 @@ add_block_preprocessor(sub ($) {
     set_http_config($block);
     set_config($block);
     add_file($block, 'ipconfig.json', ipconfig_of($block));
-    put_into_etcd(expand($block->etcd // ''));
+    put_into_etcd(expand(spell_out($block->etcd // '')));
 
     $block->set_value(request => 'GET /t')
         if !defined $block->request && !defined $block->raw_request

@@ -14,6 +14,7 @@ use ipconfig::sim;
 
 use crate::control::ControlCommand;
 use crate::hand::Hand;
+use crate::refuse;
 
 /// Taken where nothing else is said, if it is there.
 const DEFAULT_CONFIG: &str = "/etc/ipconfig/ipconfig.json";
@@ -276,7 +277,7 @@ impl RunArgs {
     pub fn into_run(self) -> Run {
         let id = self.id.or_else(|| default_id(self.instance.addr)).unwrap_or_else(|| {
             let why = "--id is required: the host's name cannot be a part of it\n";
-            Args::command().error(ErrorKind::MissingRequiredArgument, why).exit()
+            refuse(&Args::command().error(ErrorKind::MissingRequiredArgument, why))
         });
         let mut command = self.command.into_iter();
         Run {

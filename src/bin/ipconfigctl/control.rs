@@ -16,8 +16,8 @@ use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::Error as ValueError;
 
-use crate::answer;
 use crate::args::{Args, host, name, weight};
+use crate::{answer, refuse};
 
 /// The longest time that a control is written for: longer is for ever.
 const LONGEST: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
@@ -247,7 +247,7 @@ fn each_once(weights: Vec<(String, f64)>) -> BTreeMap<String, f64> {
     for (id, weight) in weights {
         if once.insert(id.clone(), weight).is_some() {
             let why = format!("two weights for {id}\n");
-            Args::command().error(ErrorKind::ArgumentConflict, why).exit()
+            refuse(&Args::command().error(ErrorKind::ArgumentConflict, why))
         }
     }
     once

@@ -80,15 +80,19 @@ impl Hand {
             Hand::Ls { exporters: true, .. } => {
                 answer(json, &view::exporters(&etcd, prefix).await?, print::exporters)
             }
-            Hand::Ls { service: Some(service), .. } => {
-                answer(json, &view::instances(&etcd, prefix, &service).await?, print::instances)
-            }
+            Hand::Ls { service: Some(service), .. } => answer(
+                json,
+                &view::instances(&etcd, &settings.etcd, &service).await?,
+                print::instances,
+            ),
             Hand::Ls { service: None, .. } => {
-                answer(json, &view::services(&etcd, prefix).await?, print::services)
+                answer(json, &view::services(&etcd, &settings.etcd).await?, print::services)
             }
-            Hand::Get { name: Name { service, id } } => {
-                answer(json, &view::instance(&etcd, prefix, &service, &id).await?, print::instance)
-            }
+            Hand::Get { name: Name { service, id } } => answer(
+                json,
+                &view::instance(&etcd, &settings.etcd, &service, &id).await?,
+                print::instance,
+            ),
         })
     }
 }

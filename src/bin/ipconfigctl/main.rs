@@ -15,19 +15,22 @@
 //!
 //! Answers go to stdout, as text or with `--json` as one JSON document; errors and
 //! logs go to stderr, the latter filtered by `RUST_LOG` (default: `info`, or `off` for
-//! simulations).
+//! simulations). With `--json` an error is the last line of stderr, as
+//! `{"error": "there is no service chat", "exit_code": 3}`.
 
+use std::env;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use ipconfig::ctl::simulate::Simulate;
-use ipconfig::ctl::{self, CtlError, Wish, print};
+use ipconfig::ctl::{self, CtlError, GatewayError, Wish, print};
 use ipconfig::exporter;
 use ipconfig::sim;
 use rustix::process::Signal;
 use serde::Serialize;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing_subscriber::EnvFilter;
@@ -40,7 +43,7 @@ use args::{Args, Command, EtcdArgs, SimulateArgs};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let Args { etcd, json, command } = Args::parse();
+    let Args { etcd, json, command } = Args::try_parse().unwrap_or_else(|error| refuse(&error));
     // What is logged in a simulated world is no news in this one.
     let level = if matches!(command, Command::Simulate(_)) { "off" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
@@ -50,10 +53,34 @@ async fn main() -> ExitCode {
         .with_env_filter(filter)
         .init();
     execute(&etcd, json, command).await.unwrap_or_else(|error| {
-        eprintln!("ipconfigctl: {error}");
-        failure(&error).into()
+        fail(json, &format!("ipconfigctl: {error}"), &error.to_string(), failure(&error))
     })
 }
+
+/// Tells an error: `text` to people, `error` to programs.
+fn fail(json: bool, text: &str, error: &str, exit_code: u8) -> ExitCode {
+    match json {
+        true => eprintln!("{}", json!({ "error": error, "exit_code": exit_code })),
+        false => eprintln!("{text}"),
+    }
+    exit_code.into()
+}
+
+/// Ends the program for its arguments, or with what they ask for: help, the version.
+fn refuse(error: &clap::Error) -> ! {
+    // What comes behind `--` are the words of another command.
+    let wants_json = env::args_os().take_while(|word| word != "--").any(|word| word == "--json");
+    if !error.use_stderr() || !wants_json {
+        error.exit()
+    }
+    let text = error.to_string();
+    let why = text.trim().strip_prefix("error: ").unwrap_or(text.trim());
+    _ = fail(true, "", why, WRONG_ARGUMENTS);
+    std::process::exit(WRONG_ARGUMENTS.into())
+}
+
+/// As clap has it.
+const WRONG_ARGUMENTS: u8 = 2;
 
 /// `EX_USAGE` of sysexits.h, which other proxies end with on a bad configuration.
 const BAD_CONFIG: u8 = 64;
@@ -67,6 +94,7 @@ fn failure(error: &CtlError) -> u8 {
         CtlError::Refused { .. } | CtlError::NotManual(_) | CtlError::Read { .. } => BAD_CONFIG,
         CtlError::NoService(_) | CtlError::NoInstance { .. } => NOT_FOUND,
         CtlError::NotAmong { .. } | CtlError::NoneOf { .. } => NOT_FOUND,
+        CtlError::Gateway(GatewayError::NoService { .. }) => NOT_FOUND,
         // As shells do.
         CtlError::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
         CtlError::Start { .. } => 126,
@@ -76,7 +104,7 @@ fn failure(error: &CtlError) -> u8 {
 
 async fn execute(etcd: &EtcdArgs, json: bool, command: Command) -> Result<ExitCode, CtlError> {
     match command {
-        Command::Check { file } => Ok(check(&file)),
+        Command::Check { file } => Ok(check(json, &file)),
         Command::Run(args) => {
             let wishes = wishes().map_err(CtlError::Signals)?;
             ctl::run(&etcd.settings()?, args.into_run(), wishes).await.map(ExitCode::from)
@@ -149,17 +177,15 @@ fn wishes() -> io::Result<mpsc::Receiver<Wish>> {
     Ok(wishes)
 }
 
-fn check(file: &Path) -> ExitCode {
+fn check(json: bool, file: &Path) -> ExitCode {
     match exporter::check_file(file) {
         Ok(summary) => {
-            println!("{summary}");
+            say(&answer(json, &summary, |summary| format!("{summary}\n")));
             ExitCode::SUCCESS
         }
-        Err(error) => refused(&error.to_string()),
+        Err(error) => {
+            let why = error.to_string();
+            fail(json, &why, &why, BAD_CONFIG)
+        }
     }
-}
-
-fn refused(why: &str) -> ExitCode {
-    eprintln!("{why}");
-    ExitCode::from(BAD_CONFIG)
 }

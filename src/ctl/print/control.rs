@@ -23,6 +23,9 @@ pub fn standing(of: &Standing) -> String {
 /// What became of a service's control, or would; and what it comes to.
 pub fn steered(of: &Steered) -> String {
     let Steered { service, changed, dry_run, control, undrained, shares } = of;
+    if let (false, None, true) = (changed, control, undrained.is_empty()) {
+        return format!("{service} has no control\n");
+    }
     let became = match (changed, dry_run, control) {
         (false, ..) => "is so already",
         (true, false, Some(_)) => "is changed",

@@ -5,40 +5,7 @@ use rand::SeedableRng;
 
 use super::*;
 use crate::config::Strategy;
-use crate::ranking::State;
-
-#[derive(Default)]
-struct Now {
-    tried: Vec<usize>,
-    key: Option<u64>,
-    in_flight: Vec<u32>,
-}
-
-impl Moment for Now {
-    fn is_retry(&self) -> bool {
-        !self.tried.is_empty()
-    }
-
-    fn is_barred(&self, index: usize) -> bool {
-        self.tried.contains(&index)
-    }
-
-    fn key(&self) -> Option<u64> {
-        self.key
-    }
-
-    fn in_flight(&self, index: usize) -> u32 {
-        self.in_flight.get(index).copied().unwrap_or(0)
-    }
-
-    fn total_in_flight(&self) -> u64 {
-        self.in_flight.iter().copied().map(u64::from).sum()
-    }
-
-    fn live(&self, index: usize) -> Live {
-        Live { in_flight: self.in_flight(index), ..Live::default() }
-    }
-}
+use crate::picker::tests::{Now, record};
 
 fn plan(groups: &[Rules]) -> Plan {
     let count = groups.iter().map(|groups| Rules::BITS - groups.leading_zeros()).max();
@@ -55,21 +22,6 @@ fn plan(groups: &[Rules]) -> Plan {
     Plan { counters: vec![None; rules.len()], rules, groups: groups.to_vec() }
 }
 
-fn record(weight: f64) -> Record {
-    Record {
-        score: 0.0,
-        weight,
-        rank: 0,
-        state: State::Unreported,
-        service_ms: 0.0,
-        concurrency: 0.0,
-        factor: 1.0,
-        capacity_per_s: 0.0,
-        reported_s: 0,
-        max_in_flight: 0,
-    }
-}
-
 /// The groups over instances of these weights, each selected by these rules.
 fn routes(strategy: Strategy, weights: &[f64], groups: &[Rules]) -> (Routes, SmallRng) {
     routes_after(Memories::default(), strategy, weights, groups)
@@ -82,7 +34,7 @@ fn routes_after(
     groups: &[Rules],
 ) -> (Routes, SmallRng) {
     let mut rng = SmallRng::seed_from_u64(7);
-    let records: Vec<Record> = weights.iter().map(|&weight| record(weight)).collect();
+    let records: Vec<Record> = weights.iter().map(|&weight| record(weight, 0)).collect();
     let identities: Vec<u64> = (1..=weights.len() as u64).collect();
     let ranked = Ranked {
         identities: &identities,
@@ -144,10 +96,10 @@ fn the_bound_of_a_consistent_hash_is_by_what_the_group_has_in_flight() {
     // 125 % of half of (2 + 1), rounded up, is 2: the group's owner is full with 2. By
     // the 102 of the service it would not be.
     let (mut routes, mut rng) = routes(Strategy::Chash, &[1.0, 1.0, 1.0], &[0b1, 0b1, 0]);
-    let mut now = Now { key: Some(3), ..Now::default() };
+    let now = Now { key: Some(3), ..Now::default() };
     let (owner, _) = routes.pick(0b1, &now, &mut rng).unwrap();
-    now.in_flight = vec![0, 0, 100];
-    now.in_flight[owner] = 2;
+    *now.in_flight.borrow_mut() = vec![0, 0, 100];
+    now.in_flight.borrow_mut()[owner] = 2;
     let (other, _) = routes.pick(0b1, &now, &mut rng).unwrap();
     assert_eq!(other, 1 - owner);
 }

@@ -23,7 +23,7 @@ use Test::More ();
 use Time::HiRes qw(sleep time);
 
 our @EXPORT = qw(
-    $REPO $LUA $LIB expand begin_block put_into_etcd wait_until_in_force
+    $REPO $LUA $LIB expand begin_block spell_out put_into_etcd wait_until_in_force
 );
 
 our $REPO = abs_path(dirname(__FILE__) . '/../../..');
@@ -336,6 +336,23 @@ sub put_key {
 sub delete_key {
     my $key = shift;
     return etcd_call('/v3/kv/deleterange', { key => encode_base64("$prefix/$key", '') });
+}
+
+# The text of a section etcd with each "register" made the puts that it stands for,
+# whose addresses are yet to be expanded.
+sub spell_out {
+    my $text = shift;
+    return $text =~ s/^\h*register\h+(\S+)((?:\h+\w\b)+)\h*(?:\{(.*)\}\h*)?$/
+        registrations($1, $3, split ' ', $2)/gmer;
+}
+
+sub registrations {
+    my ($service, $more, @ids) = @_;
+    return join "\n", map {
+        my $addr = '$' . (/\d/ ? 'DEAD_' : 'BACKEND_') . uc;
+        my $value = join ',', qq("addr":"$addr"), $more // ();
+        "put instances/$service/$_ {$value}";
+    } @ids;
 }
 
 sub put_into_etcd {
