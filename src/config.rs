@@ -30,7 +30,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-pub use self::check::{CheckConfig, StatusRange};
+pub use self::check::{CheckBy, CheckConfig, StatusRange};
 pub use self::failure::{BudgetConfig, FailureConfig, FailureMode};
 pub use self::gateway::GatewayConfig;
 pub use self::health::{FailurePercentageConfig, HealthConfig, Statuses, SuccessRateConfig};

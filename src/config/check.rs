@@ -7,7 +7,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
 use super::Conflict;
-use super::values::{List, duration_ms, integer, string_that_is};
+use super::values::{Choice, List, choice, duration_ms, integer, string_that_is};
 
 /// `services.<service>.check`: how the gateway itself checks the instances; by
 /// default it does not.
@@ -41,6 +41,23 @@ pub struct CheckConfig {
     /// The statuses that are good. Default: 2xx and 3xx.
     #[serde(deserialize_with = "statuses")]
     pub status: Vec<StatusRange>,
+    /// Which of the gateways check an instance. Default: all.
+    #[serde(deserialize_with = "choice")]
+    pub by: CheckBy,
+}
+
+/// Which gateways check an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CheckBy {
+    /// Each by itself.
+    #[default]
+    All,
+    /// One of those that share the work, which tells the others.
+    One,
+}
+
+impl Choice for CheckBy {
+    const ALL: &'static [(&'static str, Self)] = &[("all", Self::All), ("one", Self::One)];
 }
 
 pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -57,6 +74,7 @@ impl Default for CheckConfig {
             port: 0,
             host: String::new(),
             status: vec![StatusRange::Class(2), StatusRange::Class(3)],
+            by: CheckBy::All,
         }
     }
 }
