@@ -38,7 +38,7 @@ mod probe;
 pub mod sharing;
 
 pub use self::plan::{Duty, Word};
-use self::plan::{Job, Plan};
+use self::plan::{Job, Plan, Turned};
 use self::probe::Failure;
 use crate::config::CheckConfig;
 use crate::model::Instance;
@@ -120,11 +120,12 @@ impl Checker {
     /// is checked soon, or within an interval if there `is_time`.
     pub fn assign(&mut self, service: &str, duties: Vec<(Arc<str>, Duty<'_>)>, is_time: bool) {
         let turned = self.plan.assign(service, duties, is_time, Instant::now());
-        for (id, addr) in turned {
-            if self.is_failing(service, &id, addr) {
-                tracing::warn!("{service}: {id} fails the checks of another gateway at {addr}");
-            } else {
-                tracing::info!("{service}: {id} passes the checks of another gateway at {addr}");
+        for Turned { id, addr, gateway, fails } in turned {
+            match fails {
+                Some(Failing { reason, .. }) => {
+                    tracing::warn!("{service}: {id} fails the checks of {gateway} at {addr}: {reason}");
+                }
+                None => tracing::info!("{service}: {id} passes the checks of {gateway} at {addr}"),
             }
         }
     }

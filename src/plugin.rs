@@ -439,7 +439,7 @@ impl<S: Store> Conductor<S> {
     /// Leaves to other gateways what of a service is theirs to check, and says to them
     /// what they are to know of the rest.
     fn share_checks(&mut self, service: &str, is_time: bool) {
-        let Some(sharing) = &mut self.sharing else { return };
+        let Some(sharing) = self.sharing.as_mut().filter(|it| it.shares(service)) else { return };
         let (sharers, instances) =
             (self.registry.sharers(service), self.checker.instances(service));
         if let Some(duties) = sharing.divide(service, sharers, instances, Instant::now()) {
@@ -451,9 +451,11 @@ impl<S: Store> Conductor<S> {
     /// Nothing is said before it is known which instances there are: what an earlier
     /// thread of this gateway said stands until then.
     fn tell_checks(&mut self, service: &str) {
-        let Some(sharing) = self.sharing.as_mut().filter(|_| self.registry.has_synced()) else {
+        let is_told = |sharing: &&mut Sharing| sharing.shares(service);
+        let Some(sharing) = self.sharing.as_mut().filter(is_told) else { return };
+        if !self.registry.has_synced() {
             return;
-        };
+        }
         let (sharers, failing) =
             (self.registry.sharers(service), self.checker.failing_here(service));
         sharing.tell(service, sharers, failing, self.registry.revision(), Instant::now());

@@ -42,7 +42,7 @@ pub enum State {
     Unreachable,
     /// It failed too often where this host sent it requests, and rests.
     Ejected,
-    /// It fails the checks of this gateway.
+    /// It fails its checks, by this gateway or by the one that checks it for all.
     Failing,
 }
 

@@ -67,8 +67,8 @@ impl Standing {
 pub enum Duty<'a> {
     /// This gateway.
     Ours,
-    /// Another one, which says this of it.
-    Theirs(Word<'a>),
+    /// The gateway of this name, which says this of it.
+    Theirs(&'a str, Word<'a>),
 }
 
 /// What another gateway says of an instance that it checks.
@@ -120,6 +120,17 @@ struct Lane {
     waiting: BTreeSet<(Instant, u64)>,
     under_way: usize,
     at_once: usize,
+}
+
+/// An instance that went out or came back by another gateway's word.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Turned<'a> {
+    pub id: Arc<str>,
+    pub addr: SocketAddr,
+    /// Whose word that was.
+    pub gateway: &'a str,
+    /// Why it fails, if it does.
+    pub fails: Option<&'a Failing>,
 }
 
 /// A check to be made now.
@@ -233,13 +244,13 @@ impl Plan {
     /// they are. Those that become this gateway's are checked soon, or within an
     /// interval if there `is_time`, and what was known of them stands until then.
     /// Returns those that went out or came back by another gateway's word.
-    pub fn assign(
+    pub fn assign<'a>(
         &mut self,
         service: &str,
-        duties: Vec<(Arc<str>, Duty<'_>)>,
+        duties: Vec<(Arc<str>, Duty<'a>)>,
         is_time: bool,
         now: Instant,
-    ) -> Vec<(Arc<str>, SocketAddr)> {
+    ) -> Vec<Turned<'a>> {
         let Some(Service { config, targets }) = self.services.get(service) else {
             return Vec::new();
         };
@@ -259,22 +270,25 @@ impl Plan {
                         taken.push(number);
                     }
                 }
-                Duty::Theirs(word) => {
+                Duty::Theirs(gateway, word) => {
                     target.is_ours = false;
                     let was_down = target.standing.is_down();
                     if let Some(due) = target.due.take() {
                         self.lanes[usize::from(was_down)].waiting.remove(&(due, number));
                     }
-                    match word {
-                        Word::None => {}
-                        Word::Passes => target.standing = Standing::Up { failed: 0 },
-                        Word::Fails(failing) => {
-                            target.standing = Standing::Down { passed: 0 };
-                            target.failing = Some(failing.clone());
-                        }
-                    }
-                    if target.standing.is_down() != was_down {
-                        turned.push((Arc::clone(&target.id), target.addr));
+                    let fails = match word {
+                        Word::None => continue,
+                        Word::Passes => None,
+                        Word::Fails(failing) => Some(failing),
+                    };
+                    target.failing = fails.cloned();
+                    target.standing = match fails {
+                        None => Standing::Up { failed: 0 },
+                        Some(_) => Standing::Down { passed: 0 },
+                    };
+                    if fails.is_some() != was_down {
+                        let (id, addr) = (Arc::clone(&target.id), target.addr);
+                        turned.push(Turned { id, addr, gateway, fails });
                     }
                 }
             }

@@ -166,6 +166,11 @@ impl Sharing {
         self.tenancy.borrow().failures
     }
 
+    /// Whether the checks of this service are.
+    pub fn shares(&self, service: &str) -> bool {
+        self.services.contains_key(service)
+    }
+
     /// The services whose checks are shared.
     pub fn services(&self) -> Vec<String> {
         self.services.keys().cloned().collect()
@@ -250,10 +255,10 @@ impl Sharing {
                 Duty::Ours
             } else if sharers.checks[gateway].revision < owner.since && now < owner.settles {
                 division.settles = division.settles.max(Some(owner.settles));
-                Duty::Theirs(Word::None)
+                Duty::Theirs(gateway, Word::None)
             } else {
                 let fails = fails(sharers, gateway, &id, addr);
-                Duty::Theirs(fails.map_or(Word::Passes, Word::Fails))
+                Duty::Theirs(gateway, fails.map_or(Word::Passes, Word::Fails))
             };
             duties.push((Arc::clone(&id), duty));
             division.owners.insert(id, owner);
