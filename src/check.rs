@@ -123,7 +123,9 @@ impl Checker {
         for Turned { id, addr, gateway, fails } in turned {
             match fails {
                 Some(Failing { reason, .. }) => {
-                    tracing::warn!("{service}: {id} fails the checks of {gateway} at {addr}: {reason}");
+                    tracing::warn!(
+                        "{service}: {id} fails the checks of {gateway} at {addr}: {reason}"
+                    );
                 }
                 None => tracing::info!("{service}: {id} passes the checks of {gateway} at {addr}"),
             }

@@ -255,10 +255,8 @@ impl Plan {
             return Vec::new();
         };
         let config = Arc::clone(config);
-        let duties: Vec<_> = duties
-            .into_iter()
-            .filter_map(|(id, duty)| Some((*targets.get(&*id)?, duty)))
-            .collect();
+        let duties: Vec<_> =
+            duties.into_iter().filter_map(|(id, duty)| Some((*targets.get(&*id)?, duty))).collect();
         let (mut turned, mut taken) = (Vec::new(), Vec::new());
         for (number, duty) in duties {
             let Some(target) = self.targets.get_mut(&number) else { continue };

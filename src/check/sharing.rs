@@ -33,8 +33,8 @@ use crate::config::{CheckBy, Config};
 use crate::model::is_name;
 use crate::registry::Sharers;
 use crate::rendezvous;
-use crate::wire::checks::{Checks, Failing, MAX_FAILING, encode_checks};
 use crate::wire::Key;
+use crate::wire::checks::{Checks, Failing, MAX_FAILING, encode_checks};
 
 /// A lease lives for so many of the shortest interval...
 const INTERVALS_PER_TTL: u32 = 3;
@@ -197,7 +197,8 @@ impl Sharing {
             match (before, state) {
                 (_, State::Shared) => tracing::info!("checks are shared with the other gateways"),
                 (State::Shared, State::Alone) => tracing::warn!(
-                    "checks are not shared, for etcd is lost: every instance is checked here"
+                    "checks are not shared, for etcd is lost or takes no writes: every instance \
+                     is checked here"
                 ),
                 _ => {}
             }
@@ -213,13 +214,7 @@ impl Sharing {
     }
 
     /// Whether an instance that is new here fails by the word of who checks it.
-    pub fn is_failing(
-        &self,
-        service: &str,
-        sharers: &Sharers,
-        id: &str,
-        addr: SocketAddr,
-    ) -> bool {
+    pub fn is_failing(&self, service: &str, sharers: &Sharers, id: &str, addr: SocketAddr) -> bool {
         let owner = rendezvous::owner(sharers.checks.keys(), service, id);
         owner.is_some_and(|owner| fails(sharers, owner, id, addr).is_some())
     }

@@ -145,10 +145,9 @@ impl Fleet {
             Key::Instance { service, id } => self.put_instance(Name { service, id }, value),
             Key::Exporter { id } if id == self.own_id => self.see_own(value),
             Key::Exporter { id } => self.see_other(id, path, value),
-            Key::Status { .. }
-            | Key::Control { .. }
-            | Key::Policy { .. }
-            | Key::Checks { .. } => Vec::new(),
+            Key::Status { .. } | Key::Control { .. } | Key::Policy { .. } | Key::Checks { .. } => {
+                Vec::new()
+            }
         }
     }
 

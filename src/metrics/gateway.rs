@@ -304,8 +304,7 @@ impl Page {
             "Instances that are checked, by how they fare",
             instances,
         );
-        let here =
-            all().map(|(service, it)| (vec![("service", service.as_str())], it.here as f64));
+        let here = all().map(|(service, it)| (vec![("service", service.as_str())], it.here as f64));
         self.add(
             MetricType::Gauge,
             "checked_here",

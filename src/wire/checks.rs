@@ -166,8 +166,14 @@ mod tests {
             (r#"{"revision":1,"failing":{"a":{"addr":"host:1"}}}"#, "address"),
             (r#"{"revision":1,"failing":{"a":{"addr":"1.2.3.4:0"}}}"#, "address"),
             (r#"{"revision":1,"failing":{"a/b":{"addr":"1.2.3.4:1"}}}"#, "id is not"),
-            (r#"{"revision":1,"failing":{"a":{"addr":"1.2.3.4:1","reason":"\n[error]"}}}"#, "reason"),
-            (r#"{"revision":1,"failing":{"a":{"addr":"1.2.3.4:1","reason":"abcdefghijklmnopq"}}}"#, "reason"),
+            (
+                r#"{"revision":1,"failing":{"a":{"addr":"1.2.3.4:1","reason":"\n[error]"}}}"#,
+                "reason",
+            ),
+            (
+                r#"{"revision":1,"failing":{"a":{"addr":"1.2.3.4:1","reason":"abcdefghijklmnopq"}}}"#,
+                "reason",
+            ),
             (r#"{"revision":1,"failing":{"a":{"addr":"1.2.3.4:1","since_unix_ms":-1}}}"#, "u64"),
         ] {
             let error = decode_checks(value.as_bytes()).unwrap_err();

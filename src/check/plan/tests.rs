@@ -182,7 +182,8 @@ fn who_is_another_gateway_s_is_not_checked_and_stands_as_that_one_says() {
     let (all, now) = (instances(3), Instant::now());
     let mut plan = plan(&all, now);
     let failing = refused(&all[1]);
-    let (passes, fails) = (Duty::Theirs("gw", Word::Passes), Duty::Theirs("gw", Word::Fails(&failing)));
+    let (passes, fails) =
+        (Duty::Theirs("gw", Word::Passes), Duty::Theirs("gw", Word::Fails(&failing)));
     assert_eq!(assign(&mut plan, &[("i1", passes), ("i2", fails), ("i9", fails)], now), ["i2"]);
     assert_eq!((plan.count("chat"), plan.count_ours("chat")), ([1, 1, 1], 1));
     assert!(starts(&mut plan, now, 100 * SECOND).iter().all(|(_, id)| &**id == "i3"));

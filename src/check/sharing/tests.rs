@@ -16,8 +16,10 @@ struct Gateway {
     tenancy: watch::Sender<Tenancy>,
 }
 
-const IDS: [&str; 16] =
-    ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"];
+const IDS: [&str; 16] = [
+    "i10", "i11", "i12", "i13", "i14", "i15", "i16", "i17", "i18", "i19", "i20", "i21", "i22",
+    "i23", "i24", "i25",
+];
 
 fn addr() -> SocketAddr {
     ([10, 0, 0, 1], 80).into()
@@ -163,7 +165,10 @@ fn who_holds_no_key_or_hears_nothing_for_a_lease_s_time_checks_all() {
     assert_eq!(fixture.ours(&mut gateway), few);
     fixture.now += 2 * SECOND;
     assert!(gateway.sharing.look(false, fixture.revision, fixture.now), "that is news");
-    assert_eq!((gateway.sharing.state(), fixture.ours(&mut gateway).len()), (State::Alone, IDS.len()));
+    assert_eq!(
+        (gateway.sharing.state(), fixture.ours(&mut gateway).len()),
+        (State::Alone, IDS.len())
+    );
     assert!(fixture.look(&mut gateway));
     assert_eq!(fixture.ours(&mut gateway), few);
 
@@ -175,7 +180,10 @@ fn who_holds_no_key_or_hears_nothing_for_a_lease_s_time_checks_all() {
     assert_eq!(fixture.ours(&mut gateway).len(), IDS.len());
     gateway.stand(Standing::Refused);
     assert!(fixture.look(&mut gateway));
-    assert_eq!((gateway.sharing.state(), fixture.ours(&mut gateway).len()), (State::Refused, IDS.len()));
+    assert_eq!(
+        (gateway.sharing.state(), fixture.ours(&mut gateway).len()),
+        (State::Refused, IDS.len())
+    );
 }
 
 #[test]
@@ -311,9 +319,8 @@ fn news_is_told_once_and_again_to_who_comes_or_where_it_was_lost() {
 #[test]
 fn no_more_are_told_than_are_read() {
     let (fixture, mut one) = (Fixture::new(), Gateway::new("gw-1"));
-    let failing: BTreeMap<_, _> = (0..MAX_FAILING + 3)
-        .map(|n| (format!("chat-{n}"), failing(&["a"])["a"].clone()))
-        .collect();
+    let failing: BTreeMap<_, _> =
+        (0..MAX_FAILING + 3).map(|n| (format!("chat-{n}"), failing(&["a"])["a"].clone())).collect();
     one.sharing.tell("chat", &fixture.sharers, failing, 1, fixture.now);
     assert_eq!(one.says().0.unwrap().failing.len(), MAX_FAILING);
 }
