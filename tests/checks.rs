@@ -251,6 +251,32 @@ async fn when_a_gateway_is_killed_its_instances_are_checked_by_others_and_its_wo
 }
 
 #[tokio::test]
+async fn a_reload_moves_no_instance_and_brings_back_nobody_who_fails() {
+    let mut fleet = Fleet::start().await;
+    let [one, two] = fleet.two().await;
+    for index in (0..COUNT).step_by(2) {
+        fleet.backends[index].kill().await;
+    }
+    let ids = ["chat-1", "chat-3", "chat-5", "chat-7"];
+    for gateway in [&one, &two] {
+        fail(gateway, &ids).await;
+    }
+    let theirs = here(&two).await;
+    let begun = Instant::now();
+    // Until the lease of each thread that ended is over.
+    for reload in 1..=3 {
+        one.reload();
+        while begun.elapsed() < LEASE_TTL * 3 / 2 * reload {
+            assert_eq!(failing(&two).await, ids, "after {:?}", begun.elapsed());
+            assert_eq!(here(&two).await, theirs, "after {:?}", begun.elapsed());
+            assert_eq!(failing(&one).await, ids, "after {:?}", begun.elapsed());
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+    are_sharing(&[one, two]).await;
+}
+
+#[tokio::test]
 async fn without_etcd_every_gateway_checks_all_and_shares_again_when_it_is_back() {
     let mut fleet = Fleet::start().await;
     let two = fleet.two().await;

@@ -137,6 +137,11 @@ impl Gateway {
         value.parse().ok()
     }
 
+    /// Starts new workers in place of those that it has.
+    pub fn reload(&self) {
+        assert!(signal(self.child.id(), "HUP"), "nginx runs");
+    }
+
     /// Kills all of its processes at once, as `kill -9` does.
     pub fn kill(&mut self) {
         let pid = self.child.id();
