@@ -277,6 +277,29 @@ async fn a_reload_moves_no_instance_and_brings_back_nobody_who_fails() {
 }
 
 #[tokio::test]
+async fn a_gateway_that_is_started_anew_at_once_brings_back_nobody_who_fails() {
+    let mut fleet = Fleet::start().await;
+    let [mut one, two] = fleet.two().await;
+    for index in (0..COUNT).step_by(2) {
+        fleet.backends[index].kill().await;
+    }
+    let ids = ["chat-1", "chat-3", "chat-5", "chat-7"];
+    for gateway in [&one, &two] {
+        fail(gateway, &ids).await;
+    }
+    for _ in 0..3 {
+        one.kill();
+        one = fleet.gateway("gw-1").await;
+        let begun = Instant::now();
+        while begun.elapsed() < LEASE_TTL * 3 / 2 {
+            assert_eq!(failing(&two).await, ids, "after {:?}", begun.elapsed());
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+    are_sharing(&[one, two]).await;
+}
+
+#[tokio::test]
 async fn without_etcd_every_gateway_checks_all_and_shares_again_when_it_is_back() {
     let mut fleet = Fleet::start().await;
     let two = fleet.two().await;

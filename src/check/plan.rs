@@ -187,6 +187,11 @@ impl Plan {
             match service.targets.get(&instance.id) {
                 Some(target) if self.targets[target].addr == instance.addr => {
                     kept.insert(*target);
+                    // Of one that was not checked yet, more may be known by now.
+                    let is_unknown = self.targets[target].standing == Standing::Unknown;
+                    if is_unknown && failed(instance) == Some(true) {
+                        self.put_out(*target);
+                    }
                 }
                 _ => new.push(instance),
             }
@@ -400,6 +405,16 @@ impl Plan {
         let Some(entry) = self.targets.get_mut(&target) else { return };
         entry.due = Some(due);
         self.lanes[usize::from(entry.standing.is_down())].waiting.insert((due, target));
+    }
+
+    fn put_out(&mut self, target: u64) {
+        let Some(entry) = self.targets.get_mut(&target) else { return };
+        let (due, was_down) = (entry.due.take(), entry.standing.is_down());
+        entry.standing = Standing::Down { passed: 0 };
+        if let Some(due) = due {
+            self.lanes[usize::from(was_down)].waiting.remove(&(due, target));
+            self.wait(target, due);
+        }
     }
 
     fn remove(&mut self, target: u64) {

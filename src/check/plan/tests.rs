@@ -101,6 +101,25 @@ fn what_was_known_before_a_reload_stands_until_as_many_checks_speak_against_it()
 }
 
 #[test]
+fn who_was_not_checked_yet_is_out_if_it_becomes_known_that_it_failed() {
+    let (all, mut now) = (instances(2), Instant::now());
+    let mut plan = plan(&all, now);
+    let due = plan.due();
+    plan.follow("chat", &config(), all.iter(), |it| Some(it.id == "i1"), now);
+    assert_eq!((plan.count("chat"), plan.due()), ([0, 1, 1], due), "its turn stays");
+    assert!(is_failing(&plan, &all[0]));
+    for _ in 0..2 {
+        check_next(&mut plan, &mut now, Some(true));
+    }
+    plan.follow("chat", &config(), all.iter(), |_| Some(true), now);
+    assert_eq!(plan.count("chat"), [1, 1, 0], "what was checked here counts for more");
+    for _ in 0..20 {
+        check_next(&mut plan, &mut now, Some(true));
+    }
+    assert_eq!((plan.count("chat"), plan.lanes[1].waiting.len()), ([2, 0, 0], 0));
+}
+
+#[test]
 fn a_check_that_could_not_be_made_says_nothing_and_is_made_again() {
     let (a, mut now) = (instance(1), Instant::now());
     let mut plan = plan(std::slice::from_ref(&a), now);
