@@ -16,26 +16,33 @@
 //!   until `rise` checks are good, and who did not needs `fall` failures.
 //! - A check that this host could not make says nothing.
 //!
+//! Which gateway checks an instance is either all of them, or one: see [`sharing`].
+//!
 //! No two gateways check in step: the first checks come after a time that chance
 //! says, the second ones anywhere within an interval, and each interval is up to a
 //! tenth longer or shorter.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand::rngs::SmallRng;
 use serde::{Deserialize, Serialize};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
+pub mod notices;
 mod plan;
 mod probe;
+pub mod sharing;
 
-use self::plan::{Job, Plan};
+pub use self::plan::{Duty, Word};
+use self::plan::{Job, Plan, Turned};
 use self::probe::Failure;
 use crate::config::CheckConfig;
 use crate::model::Instance;
+use crate::wire::checks::Failing;
 
 /// Makes the checks and remembers what came of them. A current-thread runtime is
 /// enough; nothing here blocks.
@@ -64,6 +71,8 @@ pub struct Figures {
     pub down: u64,
     /// Instances that were not checked yet.
     pub unknown: u64,
+    /// Those of all of these that this gateway checks.
+    pub here: u64,
     /// Checks that ended, by [`RESULTS`], since the thread began.
     pub results: BTreeMap<String, u64>,
     /// What they took together, in seconds.
@@ -99,6 +108,33 @@ impl Checker {
     ) {
         self.figures.entry(service.to_owned()).or_default();
         self.plan.follow(service, config, instances, failed, Instant::now());
+    }
+
+    /// The instances of a service that are followed, with their addresses.
+    pub fn instances(&self, service: &str) -> Vec<(Arc<str>, SocketAddr)> {
+        self.plan.instances(service)
+    }
+
+    /// Leaves to other gateways what is theirs to check of a service, and takes in what
+    /// they say, which is logged where it changes anything. Who becomes this gateway's
+    /// is checked soon, or within an interval if there `is_time`.
+    pub fn assign(&mut self, service: &str, duties: Vec<(Arc<str>, Duty<'_>)>, is_time: bool) {
+        let turned = self.plan.assign(service, duties, is_time, Instant::now());
+        for Turned { id, addr, gateway, fails } in turned {
+            match fails {
+                Some(Failing { reason, .. }) => {
+                    tracing::warn!(
+                        "{service}: {id} fails the checks of {gateway} at {addr}: {reason}"
+                    );
+                }
+                None => tracing::info!("{service}: {id} passes the checks of {gateway} at {addr}"),
+            }
+        }
+    }
+
+    /// The instances of a service that this gateway checks and that fail.
+    pub fn failing_here(&self, service: &str) -> BTreeMap<String, Failing> {
+        self.plan.failing_here(service)
     }
 
     /// Checks no instance of a service any more.
@@ -141,6 +177,7 @@ impl Checker {
         let mut all = self.figures.clone();
         for (service, figures) in &mut all {
             [figures.up, figures.down, figures.unknown] = self.plan.count(service);
+            figures.here = self.plan.count_ours(service);
         }
         all
     }
@@ -171,7 +208,10 @@ impl Checker {
         let service = finished.service;
         match result {
             Ok(()) => tracing::info!("{service}: {id} passes its checks at {addr} again"),
-            Err(failure) => tracing::warn!("{service}: {id} fails its checks at {addr}: {failure}"),
+            Err(failure) => {
+                tracing::warn!("{service}: {id} fails its checks at {addr}: {failure}");
+                self.plan.explain(&service, &id, failure.label(), unix_ms());
+            }
         }
         Some(service)
     }
@@ -185,6 +225,11 @@ impl Checker {
             tracing::error!("{failure}; instances count as they did before");
         }
     }
+}
+
+fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-pub use self::check::CheckConfig;
+pub use self::check::{CheckBy, CheckConfig};
 pub use self::failure::{BudgetConfig, FailureConfig, FailureMode};
 pub use self::gateway::GatewayConfig;
 pub use self::health::{FailurePercentageConfig, HealthConfig, SuccessRateConfig};

@@ -3,7 +3,8 @@
 //!
 //! A [`Connector`] knows the endpoints, and connects to one of them at a time.
 //! A [`Connection`] reads, writes and keeps leases there; [`EtcdSource`] is
-//! what the watcher follows. None of them tries again by itself: whoever calls
+//! what the watcher follows, and a [`Tenure`] is a lease of one's own over
+//! connections that come and go. None of them tries again by itself: whoever calls
 //! decides that, by what [`EtcdError`] says of itself.
 
 use std::fmt;
@@ -21,10 +22,12 @@ use crate::config::{EtcdConfig, TlsConfig};
 
 mod error;
 mod source;
+mod tenure;
 
 use error::Cause;
 pub use error::EtcdError;
 pub use source::{EtcdSource, EtcdWatch};
+pub use tenure::Tenure;
 
 /// Time for a TCP connection and the TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

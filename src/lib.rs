@@ -29,6 +29,7 @@ pub mod config;
 mod error;
 pub mod model;
 pub mod reckon;
+mod rendezvous;
 pub mod wire;
 
 pub mod etcd;

@@ -17,9 +17,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use self::pace::Pace;
 use crate::board::{self, Board, Budget, SourceState};
+use crate::check::notices::{Announcer, Notices, Standing, Tenancy};
+use crate::check::sharing::Sharing;
 use crate::check::{self, Checker};
 use crate::config::{BudgetConfig, Config, Discover};
-use crate::etcd::EtcdSource;
+use crate::etcd::{EtcdSource, Tenure};
 use crate::explain::Explanation;
 use crate::govern::{self, Course, Facts, Gateway, Terms};
 use crate::health::Health;
@@ -89,12 +91,22 @@ fn run_once(
         let mut rng = chance.unwrap_or_else(|_| SmallRng::seed_from_u64(board::monotonic_ms()));
         let health = Health::new(config, board, SmallRng::from_rng(&mut rng));
         let checker = Checker::new(SmallRng::from_rng(&mut rng));
-        let mut conductor = Conductor::new(config, store, board, health, checker, restarts);
+        let (wanted, notices) = watch::channel(Notices::default());
+        let sought = Tenancy { standing: Standing::Sought, failures: 0 };
+        let (sender_of_tenancy, tenancy) = watch::channel(sought);
+        let sharing = Sharing::new(config, wanted, tenancy);
+        let ttl = sharing.as_ref().map_or(Duration::ZERO, Sharing::ttl);
+        let tenure = Tenure::new(&config.etcd, ttl);
+        let chance = SmallRng::from_rng(&mut rng);
+        let announcer = Announcer::new(tenure, notices, sender_of_tenancy, chance);
+        let mut conductor =
+            Conductor::new(config, store, board, health, (checker, sharing), restarts);
         tokio::select! {
             () = stopped(stop) => {}
             () = watcher::run(source, Timing::default(), rng, sender) => {}
             () = conductor.conduct(events) => {}
             () = refusal::serve(board) => {}
+            never = announcer.keep() => match never {},
         }
     });
     // A name look-up may still be under way on a thread of its own.
@@ -118,6 +130,18 @@ pub struct Status {
     /// Of each service whose instances are checked.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub checks: BTreeMap<String, check::Figures>,
+    /// Whether checks are shared with other gateways; `None` if no service's are to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sharing: Option<SharingStatus>,
+}
+
+/// How the checks of instances are shared.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct SharingStatus {
+    /// [`State::as_str`](check::sharing::State::as_str).
+    pub state: String,
+    /// Writes into etcd that failed, since the thread began.
+    pub failures: u64,
 }
 
 impl Status {
@@ -145,6 +169,8 @@ struct Conductor<S> {
     /// Services that somebody wants explained, with how many of their instances.
     asked: HashMap<String, u32>,
     checker: Checker,
+    /// `None` if no service's checks are shared.
+    sharing: Option<Sharing>,
     /// The services that are to be published.
     pace: Pace,
     lost_since_ms: u64,
@@ -170,7 +196,7 @@ impl<S: Store> Conductor<S> {
         store: S,
         board: Board,
         health: Health,
-        checker: Checker,
+        (checker, sharing): (Checker, Option<Sharing>),
         restarts: u32,
     ) -> Self {
         let now = Instant::now();
@@ -183,6 +209,7 @@ impl<S: Store> Conductor<S> {
             courses: HashMap::new(),
             gateway: Gateway::new(&config.gateway.identity(), config.gateway.zone.clone()),
             checker,
+            sharing,
             asked: HashMap::new(),
             pace: Pace::new(now),
             // An outage does not begin anew with the thread that meets it.
@@ -232,10 +259,14 @@ impl<S: Store> Conductor<S> {
                     }
                     beat = beat.wrapping_add(1);
                 }
-                service = self.checker.change() => self.pace.add_urgent([service]),
+                service = self.checker.change() => {
+                    self.tell_checks(&service);
+                    self.pace.add_urgent([service]);
+                }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
             self.show_source();
+            self.look_at_sharing();
             self.publish();
             if self.watch_state != self.registry.watch_state() {
                 self.watch_state = self.registry.watch_state();
@@ -300,6 +331,8 @@ impl<S: Store> Conductor<S> {
             self.health.tidy(self.publisher.published(), board::monotonic_ms());
         }
         self.board.reclaim_rows();
+        let shared = self.sharing.as_ref().map(Sharing::services).unwrap_or_default();
+        shared.iter().for_each(|service| self.tell_checks(service));
         self.pace.add(self.publisher.unsound());
         let moving = self.rankings.iter().filter(|(_, ranking)| ranking.is_moving);
         self.pace.add(moving.map(|(service, _)| service.clone()).collect::<Vec<_>>());
@@ -352,6 +385,7 @@ impl<S: Store> Conductor<S> {
         self.pace.add(self.registry.take_dirty());
         let urgent = self.registry.take_urgent();
         self.follow_checked(&urgent);
+        urgent.iter().for_each(|service| self.share_checks(service, false));
         self.pace.add_urgent(urgent);
         if !self.synced && self.registry.has_synced() {
             self.synced = true;
@@ -378,11 +412,53 @@ impl<S: Store> Conductor<S> {
             let left = left.flatten().unwrap_or_default();
             let left: HashMap<_, _> =
                 left.entries.iter().map(|entry| ((&*entry.id, entry.addr), entry.state)).collect();
+            let sharers = self.registry.sharers(service);
             let failed = |instance: &Instance| {
-                left.get(&(&*instance.id, instance.addr)).map(|state| *state == State::Failing)
+                let Instance { id, addr, .. } = instance;
+                let fails = |sharing: &Sharing| sharing.is_failing(service, sharers, id, *addr);
+                if self.sharing.as_ref().is_some_and(fails) {
+                    return Some(true);
+                }
+                left.get(&(id.as_str(), *addr)).map(|state| *state == State::Failing)
             };
             self.checker.follow(service, config, instances, failed);
         }
+    }
+
+    /// Takes in whether the checks are shared now, and words that waited for their time.
+    fn look_at_sharing(&mut self) {
+        let Some(sharing) = &mut self.sharing else { return };
+        let is_watching = self.registry.watch_state() == WatchState::Watching;
+        if sharing.look(is_watching, self.registry.revision(), Instant::now()) {
+            let services = sharing.services();
+            services.iter().for_each(|service| self.share_checks(service, true));
+            self.pace.add_urgent(services);
+        }
+    }
+
+    /// Leaves to other gateways what of a service is theirs to check, and says to them
+    /// what they are to know of the rest.
+    fn share_checks(&mut self, service: &str, is_time: bool) {
+        let Some(sharing) = self.sharing.as_mut().filter(|it| it.shares(service)) else { return };
+        let (sharers, instances) =
+            (self.registry.sharers(service), self.checker.instances(service));
+        if let Some(duties) = sharing.divide(service, sharers, instances, Instant::now()) {
+            self.checker.assign(service, duties, is_time);
+            self.tell_checks(service);
+        }
+    }
+
+    /// Nothing is said before it is known which instances there are: what an earlier
+    /// thread of this gateway said stands until then.
+    fn tell_checks(&mut self, service: &str) {
+        let is_told = |sharing: &&mut Sharing| sharing.shares(service);
+        let Some(sharing) = self.sharing.as_mut().filter(is_told) else { return };
+        if !self.registry.has_synced() {
+            return;
+        }
+        let (sharers, failing) =
+            (self.registry.sharers(service), self.checker.failing_here(service));
+        sharing.tell(service, sharers, failing, self.registry.revision(), Instant::now());
     }
 
     /// After the first complete list: what an earlier writer published is checked
@@ -514,6 +590,10 @@ impl<S: Store> Conductor<S> {
                 .collect(),
             restarts: self.restarts,
             checks: self.checker.figures(),
+            sharing: self.sharing.as_ref().map(|sharing| SharingStatus {
+                state: sharing.state().as_str().to_owned(),
+                failures: sharing.failures(),
+            }),
         };
         let text = serde_json::to_vec(&status).expect("plain data always has a JSON form");
         // Stored whether it changed or not: nobody reports that it was lost. A

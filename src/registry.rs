@@ -12,12 +12,13 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use crate::config::{CheckConfig, Config, Discover, Rule, ServiceConfig, WindowConfig};
+use crate::config::{CheckBy, CheckConfig, Config, Discover, Rule, ServiceConfig, WindowConfig};
 use crate::model::{Allow, Instance, InstanceReport};
 use crate::reckon::Figures;
 use crate::rejects::Rejects;
 use crate::watcher::{Event, WatchState};
 use crate::window::Load;
+use crate::wire::checks::Checks;
 use crate::wire::control::Control;
 use crate::wire::{self, Key};
 
@@ -41,7 +42,7 @@ pub enum State {
     Unreachable,
     /// It failed too often where this host sent it requests, and rests.
     Ejected,
-    /// It fails the checks of this gateway.
+    /// It fails its checks, by this gateway or by the one that checks it for all.
     Failing,
 }
 
@@ -128,6 +129,16 @@ pub struct Reading<'a> {
     pub members: Vec<Member<'a>>,
 }
 
+/// The gateways that share the checks of one service's instances, by their keys
+/// `checks/<gateway>/<service>`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sharers {
+    /// The revision at which one of them came or left last.
+    pub since: i64,
+    /// What each says last, this gateway among them.
+    pub checks: BTreeMap<String, Checks>,
+}
+
 /// What exists, by the events so far.
 #[derive(Debug)]
 pub struct Registry {
@@ -142,6 +153,8 @@ pub struct Registry {
     services: BTreeMap<String, Service>,
     /// The last good value of each `control/<service>`.
     controls: BTreeMap<String, Control>,
+    /// By service.
+    sharers: BTreeMap<String, Sharers>,
     /// The instance and status keys that exist, of services that exist or may.
     keys: HashMap<Vec<u8>, KeyState>,
     /// Counts the lists, complete or not.
@@ -206,6 +219,7 @@ impl Registry {
             started: now,
             services: BTreeMap::new(),
             controls: BTreeMap::new(),
+            sharers: BTreeMap::new(),
             keys: HashMap::new(),
             list: 0,
             is_listing: false,
@@ -321,6 +335,14 @@ impl Registry {
         Some((service.check(), service.checked(in_force(&self.controls, name))))
     }
 
+    /// The gateways that share the checks of a service's instances; none of a service
+    /// whose checks are not shared. May change with what
+    /// [`take_urgent`](Self::take_urgent) names.
+    pub fn sharers(&self, name: &str) -> &Sharers {
+        static NONE: Sharers = Sharers { since: 0, checks: BTreeMap::new() };
+        self.sharers.get(name).unwrap_or(&NONE)
+    }
+
     /// All services in order, configured ones without instances included.
     pub fn service_names(&self) -> impl Iterator<Item = &str> {
         self.services.keys().map(String::as_str)
@@ -394,6 +416,12 @@ impl Registry {
                     self.put_control(key, &service, value);
                 }
             }
+            // Of other services, they are other gateways' matter.
+            Ok(Key::Checks { gateway, service }) => {
+                if self.shares_checks(&service) && self.note_key(key, &service, mod_revision) {
+                    self.put_checks(key, gateway, &service, value, mod_revision);
+                }
+            }
             // Well-formed, and none of them says what exists.
             Ok(Key::Policy { .. } | Key::Exporter { .. }) => {}
             Err(error) => self.rejects.reject(&printable(key), error.reason(), error),
@@ -446,6 +474,33 @@ impl Registry {
                     self.controls.insert(service.to_owned(), control);
                     self.note_change(service);
                 }
+            }
+        }
+    }
+
+    fn shares_checks(&self, service: &str) -> bool {
+        let check = self.services.get(service).map(Service::check);
+        check.is_some_and(|check| check.is_on() && check.by == CheckBy::One)
+    }
+
+    /// As with an operator's value, the last good one stays.
+    fn put_checks(
+        &mut self,
+        key: &[u8],
+        gateway: String,
+        service: &str,
+        value: &[u8],
+        mod_revision: i64,
+    ) {
+        match wire::checks::decode_checks(value) {
+            Err(error) => self.rejects.reject(&printable(key), error.reason(), error),
+            Ok(checks) => {
+                self.rejects.forget_except(&printable(key), &[]);
+                let sharers = self.sharers.entry(service.to_owned()).or_default();
+                if sharers.checks.insert(gateway, checks).is_none() {
+                    sharers.since = sharers.since.max(mod_revision);
+                }
+                self.note_change(service);
             }
         }
     }
@@ -585,6 +640,13 @@ impl Registry {
             }
             Some(Ok(Key::Control { service })) if self.controls.remove(&service).is_some() => {
                 self.note_change(&service);
+            }
+            Some(Ok(Key::Checks { gateway, service })) => {
+                let Some(sharers) = self.sharers.get_mut(&service) else { return };
+                if sharers.checks.remove(&gateway).is_some() {
+                    sharers.since = sharers.since.max(self.revision);
+                    self.note_change(&service);
+                }
             }
             _ => {}
         }

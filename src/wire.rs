@@ -22,6 +22,7 @@ use crate::model::{
     StatusUrlError, is_name, parse_addr,
 };
 
+pub mod checks;
 pub mod control;
 pub mod orca;
 
@@ -125,6 +126,9 @@ pub enum RecordError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// What a gateway says of its checks is nothing that one could say.
+    #[error("refused a gateway's checks: {0}")]
+    Checks(#[source] checks::ChecksError),
     /// An operator's value is none.
     #[error("refused the control value: {0}")]
     Control(#[source] ConfigError),
@@ -151,6 +155,7 @@ impl RecordError {
             Self::Weight { .. } => "weight",
             Self::StatusUrl(_) => "status_url",
             Self::Protobuf(_) => "protobuf",
+            Self::Checks(_) => "checks",
             Self::Control(_) => "control",
             Self::StatusOwner { .. } | Self::Status { .. } => "status",
         }
@@ -192,6 +197,14 @@ pub enum Key {
         /// The exporter's id.
         id: String,
     },
+    /// `checks/<gateway>/<service>`: a gateway that checks some of the service's
+    /// instances for all, and who fails there, JSON.
+    Checks {
+        /// The gateway's id.
+        gateway: String,
+        /// The service's name.
+        service: String,
+    },
 }
 
 impl Key {
@@ -206,6 +219,7 @@ impl Key {
             Self::Control { service } => format!("{prefix}/control/{service}"),
             Self::Policy { service } => format!("{prefix}/policies/{service}"),
             Self::Exporter { id } => format!("{prefix}/exporters/{id}"),
+            Self::Checks { gateway, service } => format!("{prefix}/checks/{gateway}/{service}"),
         }
     }
 }
@@ -240,7 +254,10 @@ pub fn parse_key(prefix: &str, key: &[u8]) -> Result<Key, RecordError> {
         ["control", service] => Ok(Key::Control { service: name(service)? }),
         ["policies", service] => Ok(Key::Policy { service: name(service)? }),
         ["exporters", id] => Ok(Key::Exporter { id: name(id)? }),
-        ["instances" | "status" | "control" | "policies" | "exporters", ..] => {
+        ["checks", gateway, service] => {
+            Ok(Key::Checks { gateway: name(gateway)?, service: name(service)? })
+        }
+        ["instances" | "status" | "control" | "policies" | "exporters" | "checks", ..] => {
             Err(refused("it has slashes too many or too few"))
         }
         _ => Err(refused("it is of no known kind")),

@@ -1,7 +1,7 @@
 //! Who is checked when, and what the results make of it. No I/O, no clock: time
 //! and chance are arguments.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::config::CheckConfig;
 use crate::model::Instance;
+use crate::wire::checks::Failing;
 
 /// Checks at once of instances that do not fail. Each takes one of the file
 /// descriptors of nginx's worker, which are 1,024 by default; and at 1 ms a check
@@ -61,6 +62,26 @@ impl Standing {
     }
 }
 
+/// Who checks an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Duty<'a> {
+    /// This gateway.
+    Ours,
+    /// The gateway of this name, which says this of it.
+    Theirs(&'a str, Word<'a>),
+}
+
+/// What another gateway says of an instance that it checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word<'a> {
+    /// Nothing yet: what was known before stands.
+    None,
+    /// It does not fail.
+    Passes,
+    /// It fails.
+    Fails(&'a Failing),
+}
+
 /// Who is checked when.
 pub struct Plan {
     services: HashMap<String, Service>,
@@ -84,16 +105,32 @@ struct Target {
     /// Where requests go; checks may go to another port.
     addr: SocketAddr,
     standing: Standing,
+    /// Whether this gateway checks it.
+    is_ours: bool,
     /// Whether a check has ended.
     is_begun: bool,
-    /// When it is checked next; `None` while it is.
+    is_under_way: bool,
+    /// When it is checked next; `None` while it is, or another gateway does that.
     due: Option<Instant>,
+    /// Of one that fails, what is known of that.
+    failing: Option<Failing>,
 }
 
 struct Lane {
     waiting: BTreeSet<(Instant, u64)>,
     under_way: usize,
     at_once: usize,
+}
+
+/// An instance that went out or came back by another gateway's word.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Turned<'a> {
+    pub id: Arc<str>,
+    pub addr: SocketAddr,
+    /// Whose word that was.
+    pub gateway: &'a str,
+    /// Why it fails, if it does.
+    pub fails: Option<&'a Failing>,
 }
 
 /// A check to be made now.
@@ -150,6 +187,11 @@ impl Plan {
             match service.targets.get(&instance.id) {
                 Some(target) if self.targets[target].addr == instance.addr => {
                     kept.insert(*target);
+                    // Of one that was not checked yet, more may be known by now.
+                    let is_unknown = self.targets[target].standing == Standing::Unknown;
+                    if is_unknown && failed(instance) == Some(true) {
+                        self.put_out(*target);
+                    }
                 }
                 _ => new.push(instance),
             }
@@ -161,8 +203,7 @@ impl Plan {
             }
             stays
         });
-        let count = u32::try_from(new.len()).unwrap_or(u32::MAX);
-        let within = (FIRST_APART * count).max(FIRST_WITHIN).min(config.interval);
+        let within = first_within(new.len(), &config);
         for instance in new {
             let standing = match failed(instance) {
                 None => Standing::Unknown,
@@ -174,8 +215,11 @@ impl Plan {
                 id: instance.id.as_str().into(),
                 addr: instance.addr,
                 standing,
+                is_ours: true,
                 is_begun: false,
+                is_under_way: false,
                 due: None,
+                failing: None,
             };
             self.next += 1;
             service.targets.insert(instance.id.clone(), self.next);
@@ -191,6 +235,102 @@ impl Plan {
         for target in self.services.remove(service).into_iter().flat_map(|it| it.targets) {
             self.remove(target.1);
         }
+    }
+
+    /// The instances that are followed, with their addresses.
+    pub fn instances(&self, service: &str) -> Vec<(Arc<str>, SocketAddr)> {
+        let all = self.services.get(service).into_iter().flat_map(|it| it.targets.values());
+        all.map(|target| &self.targets[target])
+            .map(|target| (Arc::clone(&target.id), target.addr))
+            .collect()
+    }
+
+    /// Has these instances of a service checked by whose duty that is; others stay as
+    /// they are. Those that become this gateway's are checked soon, or within an
+    /// interval if there `is_time`, and what was known of them stands until then.
+    /// Returns those that went out or came back by another gateway's word.
+    pub fn assign<'a>(
+        &mut self,
+        service: &str,
+        duties: Vec<(Arc<str>, Duty<'a>)>,
+        is_time: bool,
+        now: Instant,
+    ) -> Vec<Turned<'a>> {
+        let Some(Service { config, targets }) = self.services.get(service) else {
+            return Vec::new();
+        };
+        let config = Arc::clone(config);
+        let duties: Vec<_> =
+            duties.into_iter().filter_map(|(id, duty)| Some((*targets.get(&*id)?, duty))).collect();
+        let (mut turned, mut taken) = (Vec::new(), Vec::new());
+        for (number, duty) in duties {
+            let Some(target) = self.targets.get_mut(&number) else { continue };
+            match duty {
+                Duty::Ours if target.is_ours => {}
+                Duty::Ours => {
+                    (target.is_ours, target.is_begun) = (true, false);
+                    if !target.is_under_way {
+                        taken.push(number);
+                    }
+                }
+                Duty::Theirs(gateway, word) => {
+                    target.is_ours = false;
+                    let was_down = target.standing.is_down();
+                    if let Some(due) = target.due.take() {
+                        self.lanes[usize::from(was_down)].waiting.remove(&(due, number));
+                    }
+                    let fails = match word {
+                        Word::None => continue,
+                        Word::Passes => None,
+                        Word::Fails(failing) => Some(failing),
+                    };
+                    target.failing = fails.cloned();
+                    target.standing = match fails {
+                        None => Standing::Up { failed: 0 },
+                        Some(_) => Standing::Down { passed: 0 },
+                    };
+                    if fails.is_some() != was_down {
+                        let (id, addr) = (Arc::clone(&target.id), target.addr);
+                        turned.push(Turned { id, addr, gateway, fails });
+                    }
+                }
+            }
+        }
+        let within = if is_time { config.interval } else { first_within(taken.len(), &config) };
+        for number in taken {
+            let wait = within.mul_f64(self.rng.random());
+            self.wait(number, now + wait);
+        }
+        turned
+    }
+
+    /// Remembers since when an instance fails, and why.
+    pub fn explain(&mut self, service: &str, id: &str, reason: &str, since_unix_ms: u64) {
+        let target = self.services.get(service).and_then(|service| service.targets.get(id));
+        if let Some(target) = target.and_then(|target| self.targets.get_mut(target)) {
+            let addr = target.addr;
+            target.failing = Some(Failing { addr, since_unix_ms, reason: reason.to_owned() });
+        }
+    }
+
+    /// Those that this gateway checks and that fail, with what is known of that.
+    pub fn failing_here(&self, service: &str) -> BTreeMap<String, Failing> {
+        let all = self.services.get(service).into_iter().flat_map(|it| it.targets.values());
+        all.map(|target| &self.targets[target])
+            .filter(|target| target.is_ours && target.standing.is_down())
+            .map(|target| {
+                let unexplained =
+                    || Failing { addr: target.addr, since_unix_ms: 0, reason: String::new() };
+                let known = target.failing.clone().filter(|known| known.addr == target.addr);
+                (target.id.to_string(), known.unwrap_or_else(unexplained))
+            })
+            .collect()
+    }
+
+    /// How many of a service's instances this gateway checks.
+    pub fn count_ours(&self, service: &str) -> u64 {
+        let all = self.services.get(service).into_iter().flat_map(|it| it.targets.values());
+        all.filter(|target| self.targets[*target].is_ours).count() as u64
     }
 
     pub fn is_failing(&self, service: &str, id: &str, addr: SocketAddr) -> bool {
@@ -227,6 +367,7 @@ impl Plan {
         let config = Arc::clone(&self.services.get(&entry.service)?.config);
         self.lanes[lane].under_way += 1;
         entry.due = None;
+        entry.is_under_way = true;
         let mut addr = entry.addr;
         if config.port != 0 {
             addr.set_port(config.port);
@@ -239,6 +380,11 @@ impl Plan {
     pub fn finish(&mut self, job: Job, passed: Option<bool>, now: Instant) -> Option<Finished> {
         self.lanes[job.lane].under_way -= 1;
         let target = self.targets.get_mut(&job.target)?;
+        target.is_under_way = false;
+        if !target.is_ours {
+            // It has become another gateway's meanwhile.
+            return Some(Finished { service: target.service.clone(), has_turned: false });
+        }
         let CheckConfig { interval, rise, fall, .. } = *job.config;
         let was_down = target.standing.is_down();
         if let Some(has_passed) = passed {
@@ -261,12 +407,28 @@ impl Plan {
         self.lanes[usize::from(entry.standing.is_down())].waiting.insert((due, target));
     }
 
+    fn put_out(&mut self, target: u64) {
+        let Some(entry) = self.targets.get_mut(&target) else { return };
+        let (due, was_down) = (entry.due.take(), entry.standing.is_down());
+        entry.standing = Standing::Down { passed: 0 };
+        if let Some(due) = due {
+            self.lanes[usize::from(was_down)].waiting.remove(&(due, target));
+            self.wait(target, due);
+        }
+    }
+
     fn remove(&mut self, target: u64) {
         let Some(Target { due: Some(due), standing, .. }) = self.targets.remove(&target) else {
             return;
         };
         self.lanes[usize::from(standing.is_down())].waiting.remove(&(due, target));
     }
+}
+
+/// Within what time so many instances are checked for the first time.
+fn first_within(count: usize, config: &CheckConfig) -> Duration {
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    FIRST_APART.saturating_mul(count).max(FIRST_WITHIN).min(config.interval)
 }
 
 impl Lane {

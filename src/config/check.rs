@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::Conflict;
 use super::statuses::{Statuses, statuses};
-use super::values::{duration_ms, integer, string_that_is};
+use super::values::{Choice, choice, duration_ms, integer, string_that_is};
 
 /// `services.<service>.check`: how the gateway itself checks the instances; by
 /// default it does not.
@@ -42,6 +42,23 @@ pub struct CheckConfig {
     /// The statuses that are good. Default: 2xx and 3xx.
     #[serde(deserialize_with = "good")]
     pub status: Statuses,
+    /// Which of the gateways check an instance. Default: all.
+    #[serde(deserialize_with = "choice")]
+    pub by: CheckBy,
+}
+
+/// Which gateways check an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CheckBy {
+    /// Each by itself.
+    #[default]
+    All,
+    /// One of those that share the work, which tells the others.
+    One,
+}
+
+impl Choice for CheckBy {
+    const ALL: &'static [(&'static str, Self)] = &[("all", Self::All), ("one", Self::One)];
 }
 
 pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -58,6 +75,7 @@ impl Default for CheckConfig {
             port: 0,
             host: String::new(),
             status: Statuses::of_classes(2..=3),
+            by: CheckBy::All,
         }
     }
 }

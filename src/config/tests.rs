@@ -105,7 +105,7 @@ fn every_key_is_read_into_its_field() {
             "slow_start": {"window": "1m", "min": 20, "aggression": 2.5},
             "zone": {"prefer": false, "utilization": 70, "floor": 3}, "subset": {"size": 20},
             "check": {"http": "/healthz?full=1", "interval": "5s", "timeout": "2s", "rise": 4, "fall": 5,
-                      "port": 8081, "host": "chat.example:80", "status": ["4xx", "5xx"]},
+                      "port": 8081, "host": "chat.example:80", "status": ["4xx", "5xx"], "by": "one"},
             "rules": [{"name": "r", "to": {"version": "1.4"}, "percent": 5}],
             "instances": [{"id": "i", "addr": "[fd00::5]:8080", "weight": 0.5, "zone": "z",
                            "labels": {"version": "1.4"}, "status": "orcas://host:1", "drain": true, "max_in_flight": 9}]}},
@@ -157,6 +157,7 @@ fn every_key_is_read_into_its_field() {
             port: 8081,
             host: "chat.example:80".into(),
             status: Statuses::of_classes(4..=5),
+            by: CheckBy::One,
         },
         rules: vec![Rule {
             name: "r".into(),

@@ -212,7 +212,8 @@ mod tests {
             (Key::Instance { service: "0".to_owned(), id }, true),
             (Key::Status { exporter, service: service.clone(), shard: 0 }, false),
             (Key::Control { service: service.clone() }, false),
-            (Key::Policy { service }, false),
+            (Key::Policy { service: service.clone() }, false),
+            (Key::Checks { gateway: "~".to_owned(), service }, false),
         ] {
             let path = key.to_path(&config.prefix).into_bytes();
             assert_eq!(source.all().contains(&path), is_in, "{key:?}");

@@ -8,11 +8,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use xxhash_rust::xxh64::xxh64;
-
 use crate::config::Config;
 use crate::model::{Allow, Instance, StatusUrl};
 use crate::rejects::Rejects;
+use crate::rendezvous;
 use crate::watcher::{Event, WatchState};
 use crate::wire::{self, Key};
 
@@ -146,7 +145,9 @@ impl Fleet {
             Key::Instance { service, id } => self.put_instance(Name { service, id }, value),
             Key::Exporter { id } if id == self.own_id => self.see_own(value),
             Key::Exporter { id } => self.see_other(id, path, value),
-            Key::Status { .. } | Key::Control { .. } | Key::Policy { .. } => Vec::new(),
+            Key::Status { .. } | Key::Control { .. } | Key::Policy { .. } | Key::Checks { .. } => {
+                Vec::new()
+            }
         }
     }
 
@@ -256,18 +257,13 @@ impl Fleet {
     }
 
     fn is_mine(&self, name: &Name) -> bool {
-        owner(&self.exporters, name) == Some(&self.own_id)
+        let Name { service, id } = name;
+        rendezvous::owner(&self.exporters, service, id) == Some(&self.own_id)
     }
 }
 
 fn printable(key: &[u8]) -> String {
     key.escape_ascii().to_string()
-}
-
-/// Who asks an instance: the exporter that hashes highest with it.
-fn owner<'a>(exporters: &'a BTreeSet<String>, Name { service, id }: &Name) -> Option<&'a String> {
-    let height = |exporter: &&String| xxh64(format!("{exporter} {service}/{id}").as_bytes(), 0);
-    exporters.iter().max_by_key(height)
 }
 
 #[cfg(test)]
@@ -463,7 +459,8 @@ mod tests {
             let joined: BTreeSet<_> = ids.iter().cloned().chain([newcomer.clone()]).collect();
             let mut taken = 0;
             for name in &names {
-                let (before, after) = (owner(&ids, name), owner(&joined, name));
+                let owner = |of| rendezvous::owner(of, &name.service, &name.id);
+                let (before, after) = (owner(&ids), owner(&joined));
                 prop_assert!(after == before || after == Some(&newcomer));
                 taken += usize::from(after != before);
             }

@@ -20,19 +20,10 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::config::{Config, ExporterConfig, ServiceConfig};
 use crate::error::with_causes;
-use crate::etcd::{Connection, Connector, EtcdError, LeaseId, LeaseKeepAlive};
+use crate::etcd::{Connection, EtcdError, LeaseId, LeaseKeepAlive, Tenure};
 use crate::metrics::ExporterMetrics;
 use crate::model::Instance;
 use crate::wire::{self, Key};
-
-/// Renewals in a lease's time to live: two may be lost.
-const RENEWALS_PER_TTL: u32 = 3;
-
-/// Tries to reach an etcd that is away, in a lease's time to live.
-const RECONNECTS_PER_TTL: u32 = 10;
-
-/// Between tries of a user that etcd refuses: each costs it a password hash.
-const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 
 /// Registrations that are put at once: etcd commits what arrives together in one
 /// go.
@@ -100,14 +91,14 @@ pub struct Told {
 
 /// What is announced and registered.
 pub struct Registrar {
-    connector: Connector,
+    /// The exporter's own lease.
+    tenure: Tenure,
     exporter: ExporterConfig,
     instances_prefix: String,
     exporters_prefix: String,
     announcement: (String, Vec<u8>),
     /// What hangs on the shared lease.
     registrations: Registrations,
-    own: Option<LeaseId>,
     /// None without registrations.
     shared: Option<LeaseId>,
     has_checked: bool,
@@ -185,13 +176,12 @@ impl Registrar {
         let is_needed = !registrations.records.is_empty();
         let number = registrations.fingerprint;
         Self {
-            connector: Connector::new(&config.etcd),
+            tenure: Tenure::new(&config.etcd, config.exporter.lease_ttl),
             exporter: config.exporter.clone(),
             instances_prefix: format!("{prefix}/instances/"),
             exporters_prefix: format!("{prefix}/exporters/"),
             announcement: (key.to_path(prefix), announcement),
             registrations,
-            own: None,
             shared: is_needed.then(|| LeaseId::shared(number)),
             has_checked: false,
             has_registered: false,
@@ -213,15 +203,7 @@ impl Registrar {
                 Err(err) => err,
             };
             self.health.failed(with_causes(&err));
-            if err.is_lease_gone() {
-                // What hung on it is gone too, and is written anew at once.
-                self.own = None;
-                continue;
-            }
-            let pause = match err.is_auth_failure() {
-                true => REFUSED_PAUSE,
-                false => self.exporter.lease_ttl / RECONNECTS_PER_TTL,
-            };
+            let Some(pause) = self.tenure.pause_after(&err) else { continue };
             if let Some(Closed) = rest(&mut told.failures, pause).await {
                 return self.leave_late().await;
             }
@@ -231,7 +213,7 @@ impl Registrar {
     /// One connection's time. An error that says that a lease is gone is about
     /// the exporter's own.
     async fn session(&mut self, told: &mut Told) -> Result<Closed, EtcdError> {
-        let etcd = self.connector.connect().await?;
+        let etcd = self.tenure.connect().await?;
         if !std::mem::replace(&mut self.has_checked, true) {
             warn_of_upkeep(&etcd, &self.exporters_prefix).await;
         }
@@ -241,7 +223,7 @@ impl Registrar {
         self.health.renewed(self.exporter.lease_ttl);
         tracing::info!("writing into etcd at {}", etcd.endpoint());
 
-        let renewal = self.exporter.lease_ttl / RENEWALS_PER_TTL;
+        let renewal = self.tenure.renewal();
         let mut renewals = interval_at(Instant::now() + renewal, renewal);
         let mut shared = Shared::Missing;
         loop {
@@ -277,16 +259,12 @@ impl Registrar {
 
     /// Makes sure of the exporter's own lease, and of its announcement under it.
     async fn announce(&mut self, etcd: &Connection) -> Result<LeaseId, EtcdError> {
-        if let Some(lease) = self.own {
-            return Ok(lease);
-        }
-        let lease = etcd.grant_lease(self.exporter.lease_ttl).await?;
-        self.metrics.lease_grants.inc();
-        let (key, value) = self.announcement.clone();
-        put(etcd, &self.metrics, key, value, lease).await?;
-        // Only now: a lease without its announcement is of no use.
-        self.own = Some(lease);
-        Ok(lease)
+        let Self { tenure, metrics, announcement: (key, value), .. } = self;
+        let announce = async |lease| {
+            metrics.lease_grants.inc();
+            put(etcd, metrics, key.clone(), value.clone(), lease).await
+        };
+        tenure.hold(etcd, announce).await
     }
 
     /// Makes sure of the shared lease, and that every registration is there. Many
@@ -324,7 +302,7 @@ impl Registrar {
                     put => put?,
                 }
             }
-            if renewed.elapsed() > self.exporter.lease_ttl / RENEWALS_PER_TTL {
+            if renewed.elapsed() > self.tenure.renewal() {
                 if self.renew(kept).await? == Shared::Missing {
                     return Ok(Shared::Missing);
                 }
@@ -373,8 +351,8 @@ impl Registrar {
 
     /// Tries once more to leave, over a new connection.
     async fn leave_late(&mut self) {
-        let Some(own) = self.own else { return };
-        let left = match self.connector.connect().await {
+        let Some(own) = self.tenure.lease() else { return };
+        let left = match self.tenure.connect().await {
             Ok(etcd) => self.leave(&etcd, own).await,
             Err(err) => Err(err),
         };

@@ -14,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::VERSION;
 use crate::board::{Board, Refusal};
 use crate::check::RESULTS;
+use crate::check::sharing::State;
 use crate::plugin::Status;
 use crate::ranking::Basis;
 use crate::watcher::WatchState;
@@ -41,6 +42,7 @@ pub fn gateway_page(
     page.health(worker);
     page.state(worker, status, fallback, now_ms);
     page.checks(status);
+    page.sharing(status);
     page.errors(worker.board(), status);
 
     let mut registry = Registry::with_prefix("ipconfig");
@@ -302,6 +304,13 @@ impl Page {
             "Instances that are checked, by how they fare",
             instances,
         );
+        let here = all().map(|(service, it)| (vec![("service", service.as_str())], it.here as f64));
+        self.add(
+            MetricType::Gauge,
+            "checked_here",
+            "Those of the checked instances that this gateway checks itself",
+            here,
+        );
         let results = all().flat_map(|(service, figures)| {
             RESULTS.map(|result| {
                 let count = figures.results.get(result).copied().unwrap_or(0);
@@ -316,6 +325,24 @@ impl Page {
             "check_seconds",
             "Time that checks of instances took, together",
             seconds,
+        );
+    }
+
+    /// Of the services whose checks gateways share.
+    fn sharing(&mut self, status: Option<&Status>) {
+        let Some(sharing) = status.and_then(|status| status.sharing.as_ref()) else { return };
+        let states = State::ALL.map(State::as_str);
+        self.add(
+            MetricType::Gauge,
+            "check_sharing",
+            "1 for whether checks are shared with other gateways",
+            states.map(|known| (vec![("state", known)], one_if(known == sharing.state))),
+        );
+        self.add(
+            MetricType::Counter,
+            "check_sharing_failures",
+            "Failed tries to write for other gateways who fails checks",
+            [(vec![], sharing.failures as f64)],
         );
     }
 

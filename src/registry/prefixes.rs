@@ -55,7 +55,12 @@ impl Prefixes {
                 let exporter = format!("{cluster}{exporter}");
                 Some(Ok(Key::Status { exporter, service, shard }))
             }
-            Ok(Key::Control { .. } | Key::Policy { .. } | Key::Exporter { .. }) => None,
+            Ok(
+                Key::Control { .. }
+                | Key::Policy { .. }
+                | Key::Exporter { .. }
+                | Key::Checks { .. },
+            ) => None,
             Err(error) => Some(Err(error)),
         }
     }

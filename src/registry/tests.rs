@@ -5,6 +5,7 @@ use super::*;
 use crate::config::{StatusConfig, Unreachable};
 use crate::model::{Report, Status};
 
+mod checks;
 mod clusters;
 mod control;
 mod in_band;

@@ -53,6 +53,7 @@ fn a_key_of_each_kind_is_read_and_written_back_as_it_was() {
         "/ipconfig/v1/control/chat",
         "/ipconfig/v1/policies/chat",
         "/ipconfig/v1/exporters/exporter-1",
+        "/ipconfig/v1/checks/gateway-1/chat",
         "/ipconfig/v1/instances/a.B_c:9/10.0.0.5:8080",
     ] {
         let key = parse_key(PREFIX, path.as_bytes()).unwrap();
@@ -82,7 +83,9 @@ fn a_key_that_is_none_of_ours_is_refused() {
         ("/ipconfig/v1/status/e/chat", "slashes"),
         ("/ipconfig/v1/status/e/chat/0/0", "slashes"),
         ("/ipconfig/v1/control/chat/0", "slashes"),
+        ("/ipconfig/v1/checks/chat", "slashes"),
         ("/ipconfig/v1/instances//1", "name"),
+        ("/ipconfig/v1/checks//chat", "name"),
         ("/ipconfig/v1/instances/chat/", "name"),
         ("/ipconfig/v1/instances/chat/a b", "name"),
         ("/ipconfig/v1/instances/chat/ä", "name"),

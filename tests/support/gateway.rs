@@ -2,6 +2,7 @@
 //! asks it.
 #![allow(dead_code, reason = "whoever includes this file uses a part of it")]
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -118,6 +119,42 @@ impl Gateway {
         ranking
     }
 
+    /// The states of the instances of `chat` by id, whether it follows etcd or not.
+    pub async fn states(&self) -> BTreeMap<String, String> {
+        let answer = get(&self.client, self.uri("/ipconfig/v1/services/chat")).await;
+        let body = answer.map(Response::into_body).unwrap_or_default();
+        let view: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let text = |instance: &Value, key: &str| instance[key].as_str().expect("a text").to_owned();
+        let instances = view["instances"].as_array().cloned().unwrap_or_default();
+        instances.iter().map(|it| (text(it, "id"), text(it, "state"))).collect()
+    }
+
+    /// A figure of its metrics page; `None` if it is not there.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let answer = get(&self.client, self.uri("/ipconfig/metrics")).await.ok()?;
+        let page = String::from_utf8_lossy(answer.body()).into_owned();
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+        value.parse().ok()
+    }
+
+    /// Starts new workers in place of those that it has.
+    pub fn reload(&self) {
+        assert!(signal(self.child.id(), "HUP"), "nginx runs");
+    }
+
+    /// Kills all of its processes at once, as `kill -9` does.
+    pub fn kill(&mut self) {
+        let pid = self.child.id();
+        let workers = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let workers = workers.expect("the workers of a master that runs");
+        // The master first: it would start others.
+        signal(pid, "KILL");
+        for worker in workers.split_whitespace() {
+            signal(worker.parse().expect("a process id"), "KILL");
+        }
+        let _ = self.child.wait();
+    }
+
     /// What nginx logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("error.log")).unwrap_or_default()
@@ -130,7 +167,9 @@ impl Drop for Gateway {
             eprintln!("nginx:\n{}{}", self.log(), self.view.lock());
         }
         // Killed, the master would leave its workers behind.
-        signal(self.child.id(), "TERM");
+        if matches!(self.child.try_wait(), Ok(None)) {
+            signal(self.child.id(), "TERM");
+        }
         let _ = self.child.wait();
     }
 }

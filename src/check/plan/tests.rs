@@ -101,6 +101,25 @@ fn what_was_known_before_a_reload_stands_until_as_many_checks_speak_against_it()
 }
 
 #[test]
+fn who_was_not_checked_yet_is_out_if_it_becomes_known_that_it_failed() {
+    let (all, mut now) = (instances(2), Instant::now());
+    let mut plan = plan(&all, now);
+    let due = plan.due();
+    plan.follow("chat", &config(), all.iter(), |it| Some(it.id == "i1"), now);
+    assert_eq!((plan.count("chat"), plan.due()), ([0, 1, 1], due), "its turn stays");
+    assert!(is_failing(&plan, &all[0]));
+    for _ in 0..2 {
+        check_next(&mut plan, &mut now, Some(true));
+    }
+    plan.follow("chat", &config(), all.iter(), |_| Some(true), now);
+    assert_eq!(plan.count("chat"), [1, 1, 0], "what was checked here counts for more");
+    for _ in 0..20 {
+        check_next(&mut plan, &mut now, Some(true));
+    }
+    assert_eq!((plan.count("chat"), plan.lanes[1].waiting.len()), ([2, 0, 0], 0));
+}
+
+#[test]
 fn a_check_that_could_not_be_made_says_nothing_and_is_made_again() {
     let (a, mut now) = (instance(1), Instant::now());
     let mut plan = plan(std::slice::from_ref(&a), now);
@@ -165,6 +184,89 @@ fn another_port_is_checked_where_one_is_configured() {
     assert_eq!(job.addr, "10.0.0.1:8081".parse().unwrap());
     plan.finish(job, Some(false), now);
     assert!(is_failing(&plan, &a), "by its own address");
+}
+
+fn refused(instance: &Instance) -> Failing {
+    Failing { addr: instance.addr, since_unix_ms: 7, reason: "refused".into() }
+}
+
+fn assign(plan: &mut Plan, duties: &[(&str, Duty<'_>)], now: Instant) -> Vec<String> {
+    let duties = duties.iter().map(|(id, duty)| (Arc::from(*id), *duty)).collect();
+    let turned = plan.assign("chat", duties, false, now);
+    turned.into_iter().map(|turned| turned.id.to_string()).collect()
+}
+
+#[test]
+fn who_is_another_gateway_s_is_not_checked_and_stands_as_that_one_says() {
+    let (all, now) = (instances(3), Instant::now());
+    let mut plan = plan(&all, now);
+    let failing = refused(&all[1]);
+    let (passes, fails) =
+        (Duty::Theirs("gw", Word::Passes), Duty::Theirs("gw", Word::Fails(&failing)));
+    assert_eq!(assign(&mut plan, &[("i1", passes), ("i2", fails), ("i9", fails)], now), ["i2"]);
+    assert_eq!((plan.count("chat"), plan.count_ours("chat")), ([1, 1, 1], 1));
+    assert!(starts(&mut plan, now, 100 * SECOND).iter().all(|(_, id)| &**id == "i3"));
+    assert!(plan.failing_here("chat").is_empty(), "that is the other one's to tell");
+    assert_eq!(assign(&mut plan, &[("i2", fails)], now), [""; 0]);
+    assert_eq!(assign(&mut plan, &[("i2", Duty::Theirs("gw", Word::None))], now), [""; 0]);
+    assert!(is_failing(&plan, &all[1]));
+    assert_eq!(assign(&mut plan, &[("i2", passes)], now), ["i2"]);
+    assert!(!is_failing(&plan, &all[1]));
+}
+
+#[test]
+fn who_becomes_ours_is_checked_soon_and_goes_on_from_what_is_known() {
+    let (all, mut now) = (instances(2), Instant::now());
+    let mut plan = plan(&all, now);
+    let failing = refused(&all[0]);
+    let fails = Duty::Theirs("gw", Word::Fails(&failing));
+    assign(&mut plan, &[("i1", fails), ("i2", Duty::Theirs("gw", Word::Passes))], now);
+    assert_eq!(plan.due(), None);
+    assert_eq!(assign(&mut plan, &[("i1", Duty::Ours)], now), [""; 0]);
+    assert!(plan.due().unwrap() <= now + FIRST_WITHIN);
+    assert_eq!(plan.failing_here("chat"), BTreeMap::from([("i1".to_owned(), failing.clone())]));
+    assert!(!check_next(&mut plan, &mut now, Some(true)), "one is not enough to come back");
+    assert!(check_next(&mut plan, &mut now, Some(true)));
+
+    assign(&mut plan, &[("i1", fails), ("i2", Duty::Ours)], now);
+    assert!(!check_next(&mut plan, &mut now, Some(false)));
+    assert!(!check_next(&mut plan, &mut now, Some(false)));
+    assert!(check_next(&mut plan, &mut now, Some(false)));
+    plan.explain("chat", "i2", "timeout", 9);
+    let told = &plan.failing_here("chat")["i2"];
+    assert_eq!((told.addr, &*told.reason, told.since_unix_ms), (all[1].addr, "timeout", 9));
+}
+
+#[test]
+fn what_comes_of_a_check_counts_for_whose_instance_it_is_by_then() {
+    let (a, mut now) = (instance(1), Instant::now());
+    let mut plan = plan(std::slice::from_ref(&a), now);
+    now += SECOND;
+    let job = plan.take_due(now).unwrap();
+    assign(&mut plan, &[("i1", Duty::Theirs("gw", Word::Passes))], now);
+    assert!(!plan.finish(job, Some(false), now).unwrap().has_turned);
+    assert!(!is_failing(&plan, &a) && plan.due().is_none());
+
+    assign(&mut plan, &[("i1", Duty::Ours)], now);
+    now += SECOND;
+    let job = plan.take_due(now).unwrap();
+    assign(&mut plan, &[("i1", Duty::Theirs("gw", Word::None))], now);
+    assign(&mut plan, &[("i1", Duty::Ours)], now);
+    assert_eq!(plan.due(), None, "it is being checked");
+    plan.finish(job, Some(true), now);
+    assert!(plan.due().is_some());
+}
+
+#[test]
+fn where_there_is_time_the_first_checks_are_spread_over_an_interval() {
+    let (all, now) = (instances(100), Instant::now());
+    let mut plan = plan(&all, now);
+    let each = |duty| all.iter().map(|it| (Arc::from(&*it.id), duty)).collect::<Vec<_>>();
+    plan.assign("chat", each(Duty::Theirs("gw", Word::None)), false, now);
+    plan.assign("chat", each(Duty::Ours), true, now);
+    let begun = starts(&mut plan, now, 2 * SECOND);
+    let late = begun.iter().filter(|(at, _)| *at > SECOND).count();
+    assert!((30..=120).contains(&late), "{late}");
 }
 
 /// When each check begins, of checks that take no time, within so long.
@@ -281,7 +383,7 @@ proptest! {
     /// Instances that come, leave, turn and are being checked meanwhile.
     #[test]
     fn nobody_is_forgotten_or_checked_twice_at_once(
-        steps in proptest::collection::vec((0..6_u8, any::<u16>()), 1..200),
+        steps in proptest::collection::vec((0..8_u8, any::<u16>()), 1..200),
     ) {
         let mut now = Instant::now();
         let mut plan = plan(&instances(3), now);
@@ -291,6 +393,14 @@ proptest! {
                 0 => {
                     there = (1..=8).filter(|bit| number >> bit & 1 == 1).map(instance).collect();
                     plan.follow("chat", &config(), there.iter(), |_| None, now);
+                }
+                3 | 4 => {
+                    let id = format!("i{}", number % 8 + 1);
+                    let duty = match what {
+                        3 => Duty::Ours,
+                        _ => Duty::Theirs("gw", Word::Passes),
+                    };
+                    assign(&mut plan, &[(&id, duty)], now);
                 }
                 1 | 2 if !jobs.is_empty() => {
                     let job = jobs.swap_remove(usize::from(number) % jobs.len());
@@ -306,8 +416,9 @@ proptest! {
             let under_way: usize = plan.lanes.iter().map(|lane| lane.under_way).sum();
             prop_assert_eq!(under_way, jobs.len());
             let waiting: usize = plan.lanes.iter().map(|lane| lane.waiting.len()).sum();
-            let known = jobs.iter().filter(|job| plan.targets.contains_key(&job.target)).count();
-            prop_assert_eq!(waiting + known, there.len());
+            let is_ours = |target: &u64| plan.targets.get(target).is_some_and(|it| it.is_ours);
+            let known = jobs.iter().filter(|job| is_ours(&job.target)).count();
+            prop_assert_eq!((waiting + known) as u64, plan.count_ours("chat"));
             prop_assert_eq!(plan.count("chat").iter().sum::<u64>(), there.len() as u64);
         }
     }
