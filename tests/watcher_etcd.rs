@@ -27,6 +27,8 @@ const TIMING: Timing = Timing {
     backoff_base: Duration::from_millis(50),
     backoff_max: Duration::from_millis(500),
     settled: Duration::from_secs(1),
+    audit: Duration::from_secs(3600),
+    audit_limit: Duration::from_secs(5),
 };
 
 fn config(endpoints: &[String]) -> EtcdConfig {
@@ -64,7 +66,7 @@ impl Seen {
             Event::Delete { key, .. } => {
                 self.keys.remove(&text(key));
             }
-            Event::State(_) | Event::Progress { .. } => {}
+            Event::State(_) | Event::Audit | Event::Progress { .. } => {}
         }
         self.events.push(event);
     }

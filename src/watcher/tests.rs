@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -9,10 +10,13 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout_at};
+use xxhash_rust::xxh64::xxh64;
 
 use super::*;
 
 const CLUSTER: u64 = 0xc1;
+
+const WRONG_PASSWORD: &str = "wrong password";
 
 #[derive(Debug, Error)]
 #[error("{text}")]
@@ -55,6 +59,11 @@ enum Call {
 struct Script {
     answers: Arc<Mutex<VecDeque<Answer>>>,
     calls: Arc<Mutex<Vec<(Duration, Call)>>>,
+    /// What the source says of itself, in turn; then that it is at the last revision
+    /// that there can be.
+    heads: Arc<Mutex<VecDeque<Head>>>,
+    /// Whether its files changed, until it connects.
+    is_outdated: Arc<AtomicBool>,
     began: Instant,
     progress_is_exact: bool,
 }
@@ -64,9 +73,16 @@ impl Script {
         Self {
             answers: Arc::new(Mutex::new(answers.into_iter().collect())),
             calls: Arc::default(),
+            heads: Arc::default(),
+            is_outdated: Arc::default(),
             began: Instant::now(),
             progress_is_exact: true,
         }
+    }
+
+    fn with_head(self, cluster_id: u64, revision: i64) -> Self {
+        self.heads.lock().unwrap().push_back(Head { cluster_id, revision });
+        self
     }
 
     fn with_untrusted_progress(self) -> Self {
@@ -132,7 +148,12 @@ impl Source for Script {
 
     async fn connect(&mut self) -> Result<(), TestError> {
         match self.answer(Call::Connect).await {
-            Answer::Connect(answer) => answer,
+            Answer::Connect(answer) => {
+                if answer.is_ok() {
+                    self.is_outdated.store(false, Relaxed);
+                }
+                answer
+            }
             _ => panic!("the watcher connects where the script does not: {:?}", self.calls()),
         }
     }
@@ -155,12 +176,25 @@ impl Source for Script {
         }
     }
 
+    async fn newest(&mut self) -> Result<Head, TestError> {
+        let head = self.heads.lock().unwrap().pop_front();
+        Ok(head.unwrap_or(Head { cluster_id: CLUSTER, revision: i64::MAX }))
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.is_outdated.load(Relaxed)
+    }
+
     fn progress_is_exact(&self) -> bool {
         self.progress_is_exact
     }
 
     fn history_is_lost(error: &TestError) -> bool {
         error.history_is_lost
+    }
+
+    fn is_refusal(error: &TestError) -> bool {
+        error.text == WRONG_PASSWORD
     }
 }
 
@@ -216,6 +250,7 @@ fn page(revision: i64, keys: &[(&str, i64)], more: bool) -> Page {
         key: key.into(),
         value: b"v".to_vec(),
         mod_revision,
+        mark: mark(key, mod_revision),
     };
     Page { cluster_id: CLUSTER, revision, records: keys.iter().map(record).collect(), more }
 }
@@ -245,7 +280,12 @@ fn changes(revision: i64, changes: impl IntoIterator<Item = Change>) -> Message 
 }
 
 fn change(key: &str, value: Option<&str>, mod_revision: i64) -> Change {
-    Change { key: key.into(), value: value.map(Into::into), mod_revision }
+    let mark = mark(key, mod_revision);
+    Change { key: key.into(), value: value.map(Into::into), mod_revision, mark }
+}
+
+fn mark(key: &str, mod_revision: i64) -> u64 {
+    xxh64(key.as_bytes(), mod_revision as u64)
 }
 
 fn breaks() -> Say {
@@ -693,7 +733,7 @@ fn backoff_stays_at_its_longest_however_long_the_outage() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wrong_password_does_not_loop_fast() {
-    let script = Script::new((0..1000).map(|_| Answer::Connect(error("wrong password"))));
+    let script = Script::new((0..1000).map(|_| Answer::Connect(error(WRONG_PASSWORD))));
     script.events_within(600 * SECOND).await;
     let attempts = script.times_of(&Call::Connect).len();
     // 6 to reach the longest wait, then one in 5 s on average.
@@ -819,6 +859,8 @@ struct ModelState {
     revision: i64,
     compacted: i64,
     history: Vec<Change>,
+    /// Those of all histories.
+    writes: u64,
     /// Streams of earlier generations are broken.
     generation: u64,
     down: bool,
@@ -828,12 +870,14 @@ impl ModelState {
     fn change(&mut self, key: u8, value: Option<u8>) {
         self.revision += 1;
         let value = value.map(|value| vec![value]);
-        self.history.push(Change { key: vec![key], value, mod_revision: self.revision });
+        let mark = xxh64(&[key], self.cluster_id ^ self.revision as u64 ^ self.writes << 32);
+        self.writes += 1;
+        self.history.push(Change { key: vec![key], value, mod_revision: self.revision, mark });
     }
 
     fn at(&self, revision: i64) -> Keys {
         let mut keys = Keys::new();
-        for Change { key, value, mod_revision } in &self.history {
+        for Change { key, value, mod_revision, .. } in &self.history {
             if *mod_revision <= revision {
                 match value {
                     Some(value) => keys.insert(key.clone(), (value.clone(), *mod_revision)),
@@ -861,11 +905,18 @@ impl Source for Model {
             return error("down, or compacted");
         }
         let keys = state.at(revision);
+        let of = |wanted: i64| {
+            let of = |change: &&Change| change.mod_revision == wanted;
+            state.history.iter().find(of).map_or(0, |change| change.mark)
+        };
         let mut rest = keys.into_iter().filter(|(key, _)| page.after.as_ref() < Some(key));
         let records: Vec<_> = rest
             .by_ref()
             .take(2)
-            .map(|(key, (value, mod_revision))| Record { key, value, mod_revision })
+            .map(|(key, (value, mod_revision))| {
+                let mark = of(mod_revision);
+                Record { key, value, mod_revision, mark }
+            })
             .collect();
         let more = rest.next().is_some();
         Ok(Page { cluster_id: state.cluster_id, revision: state.revision, records, more })
@@ -876,11 +927,23 @@ impl Source for Model {
         Ok(ModelWatch { model: self.clone(), generation, next: from_revision, created: false })
     }
 
+    async fn newest(&mut self) -> Result<Head, TestError> {
+        let state = self.0.lock().unwrap();
+        if state.down {
+            return error("down");
+        }
+        Ok(Head { cluster_id: state.cluster_id, revision: state.revision })
+    }
+
     fn progress_is_exact(&self) -> bool {
         true
     }
 
     fn history_is_lost(_: &TestError) -> bool {
+        false
+    }
+
+    fn is_refusal(_: &TestError) -> bool {
         false
     }
 }
@@ -943,7 +1006,7 @@ struct Replica {
 impl Replica {
     fn apply(&mut self, event: Event) {
         match event {
-            Event::State(_) | Event::Progress { .. } => {}
+            Event::State(_) | Event::Audit | Event::Progress { .. } => {}
             Event::Init => self.list = Some(Keys::new()),
             Event::InitDone { revision } => {
                 self.keys = self.list.take().expect("a list ends that began");
