@@ -489,7 +489,7 @@ impl<S: Source, R: Rng> Watcher<S, R> {
         let problem = match timeout(limit, listing).await {
             Ok(Ok(())) => {
                 events.push(Event::InitDone { revision: at.revision });
-                return (events, State::Watching(watching));
+                return self.end_audit(watching, events).await;
             }
             // It is so long ago that something changed here that nobody remembers.
             Ok(Err(Problem::Source(error))) if S::history_is_lost(&error) => {
@@ -503,6 +503,24 @@ impl<S: Source, R: Rng> Watcher<S, R> {
         };
         tracing::warn!("an audit was given up: {}", with_causes(&problem));
         (vec![], State::Watching(watching))
+    }
+
+    /// Tells an audit, unless the stream broke meanwhile: then the list may be of what
+    /// was put in the place of the source.
+    async fn end_audit(
+        &mut self,
+        mut watching: Watching<S::Watch>,
+        mut events: Vec<Event>,
+    ) -> (Vec<Event>, State<S::Watch>) {
+        match timeout(Duration::ZERO, watching.watch.next()).await {
+            Ok(Ok(message)) => {
+                let (more, state) = self.receive(watching, message);
+                events.extend(more);
+                (events, state)
+            }
+            Ok(Err(error)) => (vec![], self.failed(Some(watching.cursor), Problem::Source(error))),
+            Err(_) => (events, State::Watching(watching)),
+        }
     }
 
     fn put_off_audit(&mut self) {

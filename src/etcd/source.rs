@@ -281,6 +281,38 @@ mod tests {
     use super::*;
     use crate::wire::Key;
 
+    fn changes(revisions: &[i64]) -> Vec<Change> {
+        let change = |&mod_revision| Change { key: vec![], value: None, mod_revision, mark: 0 };
+        revisions.iter().map(change).collect()
+    }
+
+    #[test]
+    fn a_revision_that_comes_in_parts_is_told_when_it_is_whole() {
+        let mut assembly = Assembly::default();
+        let mut told = vec![];
+        let parts: [&[i64]; 6] = [&[5, 5], &[5], &[5, 6, 7, 7], &[7], &[8], &[8, 9]];
+        for (n, part) in parts.into_iter().enumerate() {
+            let part = changes(part);
+            assert!(!assembly.is_torn_by(&part));
+            let whole = assembly.add(part, n + 1 < parts.len());
+            told.push(whole.map(|it| it.iter().map(|it| it.mod_revision).collect::<Vec<_>>()));
+        }
+        let wanted =
+            [None, None, Some(vec![5, 5, 5, 5, 6]), None, Some(vec![7, 7, 7]), Some(vec![8, 8, 9])];
+        assert_eq!(told, wanted);
+        assert!(assembly.open.is_empty());
+    }
+
+    #[test]
+    fn what_comes_between_two_parts_tears_the_revision() {
+        let mut assembly = Assembly::default();
+        assert!(!assembly.is_torn_by(&[]), "a sign of life, with nothing under way");
+        assembly.add(changes(&[5, 6]), true);
+        assert!(assembly.is_torn_by(&[]), "a sign of life is not the rest of it");
+        assert!(assembly.is_torn_by(&changes(&[5])));
+        assert!(!assembly.is_torn_by(&changes(&[6])));
+    }
+
     #[test]
     fn the_exporter_s_range_holds_exporters_and_instances_and_nothing_else() {
         let config = EtcdConfig::default();
