@@ -535,7 +535,7 @@ fn addr(value: &[u8]) -> String {
 async fn live(seed: u64, members: usize) {
     let mut world = World::new(seed, members).await;
     // Without audits in every other history: they would hide what they put right.
-    let audit = if seed.is_multiple_of(2) { 3600.0 } else { 0.3 };
+    let audit = if seed.is_multiple_of(2) { 3600.0 } else { 0.1 };
     let endpoints = world.wires.iter().map(Wire::endpoint).collect();
     let gateway = Gateway::start(endpoints, Duration::from_secs_f64(audit), seed);
     for n in 1..=ACTS {
