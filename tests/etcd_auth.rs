@@ -123,7 +123,6 @@ async fn tls_takes_both_sides_certificates_from_the_configured_authority_alone()
     assert!(anonymous.is_retryable(), "{}", texts(&anonymous));
 }
 
-
 /// How often users proved who they are, by etcd's own count.
 async fn authentications(etcd: &Etcd) -> u64 {
     let mut stream = TcpStream::connect(etcd.address()).await.unwrap();

@@ -4,11 +4,10 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use etcd_client::{Client, DeleteOptions, Txn, TxnOp};
-use ipconfig::config::{EtcdConfig, TlsConfig};
+use ipconfig::config::EtcdConfig;
 use ipconfig::etcd::{Connection, Connector, EtcdSource};
 use ipconfig::watcher::{Event, PageRequest, Source, Timing, Watch, WatchState};
 use support::follower::{Follower, SOON, TIMING, config, texts};
