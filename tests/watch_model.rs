@@ -592,5 +592,5 @@ fn run(seed: u64) {
 
 /// Every fourth history is one of three members.
 fn members_of(seed: u64) -> usize {
-    if seed / 2 % 4 == 0 { 3 } else { 1 }
+    if (seed / 2).is_multiple_of(4) { 3 } else { 1 }
 }
