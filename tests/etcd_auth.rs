@@ -279,6 +279,25 @@ async fn certificates_that_change_are_read_again_and_bad_ones_cost_nothing() {
 }
 
 #[tokio::test]
+async fn a_password_file_that_is_written_anew_is_used_at_once() {
+    let etcd = etcd_with_users(&[]).await;
+    let config = user_config(&etcd, PASSWORD);
+    let writer = Connector::new(&config).connect().await.unwrap();
+    writer.put("/t/a", "1", None).await.unwrap();
+    let follower = Follower::of(&config);
+    follower.wait_for_key("/t/a", "1").await;
+    let before = authentications(&etcd).await;
+    user_config(&etcd, PASSWORD);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(authentications(&etcd).await, before + 1);
+    writer.put("/t/a", "2", None).await.unwrap();
+    follower.wait_for_key("/t/a", "2").await;
+    let backoff = |event: &Event| *event == Event::State(WatchState::Backoff);
+    assert_eq!((follower.lists(), follower.count(backoff)), (1, 0));
+    assert_eq!(follower.changes(), ["+/t/a"]);
+}
+
+#[tokio::test]
 async fn a_connection_is_outdated_when_a_file_of_it_is_another_one() {
     let etcd = etcd_with_users(&[]).await;
     let mut connector = Connector::new(&user_config(&etcd, PASSWORD));
