@@ -30,6 +30,12 @@ use tokio::time::{Instant, sleep, timeout};
 
 const PREFIX: &str = "/ipconfig/v1";
 
+/// Whose keys may be of any kind here.
+const POLICIES: &str = "/ipconfig/v1/policies/";
+
+/// Messages of a watch are split at so many bytes and 512 KiB.
+const FLAGS: [&str; 2] = ["--max-request-bytes", "300000"];
+
 /// For what has to come true when all is well again.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -49,7 +55,7 @@ enum Act {
     Delete,
     PutLeased,
     Revoke,
-    /// A transaction that is as large as one can be.
+    /// Transactions that are as large as they can be.
     PutMany,
     DeleteMany,
     Compact,
@@ -76,8 +82,8 @@ const ACTS_WEIGHTS: [(Act, u32); 21] = [
     (Act::Delete, 14),
     (Act::PutLeased, 8),
     (Act::Revoke, 4),
-    (Act::PutMany, 4),
-    (Act::DeleteMany, 2),
+    (Act::PutMany, 5),
+    (Act::DeleteMany, 4),
     (Act::Compact, 4),
     (Act::Rest, 6),
     (Act::Cut, 4),
@@ -216,8 +222,8 @@ struct World {
 impl World {
     async fn new(seed: u64, members: usize) -> Self {
         let members = match members {
-            1 => vec![Etcd::start().await],
-            _ => Etcd::start_three().await,
+            1 => vec![Etcd::start_with(&FLAGS).await],
+            _ => Etcd::start_three(&FLAGS).await,
         };
         let mut wires = vec![];
         for member in &members {
@@ -280,17 +286,22 @@ impl World {
         .await;
     }
 
-    /// More than one message of a watch may hold: twelve revisions of 1.3 MB would be
-    /// more than a connection reads in one.
+    /// Revisions of 250 KB, by long keys. What a stream catches up on after a cut, and
+    /// the one revision that takes all of them out, then come in several messages.
     async fn put_many(&mut self) {
+        let is_unseen = self.rng.random_bool(0.5);
+        if is_unseen {
+            self.set_all(Weather::Cut);
+        }
         let tag = self.value();
-        for part in 0..self.rng.random_range(1..4) {
-            let put = |n: usize| {
-                let value = format!("{tag}{:>10000}", n);
-                TxnOp::put(format!("{PREFIX}/policies/p{n}-{part}"), value, None)
-            };
+        for part in 0..self.rng.random_range(3..7) {
+            let put = |n: usize| TxnOp::put(format!("{POLICIES}{n:0>2000}-{part}"), &*tag, None);
             let txn = Txn::new().and_then((0..120).map(put).collect::<Vec<_>>());
             self.write(async |mut client: Client| client.txn(txn.clone()).await.map(drop)).await;
+        }
+        if is_unseen {
+            self.rest(200).await;
+            self.set_all(Weather::Fair);
         }
     }
 
@@ -404,9 +415,8 @@ impl World {
             Act::PutMany => self.put_many().await,
             Act::DeleteMany => {
                 let options = etcd_client::DeleteOptions::new().with_prefix();
-                let key = format!("{PREFIX}/policies/");
                 self.write(async |mut client: Client| {
-                    client.delete(&*key, Some(options.clone())).await
+                    client.delete(POLICIES, Some(options.clone())).await
                 })
                 .await;
             }

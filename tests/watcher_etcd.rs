@@ -293,7 +293,7 @@ async fn an_etcd_that_was_restored_and_has_overtaken_what_was_known_is_listed() 
 
 #[tokio::test]
 async fn a_member_without_a_leader_is_left_and_nothing_is_lost_or_listed_again() {
-    let mut members = Etcd::start_three().await;
+    let mut members = Etcd::start_three(&[]).await;
     connect(&members[0]).await.put("/t/a", "1", None).await.unwrap();
     let endpoints: Vec<_> = members.iter().map(Etcd::endpoint).collect();
     let follower = Follower::start(&endpoints);

@@ -154,10 +154,11 @@ impl Etcd {
         etcd
     }
 
-    /// Starts three members of one cluster, and returns when all answer.
-    pub async fn start_three() -> Vec<Self> {
+    /// Starts three members of one cluster with more flags, and returns when all
+    /// answer.
+    pub async fn start_three(flags: &[&str]) -> Vec<Self> {
         let mut members: Vec<_> =
-            ["one", "two", "three"].map(|name| Self::prepare(name, &[])).into();
+            ["one", "two", "three"].map(|name| Self::prepare(name, flags)).into();
         let all: Vec<_> = members.iter().map(|member| member.members.clone()).collect();
         for member in &mut members {
             member.members = all.join(",");
