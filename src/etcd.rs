@@ -8,7 +8,10 @@
 //! decides that, by what [`EtcdError`] says of itself.
 
 use std::fmt;
-use std::time::Duration;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, GetResponse, Identity,
@@ -64,7 +67,12 @@ pub struct Connector {
     tls: TlsConfig,
     /// Connections asked for, which selects the endpoint.
     attempts: usize,
+    /// The files that the last connection was made with.
+    files: Vec<Stamp>,
 }
+
+/// By which another content of a file shows; `None` if there is no such file.
+type Stamp = Option<(u64, u64, SystemTime)>;
 
 impl Connector {
     /// Reaches nothing yet.
@@ -75,6 +83,7 @@ impl Connector {
             password_file: config.password_file.clone(),
             tls: config.tls.clone(),
             attempts: 0,
+            files: Vec::new(),
         }
     }
 
@@ -90,22 +99,44 @@ impl Connector {
         let Some(endpoint) = self.endpoints.get(index).cloned() else {
             return Err(EtcdError::new("connect", "no endpoint", Cause::NoEndpoint));
         };
+        let action = match &*self.username {
+            "" => "connect".to_owned(),
+            user => format!("connect as {user:?}"),
+        };
+        // Before they are read: what is written in between is newer.
+        let files = self.stamps();
         let options = match self.options(&endpoint) {
             Ok(options) => options,
-            Err(cause) => return Err(EtcdError::new("connect", &endpoint, cause)),
+            Err(cause) => return Err(EtcdError::new(action, &endpoint, cause)),
         };
         let connecting = Client::connect([&endpoint], Some(options));
         // A user is authenticated here; everything else connects when used.
-        let client =
-            call("connect", &endpoint, CONNECT_TIMEOUT + REQUEST_TIMEOUT, connecting).await?;
+        let client = call(action, &endpoint, CONNECT_TIMEOUT + REQUEST_TIMEOUT, connecting).await?;
         let server = server(&client, &endpoint).await?;
+        self.files = files;
         Ok(Connection {
+            renewals: Arc::new(Renewals::of(&client, !self.username.is_empty())),
             kv: client.kv_client().max_decoding_message_size(MAX_MESSAGE_BYTES),
             watch: client.watch_client().max_decoding_message_size(MAX_MESSAGE_BYTES),
             lease: client.lease_client(),
             endpoint,
             server,
         })
+    }
+
+    /// Whether a file has changed since the last connection was made with it.
+    pub fn is_outdated(&self) -> bool {
+        self.stamps() != self.files
+    }
+
+    fn stamps(&self) -> Vec<Stamp> {
+        let TlsConfig { ca, cert, key } = &self.tls;
+        let paths = [&self.password_file, ca, cert, key];
+        let stamp = |path: &String| {
+            let file = std::fs::metadata(path).ok()?;
+            Some((file.ino(), file.len(), file.modified().ok()?))
+        };
+        paths.into_iter().filter(|path| !path.is_empty()).map(stamp).collect()
     }
 
     fn options(&self, endpoint: &str) -> Result<ConnectOptions, Cause> {
@@ -283,12 +314,28 @@ pub struct Entry {
     pub lease: Option<LeaseId>,
 }
 
+/// A call that can be made more than once: each time by a client of its own, with
+/// copies of what it takes.
+macro_rules! again {
+    ($client:expr, |$by:ident $(, $with:ident)*| $call:expr) => {
+        || {
+            let mut $by = $client.clone();
+            $(let $with = $with.clone();)*
+            async move { $call.await }
+        }
+    };
+}
+use again;
+
 /// A connection to one endpoint. Clones share it.
 ///
 /// Every call ends within 5 s, with an error if need be, and is made once: a
-/// second time only with a new token, where etcd forgot the one before.
+/// second time only with a new token, where etcd forgot the one before or has
+/// changed who may do what since then. Calls that need a new token at the same
+/// time get it together.
 #[derive(Clone)]
 pub struct Connection {
+    renewals: Arc<Renewals>,
     endpoint: String,
     server: Option<Server>,
     kv: KvClient,
@@ -310,9 +357,9 @@ impl Connection {
     /// Looks for what makes etcd fail in the long run; `key` is one that may be
     /// read.
     pub async fn upkeep(&self, key: &str) -> Result<Upkeep, EtcdError> {
-        let mut kv = self.kv.clone();
         let first = GetOptions::new().with_revision(1).with_count_only();
-        let has_first = match self.call("read revision 1", kv.get(key, Some(first))).await {
+        let read = again!(self.kv, |kv, first| kv.get(key, Some(first)));
+        let has_first = match self.call("read revision 1", read).await {
             Ok(_) => true,
             Err(error) if error.code() == Some(Code::OutOfRange) => false,
             Err(error) => return Err(error),
@@ -326,8 +373,8 @@ impl Connection {
 
     /// Reads a key; `None`: there is none.
     pub async fn get(&self, key: &str) -> Result<Option<Entry>, EtcdError> {
-        let mut kv = self.kv.clone();
-        let mut answer = self.call(format!("get {key}"), kv.get(key, None)).await?;
+        let get = again!(self.kv, |kv| kv.get(key, None));
+        let mut answer = self.call(format!("get {key}"), get).await?;
         Ok(answer.take_kvs().pop().map(entry))
     }
 
@@ -335,8 +382,8 @@ impl Connection {
     /// forgotten what was then.
     pub async fn get_at(&self, key: &str, revision: i64) -> Result<Option<Entry>, EtcdError> {
         let options = GetOptions::new().with_revision(revision);
-        let mut kv = self.kv.clone();
-        match self.call(format!("get {key}"), kv.get(key, Some(options))).await {
+        let get = again!(self.kv, |kv, options| kv.get(key, Some(options)));
+        match self.call(format!("get {key}"), get).await {
             Ok(mut answer) => Ok(answer.take_kvs().pop().map(entry)),
             Err(error) if error.code() == Some(Code::OutOfRange) => Ok(None), // compacted
             Err(error) => Err(error),
@@ -378,11 +425,10 @@ impl Connection {
         options: GetOptions,
         page_keys: &mut i64,
     ) -> Result<GetResponse, EtcdError> {
-        let mut kv = self.kv.clone();
         loop {
             let options = options.clone().with_limit(*page_keys);
-            let answer = kv.get(from.clone(), Some(options));
-            match call(action, &self.endpoint, PAGE_TIMEOUT, answer).await {
+            let get = again!(self.kv, |kv, from, options| kv.get(from, Some(options)));
+            match self.call_within(PAGE_TIMEOUT, action, get).await {
                 Err(error) if error.is_too_large() && *page_keys > 1 => *page_keys /= 2,
                 answer => return answer,
             }
@@ -398,8 +444,9 @@ impl Connection {
         lease: Option<LeaseId>,
     ) -> Result<i64, EtcdError> {
         let options = lease.map(|LeaseId(id)| PutOptions::new().with_lease(id));
-        let mut kv = self.kv.clone();
-        let answer = self.call(format!("put {key}"), kv.put(key, value, options)).await?;
+        let value = value.into();
+        let put = again!(self.kv, |kv, value, options| kv.put(key, value, options));
+        let answer = self.call(format!("put {key}"), put).await?;
         Ok(answer.header().map_or(0, |header| header.revision()))
     }
 
@@ -415,31 +462,31 @@ impl Connection {
         let options = lease.map(|LeaseId(id)| PutOptions::new().with_lease(id));
         let unchanged = Compare::mod_revision(key, CompareOp::Equal, mod_revision);
         let put = TxnOp::put(key, value, options);
-        let mut kv = self.kv.clone();
-        let write = kv.txn(Txn::new().when([unchanged]).and_then([put]));
-        Ok(self.call(format!("replace {key}"), write).await?.succeeded())
+        let write = Txn::new().when([unchanged]).and_then([put]);
+        let replace = again!(self.kv, |kv, write| kv.txn(write));
+        Ok(self.call(format!("replace {key}"), replace).await?.succeeded())
     }
 
     /// Deletes a key if it was last written at `mod_revision`; says whether it was so.
     pub async fn remove(&self, key: &str, mod_revision: i64) -> Result<bool, EtcdError> {
         let unchanged = Compare::mod_revision(key, CompareOp::Equal, mod_revision);
-        let mut kv = self.kv.clone();
-        let delete = kv.txn(Txn::new().when([unchanged]).and_then([TxnOp::delete(key, None)]));
+        let write = Txn::new().when([unchanged]).and_then([TxnOp::delete(key, None)]);
+        let delete = again!(self.kv, |kv, write| kv.txn(write));
         Ok(self.call(format!("delete {key}"), delete).await?.succeeded())
     }
 
     /// Deletes a key; says whether there was one.
     pub async fn delete(&self, key: &str) -> Result<bool, EtcdError> {
-        let mut kv = self.kv.clone();
-        let answer = self.call(format!("delete {key}"), kv.delete(key, None)).await?;
+        let delete = again!(self.kv, |kv| kv.delete(key, None));
+        let answer = self.call(format!("delete {key}"), delete).await?;
         Ok(answer.deleted() > 0)
     }
 
     /// Creates a lease that ends `ttl` after it was last kept alive. Whole
     /// seconds, rounded up; etcd may make it longer.
     pub async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, EtcdError> {
-        let mut lease = self.lease.clone();
-        let answer = self.call("grant a lease", lease.grant(whole_seconds(ttl), None)).await?;
+        let grant = again!(self.lease, |lease| lease.grant(whole_seconds(ttl), None));
+        let answer = self.call("grant a lease", grant).await?;
         Ok(LeaseId(answer.id()))
     }
 
@@ -447,8 +494,9 @@ impl Connection {
     /// lease of that id is joined if there is one.
     pub async fn join_lease(&self, id: LeaseId, ttl: Duration) -> Result<(), EtcdError> {
         let options = LeaseGrantOptions::new().with_id(id.0);
-        let mut lease = self.lease.clone();
-        match self.call("grant a lease", lease.grant(whole_seconds(ttl), Some(options))).await {
+        let seconds = whole_seconds(ttl);
+        let grant = again!(self.lease, |lease, options| lease.grant(seconds, Some(options)));
+        match self.call("grant a lease", grant).await {
             Err(error) if error.is_lease_taken() => Ok(()),
             other => other.map(drop),
         }
@@ -457,24 +505,80 @@ impl Connection {
     /// Keeps a lease alive, and opens the stream on which it is kept.
     pub async fn keep_lease(&self, LeaseId(id): LeaseId) -> Result<LeaseKeepAlive, EtcdError> {
         let action = "open a stream to keep the lease alive";
-        let mut lease = self.lease.clone();
-        let (keeper, answers) = self.call(action, lease.keep_alive(id)).await?;
+        let keep = again!(self.lease, |lease| lease.keep_alive(id));
+        let (keeper, answers) = self.call(action, keep).await?;
         Ok(LeaseKeepAlive { keeper, answers, endpoint: self.endpoint.clone() })
     }
 
     /// Ends a lease, and deletes its keys.
     pub async fn revoke_lease(&self, LeaseId(id): LeaseId) -> Result<(), EtcdError> {
-        let mut lease = self.lease.clone();
-        self.call("revoke the lease", lease.revoke(id)).await?;
+        self.call("revoke the lease", again!(self.lease, |lease| lease.revoke(id))).await?;
         Ok(())
     }
 
-    async fn call<T>(
+    async fn call<T, A>(
         &self,
         action: impl Into<String>,
-        answer: impl Future<Output = Result<T, etcd_client::Error>>,
-    ) -> Result<T, EtcdError> {
-        call(action, &self.endpoint, REQUEST_TIMEOUT, answer).await
+        ask: impl FnMut() -> A,
+    ) -> Result<T, EtcdError>
+    where
+        A: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        self.call_within(REQUEST_TIMEOUT, action, ask).await
+    }
+
+    async fn call_within<T, A>(
+        &self,
+        limit: Duration,
+        action: impl Into<String>,
+        mut ask: impl FnMut() -> A,
+    ) -> Result<T, EtcdError>
+    where
+        A: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let asked = async {
+            let before = self.renewals.count();
+            match ask().await {
+                Err(error) if error::is_of_old_rights(&error) => {
+                    self.renewals.renew_after(before).await?;
+                    ask().await
+                }
+                answer => answer,
+            }
+        };
+        call(action, &self.endpoint, limit, asked).await
+    }
+}
+
+/// The tokens of a connection: the client itself gets a new one where etcd does
+/// not know the old one, and not where etcd finds that it is from before a change
+/// of users or roles.
+struct Renewals {
+    /// `None` without a user.
+    client: Option<Client>,
+    count: AtomicU64,
+    renewing: tokio::sync::Mutex<()>,
+}
+
+impl Renewals {
+    fn of(client: &Client, has_user: bool) -> Self {
+        let client = has_user.then(|| client.clone());
+        Self { client, count: AtomicU64::new(0), renewing: tokio::sync::Mutex::default() }
+    }
+
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Gets a new token, unless somebody did since there were `before`.
+    async fn renew_after(&self, before: u64) -> Result<(), etcd_client::Error> {
+        let Some(client) = &self.client else { return Ok(()) };
+        let _renewing = self.renewing.lock().await;
+        if self.count() == before {
+            client.refresh_token().await?;
+            self.count.store(before + 1, Ordering::Release);
+        }
+        Ok(())
     }
 }
 

@@ -28,7 +28,7 @@ use crate::health::Health;
 use crate::model::Instance;
 use crate::publish::{PublishError, Publisher, Store};
 use crate::ranking::{self, Entry, Ranking, State};
-use crate::registry::Registry;
+use crate::registry::{Registry, audits};
 use crate::value::{self, ValueError};
 use crate::watcher::{self, Timing, WatchState};
 
@@ -123,6 +123,9 @@ pub struct Status {
     pub revision: i64,
     /// Services in the registry.
     pub services: usize,
+    /// What the audits of the registry found.
+    #[serde(default)]
+    pub audits: audits::Figures,
     /// Records that were dropped, by reason.
     pub bad_records: BTreeMap<String, u64>,
     /// Panics that the thread was started anew after.
@@ -582,6 +585,7 @@ impl<S: Store> Conductor<S> {
             watch: self.registry.watch_state().as_str().to_owned(),
             revision: self.registry.revision(),
             services: self.registry.service_names().count(),
+            audits: self.registry.audits(),
             bad_records: self
                 .registry
                 .bad_records()

@@ -22,10 +22,12 @@ use crate::wire::checks::Checks;
 use crate::wire::control::Control;
 use crate::wire::{self, Key};
 
+pub mod audits;
 mod prefixes;
 mod reach;
 mod service;
 
+use audits::Audits;
 pub(crate) use prefixes::Prefixes;
 use service::{Change, Layer, News, Service};
 
@@ -169,6 +171,7 @@ pub struct Registry {
     /// Whether all that is said is heard: a list was just completed, or the watch
     /// is open.
     hears_all: bool,
+    audits: Audits,
 
     rejects: Rejects,
     dirty: BTreeSet<String>,
@@ -228,6 +231,7 @@ impl Registry {
             absent_at: 0,
             watch_state: WatchState::Connecting,
             hears_all: false,
+            audits: Audits::default(),
             rejects: Rejects::default(),
             dirty: config.services.keys().cloned().collect(),
             urgent: BTreeSet::new(),
@@ -250,6 +254,7 @@ impl Registry {
                 self.watch_state = *state;
                 self.hears_all = *state == WatchState::Watching;
             }
+            Event::Audit => self.audits.begin(),
             Event::Init => {
                 self.is_listing = true;
                 self.list += 1;
@@ -384,6 +389,11 @@ impl Registry {
         self.watch_state
     }
 
+    /// What the audits found so far.
+    pub fn audits(&self) -> audits::Figures {
+        self.audits.figures
+    }
+
     /// How many records were dropped, by reason.
     pub fn bad_records(&self) -> &BTreeMap<&'static str, u64> {
         self.rejects.counts()
@@ -437,6 +447,9 @@ impl Registry {
             return false;
         }
         let state = self.keys.entry(key.to_vec()).or_default();
+        if self.is_listing && state.mod_revision != mod_revision {
+            self.audits.differs(key, if state.mod_revision == 0 { "missed" } else { "old" });
+        }
         state.mod_revision = mod_revision;
         state.list = self.list;
         true
@@ -616,8 +629,10 @@ impl Registry {
         let is_gone = |(_, state): &(&Vec<u8>, &KeyState)| state.list != self.list;
         let gone: Vec<_> = self.keys.iter().filter(is_gone).map(|(key, _)| key.clone()).collect();
         for key in gone {
+            self.audits.differs(&key, "gone");
             self.remove_key(&key);
         }
+        self.audits.end();
         self.is_listing = false;
         self.hears_all = true;
         self.has_synced = true;

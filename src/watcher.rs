@@ -6,10 +6,18 @@
 //! when the source no longer knows what came after it, everything is listed
 //! again. Nothing is ever taken to be gone because a source cannot be reached.
 //!
+//! Revisions alone do not tell one history from another: an etcd that was wiped
+//! or restored has the cluster id that it had, and soon the revisions too. So a
+//! watch that resumes asks for the last change that was delivered as well, and
+//! goes on if that comes first and is the very same.
+//!
+//! Every few minutes an audit lists everything as it was at the cursor. By then
+//! all that was delivered, so whatever differs was lost on the way.
+//!
 //! ```text
 //!           +----------------------- Failed <---- any step that fails
 //!           v
-//! Disconnected --> Listing --> Opening --> Watching
+//! Disconnected --> Listing --> Opening --> Watching <--> Auditing
 //!           |  (no cursor)        ^
 //!           +---------------------+
 //!                (cursor)
@@ -26,9 +34,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::with_causes;
 
+mod cursor;
 mod source;
 
-pub use source::{Change, Message, Page, PageRequest, Record, Source, Watch};
+use cursor::{Cursor, Proof};
+pub use source::{Change, Head, Message, Page, PageRequest, Record, Source, Watch};
 
 /// What happened to the keys of a source.
 ///
@@ -41,6 +51,9 @@ pub use source::{Change, Message, Page, PageRequest, Record, Source, Watch};
 pub enum Event {
     /// The watcher does something else now.
     State(WatchState),
+    /// The list that follows, whole, tells nothing new: it is of the revision up to
+    /// which everything was delivered. What differs from it was lost on the way.
+    Audit,
     /// A list begins.
     Init,
     /// The key has this value; within a list, or because it was written.
@@ -116,6 +129,13 @@ pub struct Timing {
     /// Age of a stream whose messages end the series of failures. Below it, a
     /// source that accepts a stream and breaks it would be asked in a loop.
     pub settled: Duration,
+    /// The least time from a list to the audit of what followed it; at most twice
+    /// as long, at random, so that gateways that started together do not list
+    /// together.
+    pub audit: Duration,
+    /// For how long an audit may keep a stream waiting. One that takes longer is
+    /// given up.
+    pub audit_limit: Duration,
 }
 
 impl Default for Timing {
@@ -128,6 +148,8 @@ impl Default for Timing {
             // gateways ask it at once is what the jitter is for.
             backoff_max: Duration::from_secs(10),
             settled: Duration::from_secs(10),
+            audit: Duration::from_mins(5),
+            audit_limit: Duration::from_secs(10),
         }
     }
 }
@@ -138,7 +160,7 @@ impl Default for Timing {
 /// A failure is logged when it is new, not each time that it is met again
 /// before the source works again.
 pub async fn run<S: Source, R: Rng>(source: S, timing: Timing, rng: R, events: Sender<Event>) {
-    let mut watcher = Watcher { source, timing, rng, outage: Outage::default() };
+    let mut watcher = Watcher::new(source, timing, rng);
     let mut state = State::Disconnected { cursor: None };
     let mut reported = None;
     loop {
@@ -170,15 +192,30 @@ enum State<W> {
     /// Connected, with a part of the list read, or none yet. The next step
     /// reads the next page, at the revision of the first one.
     Listing { begun: Option<Listed> },
-    /// Everything up to the cursor was delivered. The next step opens a watch
-    /// from `cursor.revision + 1` and waits for it to be confirmed.
-    Opening { cursor: Cursor },
+    /// Everything up to the cursor was delivered. The next step opens a watch of
+    /// what came after it and waits for that to be confirmed. If the cursor is of an
+    /// earlier connection, the watch is `resumed`: it begins with the cursor's
+    /// witness.
+    Opening { cursor: Cursor, resumed: bool },
     /// The watch is open. The next step waits for its next message, and asks
-    /// for a sign of life if there is none for a while; `asked`: it did, and
-    /// another silence means that the stream is dead.
-    Watching { watch: W, cursor: Cursor, since: Instant, asked: bool },
+    /// for a sign of life if there is none for a while.
+    Watching(Watching<W>),
+    /// The watch is open and its messages wait. The next step lists everything as
+    /// it was at the cursor.
+    Auditing(Watching<W>),
     /// A step failed. The next one waits, and begins again at `Disconnected`.
     Failed { cursor: Option<Cursor>, delay: Duration },
+}
+
+/// An open watch.
+struct Watching<W> {
+    watch: W,
+    cursor: Cursor,
+    since: Instant,
+    /// Whether a sign of life was asked for: another silence means that the stream
+    /// is dead.
+    asked: bool,
+    proof: Proof,
 }
 
 impl<W> State<W> {
@@ -187,24 +224,21 @@ impl<W> State<W> {
         match self {
             Self::Disconnected { .. } => Some(WatchState::Connecting),
             Self::Listing { .. } => Some(WatchState::Listing),
-            Self::Opening { .. } => None,
-            Self::Watching { .. } => Some(WatchState::Watching),
+            Self::Opening { .. } | Self::Auditing(_) => None,
+            // What is not proven may be another history.
+            Self::Watching(Watching { proof, .. }) => {
+                (!proof.is_due).then_some(WatchState::Watching)
+            }
             Self::Failed { .. } => Some(WatchState::Backoff),
         }
     }
 }
 
-/// Every change of this history up to this revision was delivered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cursor {
-    cluster_id: u64,
-    revision: i64,
-}
-
 /// The part of a list that was read.
 struct Listed {
-    at: Cursor,
-    last_key: Vec<u8>,
+    /// The list's one revision, and the newest of the records so far.
+    cursor: Cursor,
+    last_key: Option<Vec<u8>>,
 }
 
 /// Why a step failed.
@@ -217,11 +251,18 @@ enum Problem<E: Error + 'static> {
     #[error("revision {wanted} is compacted, up to {compact_revision}: listing everything again")]
     Compacted { wanted: i64, compact_revision: i64 },
     #[error(
-        "the source was restored or wiped, or lags (revision {} of cluster {:x} after {} of {:x}): \
+        "the source was restored or wiped (revision {} of cluster {:x} after {} of {:x}): \
          listing everything again",
-        found.revision, found.cluster_id, cursor.revision, cursor.cluster_id
+        found.revision, found.cluster_id, known.revision, known.cluster_id
     )]
-    Restored { cursor: Cursor, found: Cursor },
+    Restored { known: Head, found: Head },
+    #[error(
+        "the source was restored or wiped, or has forgotten (revision {0} is not what it was): \
+         listing everything again"
+    )]
+    Foreign(i64),
+    #[error("the endpoint lags behind the others: it is at revision {found} after {known}")]
+    Behind { known: i64, found: i64 },
     #[error("the watch is dead: no answer within {0:?}")]
     Dead(Duration),
 }
@@ -231,18 +272,27 @@ struct Watcher<S, R> {
     timing: Timing,
     rng: R,
     outage: Outage,
+    /// When the next audit is due.
+    audit_at: Instant,
+    /// When to look next whether the connection is outdated.
+    look_at: Instant,
 }
 
 impl<S: Source, R: Rng> Watcher<S, R> {
+    fn new(source: S, timing: Timing, rng: R) -> Self {
+        let now = Instant::now();
+        let outage = Outage::default();
+        Self { source, timing, rng, outage, audit_at: now, look_at: now }
+    }
+
     /// Does what `state` says comes next.
     async fn step(&mut self, state: State<S::Watch>) -> (Vec<Event>, State<S::Watch>) {
         match state {
             State::Disconnected { cursor } => (vec![], self.connect(cursor).await),
             State::Listing { begun } => self.list(begun).await,
-            State::Opening { cursor } => self.open(cursor).await,
-            State::Watching { watch, cursor, since, asked } => {
-                self.watch(watch, cursor, since, asked).await
-            }
+            State::Opening { cursor, resumed } => self.open(cursor, resumed).await,
+            State::Watching(watching) => self.watch(watching).await,
+            State::Auditing(watching) => self.audit(watching).await,
             State::Failed { cursor, delay } => {
                 sleep(delay).await;
                 (vec![], State::Disconnected { cursor })
@@ -250,170 +300,243 @@ impl<S: Source, R: Rng> Watcher<S, R> {
         }
     }
 
+    /// Connects, and asks whether what is behind it can be where the cursor is.
     async fn connect(&mut self, cursor: Option<Cursor>) -> State<S::Watch> {
-        match (self.source.connect().await, cursor) {
-            (Ok(()), None) => State::Listing { begun: None },
-            (Ok(()), Some(cursor)) => State::Opening { cursor },
-            (Err(error), cursor) => self.failed(cursor, Problem::Source(error)),
+        if let Err(error) = self.source.connect().await {
+            return self.failed(cursor, Problem::Source(error));
         }
+        // Nothing was there when it was last seen, so there is little to list.
+        let Some(cursor) = cursor.filter(|cursor| cursor.witness.is_some()) else {
+            return State::Listing { begun: None };
+        };
+        let found = match self.source.newest().await {
+            Ok(found) => found,
+            Err(error) => return self.failed(Some(cursor), Problem::Source(error)),
+        };
+        if !cursor.head.may_precede(found) {
+            return self.failed(None, Problem::Restored { known: cursor.head, found });
+        }
+        State::Opening { cursor, resumed: true }
     }
 
     async fn list(&mut self, begun: Option<Listed>) -> (Vec<Event>, State<S::Watch>) {
-        let (request, at) = match begun {
-            None => (PageRequest::default(), None),
-            Some(Listed { at, last_key }) => {
-                (PageRequest { revision: Some(at.revision), after: Some(last_key) }, Some(at))
-            }
-        };
-        let page = match self.source.list(request).await {
-            Ok(page) => page,
-            Err(error) => return (vec![], self.failed(None, Problem::Source(error))),
-        };
         let mut events = vec![];
-        let at = at.unwrap_or_else(|| {
+        if begun.is_none() {
             events.push(Event::Init);
-            Cursor { cluster_id: page.cluster_id, revision: page.revision }
-        });
-        if let Err(problem) = at.check(page.cluster_id, page.revision) {
-            return (vec![], self.failed(None, problem));
         }
-        let last_key = page.records.last().map(|record| record.key.clone());
-        events.extend(
-            page.records.into_iter().map(|Record { key, value, mod_revision }| Event::Put {
-                key,
-                value,
-                mod_revision,
-            }),
-        );
-        match last_key {
-            Some(last_key) if page.more => {
-                (events, State::Listing { begun: Some(Listed { at, last_key }) })
-            }
-            _ => {
-                events.push(Event::InitDone { revision: at.revision });
-                (events, State::Opening { cursor: at })
+        match self.read_page(begun).await {
+            Err(problem) => (vec![], self.failed(None, problem)),
+            Ok((puts, listed, more)) => {
+                events.extend(puts);
+                if more {
+                    return (events, State::Listing { begun: Some(listed) });
+                }
+                let cursor = listed.cursor;
+                events.push(Event::InitDone { revision: cursor.head.revision });
+                self.put_off_audit();
+                (events, State::Opening { cursor, resumed: false })
             }
         }
     }
 
-    async fn open(&mut self, cursor: Cursor) -> (Vec<Event>, State<S::Watch>) {
+    /// Reads the next page of a list: its records, the list with it, and whether
+    /// there are more.
+    async fn read_page(
+        &mut self,
+        begun: Option<Listed>,
+    ) -> Result<(impl Iterator<Item = Event> + use<S, R>, Listed, bool), Problem<S::Error>> {
+        let request = begun.as_ref().map_or_else(PageRequest::default, |listed| PageRequest {
+            revision: Some(listed.cursor.head.revision),
+            after: listed.last_key.clone(),
+        });
+        let page = self.source.list(request).await.map_err(Problem::Source)?;
+        let found = Head { cluster_id: page.cluster_id, revision: page.revision };
+        let mut listed = begun
+            .unwrap_or(Listed { cursor: Cursor { head: found, witness: None }, last_key: None });
+        let known = listed.cursor.head;
+        if !known.may_precede(found) {
+            return Err(Problem::Restored { known, found });
+        }
+        for record in &page.records {
+            listed.cursor.see(&record.key, record.mod_revision, record.mark);
+        }
+        listed.last_key = page.records.last().map(|record| record.key.clone());
+        let more = page.more && listed.last_key.is_some();
+        let put = |Record { key, value, mod_revision, .. }| Event::Put { key, value, mod_revision };
+        Ok((page.records.into_iter().map(put), listed, more))
+    }
+
+    async fn open(&mut self, cursor: Cursor, resumed: bool) -> (Vec<Event>, State<S::Watch>) {
+        let from = if resumed { cursor.proven_at() } else { cursor.head.revision + 1 };
         let opened = async {
-            let mut watch = self.source.watch(cursor.revision + 1).await?;
+            let mut watch = self.source.watch(from).await?;
             // The first message tells whether the stream was accepted.
             let first = watch.next().await?;
             Ok((watch, first))
         };
-        match timeout(self.timing.answer, opened).await {
-            Ok(Ok((watch, first))) => self.receive(watch, cursor, Instant::now(), first),
-            Ok(Err(error)) => (vec![], self.failed(Some(cursor), Problem::Source(error))),
-            Err(_) => (vec![], self.failed(Some(cursor), Problem::Dead(self.timing.answer))),
-        }
-    }
-
-    /// Waits for the stream's next message. The wait begins when the last
-    /// message was taken, so that a slow receiver is not the stream's silence.
-    async fn watch(
-        &mut self,
-        mut watch: S::Watch,
-        cursor: Cursor,
-        since: Instant,
-        asked: bool,
-    ) -> (Vec<Event>, State<S::Watch>) {
-        let patience = if asked { self.timing.answer } else { self.timing.idle };
-        let problem = match timeout(patience, watch.next()).await {
-            Ok(Ok(message)) => return self.receive(watch, cursor, since, message),
+        let problem = match timeout(self.timing.answer, opened).await {
+            Ok(Ok((watch, first))) => {
+                let since = Instant::now();
+                let proof = if resumed { Proof::of(&cursor) } else { Proof::default() };
+                let opened = Watching { watch, cursor, since, asked: false, proof };
+                return self.receive(opened, first);
+            }
             Ok(Err(error)) => Problem::Source(error),
-            Err(_) if asked => Problem::Dead(patience),
-            Err(_) => match watch.request_progress().await {
-                Ok(()) => return (vec![], State::Watching { watch, cursor, since, asked: true }),
-                Err(error) => Problem::Source(error),
-            },
+            Err(_) => Problem::Dead(self.timing.answer),
         };
         (vec![], self.failed(Some(cursor), problem))
     }
 
-    /// Takes a message of a stream that was opened at `since`.
+    /// Waits for the stream's next message. The wait begins when the last
+    /// message was taken, so that a slow receiver is not the stream's silence.
+    async fn watch(&mut self, mut watching: Watching<S::Watch>) -> (Vec<Event>, State<S::Watch>) {
+        let (now, is_proven) = (Instant::now(), !watching.proof.is_due);
+        if is_proven && now >= self.look_at {
+            self.look_at = now + self.timing.idle;
+            if self.source.is_outdated() {
+                return (vec![], self.change_connection(watching).await);
+            }
+        }
+        if is_proven && now >= self.audit_at {
+            return (vec![], State::Auditing(watching));
+        }
+        let patience = match (is_proven, watching.asked) {
+            // What begins in the past is sent at once.
+            (false, _) => self.timing.answer.saturating_sub(watching.since.elapsed()),
+            (true, true) => self.timing.answer,
+            (true, false) => self.timing.idle,
+        };
+        let problem = match timeout(patience, watching.watch.next()).await {
+            Ok(Ok(message)) => return self.receive(watching, message),
+            Ok(Err(error)) => Problem::Source(error),
+            Err(_) if !is_proven => Problem::Foreign(watching.cursor.proven_at()),
+            Err(_) if watching.asked => Problem::Dead(patience),
+            Err(_) => match watching.watch.request_progress().await {
+                Ok(()) => {
+                    watching.asked = true;
+                    return (vec![], State::Watching(watching));
+                }
+                Err(error) => Problem::Source(error),
+            },
+        };
+        (vec![], self.failed(Some(watching.cursor), problem))
+    }
+
+    /// Connects with the files of now, and resumes there. The open stream goes on
+    /// if that fails: files that are wrong cost nothing before it breaks.
+    async fn change_connection(&mut self, watching: Watching<S::Watch>) -> State<S::Watch> {
+        let changed = timeout(self.timing.audit_limit, self.source.connect()).await;
+        let problem = match changed {
+            Ok(Ok(())) if watching.cursor.witness.is_some() => {
+                tracing::info!("connected anew, with the files that were changed");
+                return State::Opening { cursor: watching.cursor, resumed: true };
+            }
+            Ok(Ok(())) => return State::Listing { begun: None },
+            Ok(Err(error)) => Problem::Source(error),
+            Err(_) => Problem::Dead(self.timing.audit_limit),
+        };
+        self.look_at = Instant::now() + self.timing.backoff_max;
+        self.outage.log(&problem, self.timing.backoff_max);
+        State::Watching(watching)
+    }
+
+    /// Lists everything as it was at the cursor, while the stream's messages wait,
+    /// and tells the list as a whole.
+    async fn audit(&mut self, watching: Watching<S::Watch>) -> (Vec<Event>, State<S::Watch>) {
+        self.put_off_audit();
+        let (at, limit) = (watching.cursor.head, self.timing.audit_limit);
+        let mut listed = Listed { cursor: watching.cursor.clone(), last_key: None };
+        let mut events = vec![Event::Audit, Event::Init];
+        let listing = async {
+            loop {
+                let (puts, now_listed, more) = self.read_page(Some(listed)).await?;
+                events.extend(puts);
+                listed = now_listed;
+                if !more {
+                    return Ok(());
+                }
+            }
+        };
+        let problem = match timeout(limit, listing).await {
+            Ok(Ok(())) => {
+                events.push(Event::InitDone { revision: at.revision });
+                return self.end_audit(watching, events).await;
+            }
+            // It is so long ago that something changed here that nobody remembers.
+            Ok(Err(Problem::Source(error))) if S::history_is_lost(&error) => {
+                return (vec![], State::Listing { begun: None });
+            }
+            Ok(Err(problem @ Problem::Restored { .. })) => {
+                return (vec![], self.failed(None, problem));
+            }
+            Ok(Err(problem)) => problem,
+            Err(_) => Problem::Dead(limit),
+        };
+        tracing::warn!("an audit was given up: {}", with_causes(&problem));
+        (vec![], State::Watching(watching))
+    }
+
+    /// Tells an audit, unless the stream broke meanwhile: then the list may be of what
+    /// was put in the place of the source.
+    async fn end_audit(
+        &mut self,
+        mut watching: Watching<S::Watch>,
+        mut events: Vec<Event>,
+    ) -> (Vec<Event>, State<S::Watch>) {
+        match timeout(Duration::ZERO, watching.watch.next()).await {
+            Ok(Ok(message)) => {
+                let (more, state) = self.receive(watching, message);
+                events.extend(more);
+                (events, state)
+            }
+            Ok(Err(error)) => (vec![], self.failed(Some(watching.cursor), Problem::Source(error))),
+            Err(_) => (events, State::Watching(watching)),
+        }
+    }
+
+    fn put_off_audit(&mut self) {
+        let wait = self.rng.random_range(self.timing.audit..=2 * self.timing.audit);
+        self.audit_at = Instant::now() + wait;
+    }
+
+    /// Takes a message of a stream.
     fn receive(
         &mut self,
-        watch: S::Watch,
-        cursor: Cursor,
-        since: Instant,
+        mut watching: Watching<S::Watch>,
         message: Message,
     ) -> (Vec<Event>, State<S::Watch>) {
-        match cursor.advance(message, self.source.progress_is_exact()) {
-            Ok((events, cursor)) => {
-                if since.elapsed() >= self.timing.settled {
+        watching.asked = false;
+        let Watching { cursor, proof, .. } = &mut watching;
+        match cursor.advance(message, self.source.progress_is_exact(), proof) {
+            Ok(events) => {
+                if watching.since.elapsed() >= self.timing.settled {
                     self.outage.end();
                 }
-                (events, State::Watching { watch, cursor, since, asked: false })
+                (events, State::Watching(watching))
             }
-            Err(problem) => (vec![], self.failed(Some(cursor), problem)),
+            Err(problem) => (vec![], self.failed(Some(watching.cursor), problem)),
         }
     }
 
     /// Backs off after `problem`; keeps the cursor, if it is still of use.
     fn failed(&mut self, cursor: Option<Cursor>, problem: Problem<S::Error>) -> State<S::Watch> {
         let cursor = match &problem {
-            Problem::Compacted { .. } | Problem::Restored { .. } => None,
+            Problem::Compacted { .. } | Problem::Restored { .. } | Problem::Foreign(_) => None,
             Problem::Source(error) if S::history_is_lost(error) => None,
-            Problem::Source(_) | Problem::Canceled(_) | Problem::Dead(_) => cursor,
+            Problem::Source(_)
+            | Problem::Canceled(_)
+            | Problem::Behind { .. }
+            | Problem::Dead(_) => cursor,
         };
-        let delay = self.outage.delay(&self.timing, &mut self.rng);
+        let mut delay = self.outage.delay(&self.timing, &mut self.rng);
+        if let Problem::Source(error) = &problem
+            && S::is_refusal(error)
+        {
+            let longest = self.timing.backoff_max;
+            delay = self.rng.random_range(longest / 2..=longest);
+        }
         self.outage.log(&problem, delay);
         State::Failed { cursor, delay }
-    }
-}
-
-impl Cursor {
-    /// Refuses an answer that does not belong to this history: revisions never
-    /// go back, but where a source was restored from a backup or wiped.
-    fn check<E: Error>(self, cluster_id: u64, revision: i64) -> Result<(), Problem<E>> {
-        let found = Cursor { cluster_id, revision };
-        if cluster_id != self.cluster_id || revision < self.revision {
-            return Err(Problem::Restored { cursor: self, found });
-        }
-        Ok(())
-    }
-
-    /// What `message` says on a stream that has delivered everything up to
-    /// this cursor, and the cursor after it. Nothing but what the stream itself
-    /// delivered moves the cursor: a header's revision is the source's, not the
-    /// stream's, and a change between the two would be lost by a resume.
-    fn advance<E: Error>(
-        self,
-        message: Message,
-        progress_is_exact: bool,
-    ) -> Result<(Vec<Event>, Cursor), Problem<E>> {
-        let Message { cluster_id, revision, compact_revision, canceled, created, changes } =
-            message;
-        if compact_revision != 0 {
-            let wanted = self.revision + 1;
-            return Err(Problem::Compacted { wanted, compact_revision });
-        }
-        if let Some(reason) = canceled {
-            return Err(Problem::Canceled(reason));
-        }
-        self.check(cluster_id, revision)?;
-        if changes.is_empty() {
-            if created {
-                return Ok((vec![], self));
-            }
-            let revision = if progress_is_exact { revision } else { self.revision };
-            return Ok((vec![Event::Progress { revision }], Cursor { cluster_id, revision }));
-        }
-        let newest = changes.iter().map(|change| change.mod_revision).max();
-        let events = changes
-            .into_iter()
-            // Some versions of etcd send a change twice, or older ones than
-            // were asked for.
-            .filter(|change| change.mod_revision > self.revision)
-            .map(|Change { key, value, mod_revision }| match value {
-                Some(value) => Event::Put { key, value, mod_revision },
-                None => Event::Delete { key, mod_revision },
-            })
-            .collect();
-        let revision = newest.map_or(self.revision, |newest| newest.max(self.revision));
-        Ok((events, Cursor { cluster_id, revision }))
     }
 }
 

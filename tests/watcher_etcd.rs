@@ -4,155 +4,23 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use etcd_client::Client;
-use ipconfig::config::{EtcdConfig, TlsConfig};
-use ipconfig::etcd::{Connection, Connector, EtcdError, EtcdSource};
-use ipconfig::watcher::{self, Event, PageRequest, Source, Timing, Watch, WatchState};
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
+use etcd_client::{Client, DeleteOptions, Txn, TxnOp};
+use ipconfig::config::EtcdConfig;
+use ipconfig::etcd::{Connection, Connector, EtcdSource};
+use ipconfig::watcher::{Event, PageRequest, Source, Timing, Watch, WatchState};
+use support::follower::{Follower, SOON, TIMING, config, texts};
+use support::wire::{Weather, Wire};
 use support::{Etcd, Link, free_port, wait_until};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-
-const SOON: Duration = Duration::from_secs(15);
-
-/// As in production, but for the patience.
-const TIMING: Timing = Timing {
-    idle: Duration::from_millis(300),
-    answer: Duration::from_secs(2),
-    backoff_base: Duration::from_millis(50),
-    backoff_max: Duration::from_millis(500),
-    settled: Duration::from_secs(1),
-};
-
-fn config(endpoints: &[String]) -> EtcdConfig {
-    EtcdConfig { endpoints: endpoints.to_vec(), prefix: "/t".into(), ..EtcdConfig::default() }
-}
 
 async fn connect(etcd: &Etcd) -> Connection {
     let connection = Connector::new(&config(&[etcd.endpoint()])).connect().await;
     connection.expect("a connection to a private etcd")
 }
 
-/// Follows `/t/` and keeps what the events amount to.
-struct Follower {
-    seen: Arc<Mutex<Seen>>,
-    tasks: [JoinHandle<()>; 2],
-}
-
-#[derive(Default)]
-struct Seen {
-    keys: BTreeMap<String, String>,
-    list: Option<BTreeMap<String, String>>,
-    events: Vec<Event>,
-}
-
-impl Seen {
-    fn apply(&mut self, event: Event) {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        match &event {
-            Event::Init => self.list = Some(BTreeMap::new()),
-            Event::InitDone { .. } => self.keys = self.list.take().expect("a list that began"),
-            Event::Put { key, value, .. } => {
-                let keys = self.list.as_mut().unwrap_or(&mut self.keys);
-                keys.insert(text(key), text(value));
-            }
-            Event::Delete { key, .. } => {
-                self.keys.remove(&text(key));
-            }
-            Event::State(_) | Event::Progress { .. } => {}
-        }
-        self.events.push(event);
-    }
-
-    fn state(&self) -> Option<WatchState> {
-        let state =
-            |event: &Event| if let Event::State(state) = event { Some(*state) } else { None };
-        self.events.iter().rev().find_map(state)
-    }
-}
-
-impl Follower {
-    fn start(endpoints: &[String]) -> Self {
-        Self::of(&config(endpoints))
-    }
-
-    fn of(config: &EtcdConfig) -> Self {
-        let (sender, mut receiver) = mpsc::channel(64);
-        let source = EtcdSource::new(config);
-        let rng = SmallRng::seed_from_u64(1);
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let applied = Arc::clone(&seen);
-        let read = async move {
-            while let Some(event) = receiver.recv().await {
-                applied.lock().unwrap().apply(event);
-            }
-        };
-        let watch = watcher::run(source, TIMING, rng, sender);
-        Self { seen, tasks: [tokio::spawn(watch), tokio::spawn(read)] }
-    }
-
-    async fn wait_for(&self, what: &str, condition: impl Fn(&Seen) -> bool) {
-        wait_until(what, SOON, async || condition(&self.seen.lock().unwrap())).await;
-    }
-
-    async fn wait_for_key(&self, key: &str, value: &str) {
-        let what = format!("{key} = {value}");
-        self.wait_for(&what, |seen| seen.keys.get(key).is_some_and(|found| found == value)).await;
-    }
-
-    fn keys(&self) -> BTreeMap<String, String> {
-        self.seen.lock().unwrap().keys.clone()
-    }
-
-    fn count(&self, condition: impl Fn(&Event) -> bool) -> usize {
-        self.seen.lock().unwrap().events.iter().filter(|event| condition(event)).count()
-    }
-
-    fn lists(&self) -> usize {
-        self.count(|event| matches!(event, Event::Init))
-    }
-
-    /// The changes since the last list, in order: `+key` and `-key`.
-    fn changes(&self) -> Vec<String> {
-        let seen = self.seen.lock().unwrap();
-        let text = |sign: char, key: &[u8]| format!("{sign}{}", String::from_utf8_lossy(key));
-        let mut changes = vec![];
-        for event in &seen.events {
-            match event {
-                Event::InitDone { .. } => changes.clear(),
-                Event::Put { key, .. } => changes.push(text('+', key)),
-                Event::Delete { key, .. } => changes.push(text('-', key)),
-                _ => {}
-            }
-        }
-        changes
-    }
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
-    }
-}
-
 fn keys(expected: &[(&str, &str)]) -> BTreeMap<String, String> {
     expected.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
-}
-
-/// The whole error as it is logged and debugged.
-fn texts(error: &EtcdError) -> String {
-    let mut texts = format!("{error:?} {error}");
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(error) = cause {
-        texts.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    texts
 }
 
 #[tokio::test]
@@ -372,6 +240,120 @@ async fn an_etcd_that_was_wiped_is_listed_and_its_old_keys_are_gone() {
     follower.wait_for_key("/t/newer", "1").await;
 }
 
+/// Follows, loses sight of etcd while `replace` puts another history in its place that
+/// then goes further than the one before, and sees it again.
+async fn replaced_in_secret(mut replace: impl AsyncFnMut(&mut Etcd)) -> (Follower, Etcd) {
+    let mut etcd = Etcd::start().await;
+    let link = Link::to(etcd.address()).await;
+    connect(&etcd).await.put("/t/stays", "1", None).await.unwrap();
+    etcd.save();
+    etcd.restart().await;
+    let writer = connect(&etcd).await;
+    writer.put("/t/old", "1", None).await.unwrap();
+    let before = writer.put("/t/older", "1", None).await.unwrap();
+    let follower = Follower::start(&[link.endpoint()]);
+    follower.wait_for_key("/t/older", "1").await;
+    follower.wait_for("it watches", |seen| seen.state() == Some(WatchState::Watching)).await;
+
+    link.cut();
+    follower.wait_for("the cut is noticed", |seen| seen.state() == Some(WatchState::Backoff)).await;
+    replace(&mut etcd).await;
+    let writer = connect(&etcd).await;
+    while writer.put("/t/new", "1", None).await.unwrap() < before + 3 {}
+    link.mend();
+    follower.wait_for_key("/t/new", "1").await;
+    follower.wait_for("the old keys are gone", |seen| !seen.keys.contains_key("/t/old")).await;
+    assert_eq!(follower.lists(), 2);
+    writer.put("/t/newer", "1", None).await.unwrap();
+    follower.wait_for_key("/t/newer", "1").await;
+    assert_eq!(follower.lists(), 2, "and watched after that");
+    (follower, etcd)
+}
+
+#[tokio::test]
+async fn an_etcd_that_was_wiped_and_has_overtaken_what_was_known_is_listed() {
+    // With the same flags, and so the same cluster id.
+    let (follower, _etcd) = replaced_in_secret(async |etcd: &mut Etcd| {
+        etcd.wipe();
+        etcd.restart().await;
+    })
+    .await;
+    assert_eq!(follower.keys(), keys(&[("/t/new", "1"), ("/t/newer", "1")]));
+}
+
+#[tokio::test]
+async fn an_etcd_that_was_restored_and_has_overtaken_what_was_known_is_listed() {
+    let (follower, _etcd) = replaced_in_secret(async |etcd: &mut Etcd| {
+        etcd.restore();
+        etcd.restart().await;
+    })
+    .await;
+    assert_eq!(follower.keys(), keys(&[("/t/new", "1"), ("/t/newer", "1"), ("/t/stays", "1")]));
+}
+
+#[tokio::test]
+async fn a_member_without_a_leader_is_left_and_nothing_is_lost_or_listed_again() {
+    let mut members = Etcd::start_three(&[]).await;
+    connect(&members[0]).await.put("/t/a", "1", None).await.unwrap();
+    let endpoints: Vec<_> = members.iter().map(Etcd::endpoint).collect();
+    let follower = Follower::start(&endpoints);
+    follower.wait_for_key("/t/a", "1").await;
+    follower.wait_for("it watches", |seen| seen.state() == Some(WatchState::Watching)).await;
+
+    // The one that it is connected to answers, and hears of nothing any more.
+    members[1].kill();
+    members[2].kill();
+    follower
+        .wait_for("the loss is noticed", |seen| seen.state() == Some(WatchState::Backoff))
+        .await;
+    members[1].restart().await;
+    connect(&members[1]).await.put("/t/a", "2", None).await.unwrap();
+    follower.wait_for_key("/t/a", "2").await;
+    follower.wait_for("it watches", |seen| seen.state() == Some(WatchState::Watching)).await;
+    assert_eq!(follower.lists(), 1);
+    assert_eq!(follower.changes(), ["+/t/a"]);
+}
+
+#[tokio::test]
+async fn a_stream_on_which_nothing_comes_through_is_left() {
+    let etcd = Etcd::start().await;
+    let wire = Wire::to(etcd.address()).await;
+    let writer = connect(&etcd).await;
+    writer.put("/t/a", "1", None).await.unwrap();
+    let follower = Follower::start(&[wire.endpoint(), etcd.endpoint()]);
+    follower.wait_for_key("/t/a", "1").await;
+    follower.wait_for("it watches", |seen| seen.state() == Some(WatchState::Watching)).await;
+    wire.set(Weather::Stalled);
+    writer.put("/t/a", "2", None).await.unwrap();
+    // By the other endpoint, long before TCP or the pings of HTTP/2 notice.
+    let noticed = async || follower.keys().get("/t/a").is_some_and(|it| it == "2");
+    wait_until("the change comes another way", Duration::from_secs(4), noticed).await;
+    assert_eq!(follower.changes(), ["+/t/a"]);
+    assert_eq!(follower.lists(), 1);
+}
+
+#[tokio::test]
+async fn an_audit_of_a_busy_etcd_finds_nothing_and_interrupts_nothing() {
+    let etcd = Etcd::start().await;
+    let writer = connect(&etcd).await;
+    let timing = Timing { audit: Duration::from_millis(50), ..TIMING };
+    let follower = Follower::with(&config(&[etcd.endpoint()]), timing);
+    for n in 0..2000 {
+        writer.put(&format!("/t/{}", n % 50), &*n.to_string(), None).await.unwrap();
+        if n % 3 == 0 {
+            writer.delete(&format!("/t/{}", n % 49)).await.unwrap();
+        }
+    }
+    writer.put("/t/last", "1", None).await.unwrap();
+    follower.wait_for_key("/t/last", "1").await;
+    let audits = follower.count(|event| *event == Event::Audit);
+    assert!(audits >= 5, "{audits} audits");
+    assert_eq!(follower.lists(), 1 + audits);
+    assert_eq!(follower.seen.lock().unwrap().audit_differences, 0);
+    let backoff = |event: &Event| *event == Event::State(WatchState::Backoff);
+    assert_eq!(follower.count(backoff), 0);
+}
+
 #[tokio::test]
 async fn an_idle_etcd_is_told_from_one_that_hangs() {
     let etcd = Etcd::start().await;
@@ -427,7 +409,7 @@ async fn an_unreachable_etcd_is_an_error_that_names_it_and_may_be_tried_again() 
 }
 
 #[tokio::test]
-async fn answers_that_are_too_large_are_read_in_smaller_pages_and_never_watched() {
+async fn lists_that_are_too_large_are_read_in_smaller_pages_and_watches_come_in_parts() {
     let etcd = Etcd::start().await;
     let writer = connect(&etcd).await;
     let value = vec![b'x'; 1_400_000];
@@ -452,13 +434,67 @@ async fn answers_that_are_too_large_are_read_in_smaller_pages_and_never_watched(
     let wanted: Vec<_> = (0..20).map(|n| format!("/t/{n:02}").into_bytes()).collect();
     assert_eq!(found, wanted);
 
+    // All of it at once is more than a connection reads in one message.
     let mut watch = source.watch(first_revision.unwrap()).await.unwrap();
-    let error = loop {
-        if let Err(error) = watch.next().await {
-            break error;
+    let mut changed = vec![];
+    while changed.len() < 20 {
+        let message = watch.next().await.unwrap();
+        assert_eq!(message.canceled, None);
+        changed.extend(message.changes.into_iter().map(|change| change.key));
+    }
+    assert_eq!(changed, wanted);
+}
+
+/// A transaction of so many keys of so many bytes.
+async fn put_at_once(etcd: &Etcd, keys: usize, bytes: usize, tag: &str) -> i64 {
+    let mut client = Client::connect([etcd.endpoint()], None).await.unwrap();
+    let put = |n| TxnOp::put(format!("/t/{n:03}"), format!("{tag}{n:>bytes$}"), None);
+    let txn = Txn::new().and_then((0..keys).map(put).collect::<Vec<_>>());
+    client.txn(txn).await.unwrap().header().unwrap().revision()
+}
+
+#[tokio::test]
+async fn a_revision_is_never_told_in_part_however_many_messages_it_came_in() {
+    // Messages are split where they grow larger than a request and 512 KiB.
+    let etcd = Etcd::start_with(&["--max-request-bytes", "100000"]).await;
+    let first = put_at_once(&etcd, 9, 10_000, "a").await;
+    let mut client = Client::connect([etcd.endpoint()], None).await.unwrap();
+    let mut last = first;
+    for n in 0..40 {
+        last = put_at_once(&etcd, 9, 10_000, &format!("b{n}")).await;
+    }
+    // A single revision that is larger than a message: keys leave at once.
+    let long = "x".repeat(20_000);
+    for n in 0..60 {
+        last = client
+            .put(format!("/t/{long}{n}"), "", None)
+            .await
+            .unwrap()
+            .header()
+            .unwrap()
+            .revision();
+    }
+    let options = DeleteOptions::new().with_prefix();
+    let gone = client.delete("/t/x", Some(options)).await.unwrap();
+    assert_eq!((gone.deleted(), gone.header().unwrap().revision()), (60, last + 1));
+
+    let mut source = EtcdSource::new(&config(&[etcd.endpoint()]));
+    source.connect().await.unwrap();
+    let mut watch = source.watch(first).await.unwrap();
+    let (mut seen, mut messages) = (BTreeMap::new(), 0);
+    let mut reached = 0;
+    while reached < last + 1 {
+        let message = watch.next().await.unwrap();
+        messages += usize::from(!message.changes.is_empty());
+        for change in &message.changes {
+            assert!(change.mod_revision > reached, "of a revision that was told before");
+            *seen.entry(change.mod_revision).or_insert(0) += 1;
         }
-    };
-    assert!(EtcdSource::history_is_lost(&error), "{}", texts(&error));
+        reached = message.changes.last().map_or(reached, |change| change.mod_revision);
+    }
+    let in_each: Vec<_> = seen.values().copied().collect();
+    assert_eq!(in_each, [vec![9; 41], vec![1; 60], vec![60]].concat());
+    assert!(messages > 3, "{messages} messages: nothing was split");
 }
 
 #[tokio::test]
@@ -495,111 +531,6 @@ async fn the_version_is_what_etcd_says() {
     let version = connect(&etcd).await.version().expect("a version").to_string();
     let said = etcd.ctl(&["endpoint", "status"]);
     assert!(said.contains(&format!(", {version}, ")), "{version} is not in {said}");
-}
-
-const PASSWORD: &str = "correct-horse";
-
-/// An etcd with a user `reader` that may read and write `/t/` only.
-async fn etcd_with_users() -> Etcd {
-    let etcd = Etcd::start().await;
-    for args in [
-        &["user", "add", "root:rootpw"][..],
-        &["user", "grant-role", "root", "root"],
-        &["user", "add", &format!("reader:{PASSWORD}")],
-        &["role", "add", "t"],
-        &["role", "grant-permission", "t", "readwrite", "/t/", "/t0"],
-        &["user", "grant-role", "reader", "t"],
-        &["auth", "enable"],
-    ] {
-        etcd.ctl(args);
-    }
-    etcd
-}
-
-fn user_config(etcd: &Etcd, password: &str) -> EtcdConfig {
-    let file = etcd.dir().join("password");
-    std::fs::write(&file, format!("{password}\n")).unwrap();
-    let password_file = path(&file);
-    EtcdConfig { username: "reader".into(), password_file, ..config(&[etcd.endpoint()]) }
-}
-
-fn path(path: &Path) -> String {
-    path.to_str().expect("a path of text").to_owned()
-}
-
-#[tokio::test]
-async fn a_token_that_etcd_forgot_is_replaced_without_an_error() {
-    let etcd = etcd_with_users().await;
-    let connection = Connector::new(&user_config(&etcd, PASSWORD)).connect().await.unwrap();
-    connection.put("/t/a", "1", None).await.unwrap();
-    // The end of a user is the end of its tokens.
-    for args in [
-        &["user", "delete", "reader"][..],
-        &["user", "add", &format!("reader:{PASSWORD}")],
-        &["user", "grant-role", "reader", "t"],
-    ] {
-        etcd.ctl(&[&["--user", "root:rootpw"], args].concat());
-    }
-    connection.put("/t/a", "2", None).await.unwrap();
-}
-
-#[tokio::test]
-async fn auth_failures_say_so_and_keep_the_password_to_themselves() {
-    let etcd = etcd_with_users().await;
-    let wrong = user_config(&etcd, "hunter2-wrong");
-    let error = Connector::new(&wrong).connect().await.err().unwrap();
-    assert!(error.is_auth_failure(), "{}", texts(&error));
-    assert!(!error.is_retryable(), "{}", texts(&error));
-    assert!(!texts(&error).contains("hunter2"), "{}", texts(&error));
-    assert!(!format!("{:?}", Connector::new(&wrong)).contains("hunter2"));
-
-    let elsewhere = EtcdConfig { prefix: "/secret".into(), ..user_config(&etcd, PASSWORD) };
-    let mut source = EtcdSource::new(&elsewhere);
-    source.connect().await.unwrap();
-    let error = source.list(PageRequest::default()).await.unwrap_err();
-    assert!(error.is_auth_failure(), "{}", texts(&error));
-    let mut watch = source.watch(1).await.unwrap();
-    let refused = watch.next().await.unwrap();
-    assert!(refused.canceled.is_some(), "{refused:?}");
-    assert!(refused.created, "etcd sets both, so neither may be looked at alone: {refused:?}");
-
-    let anonymous = Connector::new(&config(&[etcd.endpoint()])).connect().await.unwrap();
-    let error = anonymous.get("/t/a").await.unwrap_err();
-    assert!(error.is_auth_failure(), "{}", texts(&error));
-}
-
-#[tokio::test]
-async fn a_missing_password_file_is_named() {
-    let config = EtcdConfig {
-        username: "reader".into(),
-        password_file: "/nonexistent/password".into(),
-        ..config(&["http://127.0.0.1:1".to_owned()])
-    };
-    let error = Connector::new(&config).connect().await.err().unwrap();
-    assert!(texts(&error).contains("/nonexistent/password"), "{}", texts(&error));
-    assert!(!error.is_retryable());
-}
-
-#[tokio::test]
-async fn tls_takes_both_sides_certificates_from_the_configured_authority_alone() {
-    // Made for 127.0.0.1, for both sides, and valid for a hundred years.
-    let file = |name: &str| format!("{}/tests/support/tls/{name}", env!("CARGO_MANIFEST_DIR"));
-    let (ca, cert, key) = (file("ca.pem"), file("loopback.pem"), file("loopback.key"));
-    let flags = ["--cert-file", &cert, "--key-file", &key];
-    let flags = [&flags[..], &["--client-cert-auth", "--trusted-ca-file", &ca]].concat();
-    let etcd = Etcd::start_with(&flags).await;
-    let connect_with = async |tls: TlsConfig| {
-        Connector::new(&EtcdConfig { tls, ..config(&[etcd.endpoint()]) }).connect().await
-    };
-
-    let full = TlsConfig { ca: ca.clone(), cert, key };
-    let connection = connect_with(full.clone()).await.unwrap();
-    connection.put("/t/a", "1", None).await.unwrap();
-
-    let distrusting = connect_with(TlsConfig { ca: String::new(), ..full }).await.err().unwrap();
-    assert!(texts(&distrusting).contains("UnknownIssuer"), "{}", texts(&distrusting));
-    let anonymous = connect_with(TlsConfig { ca, ..TlsConfig::default() }).await.err().unwrap();
-    assert!(anonymous.is_retryable(), "{}", texts(&anonymous));
 }
 
 #[tokio::test]

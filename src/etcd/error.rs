@@ -33,6 +33,8 @@ pub(super) enum Cause {
     StreamEnded,
     #[error("the answer has no header")]
     NoHeader,
+    #[error("a revision came in parts, and not with all of them")]
+    TornRevision,
     #[error("the lease is gone")]
     LeaseGone,
     #[error("the configuration names no endpoint")]
@@ -68,7 +70,7 @@ impl EtcdError {
                 _ => status.message() == AUTH_STORE_IS_OLD,
             },
             Cause::Client(error) => matches!(error, etcd_client::Error::TransportError(_)),
-            Cause::Timeout(_) | Cause::StreamEnded => true,
+            Cause::Timeout(_) | Cause::StreamEnded | Cause::TornRevision => true,
             Cause::File { .. }
             | Cause::NoHeader
             | Cause::LeaseGone
@@ -132,6 +134,11 @@ const AUTH_STORE_IS_OLD: &str = "etcdserver: revision of auth store is old";
 const AUTH_NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
 const LEASE_EXISTS: &str = "etcdserver: lease already exists";
 const LEASE_NOT_FOUND: &str = "etcdserver: requested lease not found";
+
+/// Whether a call was made with a token from before a change of users or roles.
+pub(super) fn is_of_old_rights(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(status) if status.message() == AUTH_STORE_IS_OLD)
+}
 
 impl From<etcd_client::Error> for Cause {
     fn from(error: etcd_client::Error) -> Self {

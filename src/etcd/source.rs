@@ -4,13 +4,14 @@ use std::ops::Range;
 
 use etcd_client::{GetOptions, WatchOptions, WatchStream};
 use tonic::Code;
+use xxhash_rust::xxh64::Xxh64;
 
 use super::error::Cause;
 use super::{
-    Connection, Connector, EtcdError, PAGE_KEYS, REQUEST_TIMEOUT, Version, call, first_after,
+    Connection, Connector, EtcdError, PAGE_KEYS, REQUEST_TIMEOUT, Version, again, call, first_after,
 };
 use crate::config::EtcdConfig;
-use crate::watcher::{Change, Message, Page, PageRequest, Record, Source, Watch};
+use crate::watcher::{Change, Head, Message, Page, PageRequest, Record, Source, Watch};
 
 /// A range of keys, for the watcher.
 pub struct EtcdSource {
@@ -71,9 +72,27 @@ impl Source for EtcdSource {
     type Watch = EtcdWatch;
 
     async fn connect(&mut self) -> Result<(), EtcdError> {
-        self.connection = None;
         self.connection = Some(self.connector.connect().await?);
         Ok(())
+    }
+
+    /// By a read that etcd answers when a majority of its members is known to
+    /// have no more, and this one has it all.
+    async fn newest(&mut self) -> Result<Head, EtcdError> {
+        let connection = self.connection("read the revision of")?;
+        let all = self.all();
+        let options = GetOptions::new().with_range(all.end).with_limit(1).with_keys_only();
+        let action = self.action("read the revision of");
+        let start = all.start;
+        let read = again!(connection.kv, |kv, start, options| kv.get(start, Some(options)));
+        let Some(header) = connection.call(&*action, read).await?.take_header() else {
+            return Err(EtcdError::new(action, &connection.endpoint, Cause::NoHeader));
+        };
+        Ok(Head { cluster_id: header.cluster_id(), revision: header.revision() })
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.connector.is_outdated()
     }
 
     async fn list(&mut self, page: PageRequest) -> Result<Page, EtcdError> {
@@ -112,17 +131,18 @@ impl Source for EtcdSource {
         }
     }
 
-    /// One stream for the whole range. Without fragments: the client does not
-    /// tell which one is the last, and a cursor that moved between two of them
-    /// would step over the rest of a revision.
+    /// One stream for the whole range.
     async fn watch(&mut self, from_revision: i64) -> Result<EtcdWatch, EtcdError> {
         let Connection { mut watch, endpoint, .. } = self.connection("watch")?;
         let all = self.all();
-        let options = WatchOptions::new().with_range(all.end).with_start_revision(from_revision);
+        let options = WatchOptions::new()
+            .with_range(all.end)
+            .with_start_revision(from_revision)
+            .with_fragment();
         let opened = watch.watch(all.start, Some(options));
         let action = self.action("watch");
         let stream = call(action.clone(), &endpoint, REQUEST_TIMEOUT, opened).await?;
-        Ok(EtcdWatch { stream, action, endpoint })
+        Ok(EtcdWatch { stream, action, endpoint, assembly: Assembly::default() })
     }
 
     fn progress_is_exact(&self) -> bool {
@@ -134,6 +154,10 @@ impl Source for EtcdSource {
     fn history_is_lost(error: &EtcdError) -> bool {
         error.code() == Some(Code::OutOfRange)
     }
+
+    fn is_refusal(error: &EtcdError) -> bool {
+        error.is_auth_failure()
+    }
 }
 
 /// The keys of a prefix from one rest to another.
@@ -142,9 +166,23 @@ fn range(prefix: &str, first: &str, end: &str) -> Range<Vec<u8>> {
 }
 
 fn record(kv: etcd_client::KeyValue) -> Record {
-    let mod_revision = kv.mod_revision();
+    let (mod_revision, mark) = (kv.mod_revision(), mark(&kv));
     let (key, value) = kv.into_key_value();
-    Record { key, value, mod_revision }
+    Record { key, value, mod_revision, mark }
+}
+
+/// A lease's id is a random number, more or less, and so tells registrations apart
+/// that are otherwise the same.
+fn mark(kv: &etcd_client::KeyValue) -> u64 {
+    let mut hash = Xxh64::new(0);
+    for bytes in [kv.key(), kv.value()] {
+        hash.update(&bytes.len().to_le_bytes());
+        hash.update(bytes);
+    }
+    for number in [kv.create_revision(), kv.mod_revision(), kv.version(), kv.lease()] {
+        hash.update(&number.to_le_bytes());
+    }
+    hash.digest()
 }
 
 /// A stream of changes under a prefix.
@@ -152,6 +190,7 @@ pub struct EtcdWatch {
     stream: WatchStream,
     action: String,
     endpoint: String,
+    assembly: Assembly,
 }
 
 impl EtcdWatch {
@@ -164,24 +203,64 @@ impl Watch for EtcdWatch {
     type Error = EtcdError;
 
     async fn next(&mut self) -> Result<Message, EtcdError> {
-        let answer = match self.stream.message().await {
-            Ok(Some(answer)) => answer,
-            Ok(None) => return Err(self.failed(Cause::StreamEnded)),
-            Err(error) => return Err(self.failed(error)),
-        };
-        let Some(header) = answer.header() else { return Err(self.failed(Cause::NoHeader)) };
-        Ok(Message {
-            cluster_id: header.cluster_id(),
-            revision: header.revision(),
-            compact_revision: answer.compact_revision(),
-            canceled: answer.canceled().then(|| answer.cancel_reason().to_owned()),
-            created: answer.created(),
-            changes: answer.events().iter().filter_map(|event| event.kv()).map(change).collect(),
-        })
+        loop {
+            let answer = match self.stream.message().await {
+                Ok(Some(answer)) => answer,
+                Ok(None) => return Err(self.failed(Cause::StreamEnded)),
+                Err(error) => return Err(self.failed(error)),
+            };
+            let Some(header) = answer.header() else { return Err(self.failed(Cause::NoHeader)) };
+            let changes = answer.events().iter().filter_map(|event| event.kv()).map(change);
+            let (changes, is_fragment) = (changes.collect::<Vec<_>>(), answer.0.fragment);
+            if self.assembly.is_torn_by(&changes) {
+                return Err(self.failed(Cause::TornRevision));
+            }
+            let Some(changes) = self.assembly.add(changes, is_fragment) else { continue };
+            return Ok(Message {
+                cluster_id: header.cluster_id(),
+                revision: header.revision(),
+                compact_revision: answer.compact_revision(),
+                canceled: answer.canceled().then(|| answer.cancel_reason().to_owned()),
+                created: answer.created(),
+                changes,
+            });
+        }
     }
 
     async fn request_progress(&mut self) -> Result<(), EtcdError> {
         self.stream.request_progress().await.map_err(|error| self.failed(error))
+    }
+}
+
+/// Puts revisions together that came in several messages. etcd splits a message
+/// where it grows larger than a request may be (1.5 MiB by default), also within a
+/// revision, and sends its parts one right after the other.
+#[derive(Debug, Default)]
+struct Assembly {
+    /// The last revision so far, which the next part may go on with.
+    open: Vec<Change>,
+}
+
+impl Assembly {
+    /// Whether a message with these changes cannot come next: another one came
+    /// between two parts, or the rest of a revision is missing.
+    fn is_torn_by(&self, changes: &[Change]) -> bool {
+        let next = changes.first().map(|change| change.mod_revision);
+        self.open.last().is_some_and(|open| next.is_none_or(|next| next < open.mod_revision))
+    }
+
+    /// Turns the changes of one message into those that are known to be whole
+    /// revisions now; `None` if there is nothing to tell yet.
+    fn add(&mut self, changes: Vec<Change>, is_fragment: bool) -> Option<Vec<Change>> {
+        let mut whole = std::mem::take(&mut self.open);
+        whole.extend(changes);
+        if is_fragment {
+            let last = whole.last().map(|change| change.mod_revision);
+            let end = whole.partition_point(|change| Some(change.mod_revision) < last);
+            self.open = whole.split_off(end);
+            return (!whole.is_empty()).then_some(whole);
+        }
+        Some(whole)
     }
 }
 
@@ -193,6 +272,7 @@ fn change(kv: &etcd_client::KeyValue) -> Change {
         key: kv.key().to_vec(),
         value: (kv.create_revision() != 0).then(|| kv.value().to_vec()),
         mod_revision: kv.mod_revision(),
+        mark: mark(kv),
     }
 }
 
@@ -200,6 +280,38 @@ fn change(kv: &etcd_client::KeyValue) -> Change {
 mod tests {
     use super::*;
     use crate::wire::Key;
+
+    fn changes(revisions: &[i64]) -> Vec<Change> {
+        let change = |&mod_revision| Change { key: vec![], value: None, mod_revision, mark: 0 };
+        revisions.iter().map(change).collect()
+    }
+
+    #[test]
+    fn a_revision_that_comes_in_parts_is_told_when_it_is_whole() {
+        let mut assembly = Assembly::default();
+        let mut told = vec![];
+        let parts: [&[i64]; 6] = [&[5, 5], &[5], &[5, 6, 7, 7], &[7], &[8], &[8, 9]];
+        for (n, part) in parts.into_iter().enumerate() {
+            let part = changes(part);
+            assert!(!assembly.is_torn_by(&part));
+            let whole = assembly.add(part, n + 1 < parts.len());
+            told.push(whole.map(|it| it.iter().map(|it| it.mod_revision).collect::<Vec<_>>()));
+        }
+        let wanted =
+            [None, None, Some(vec![5, 5, 5, 5, 6]), None, Some(vec![7, 7, 7]), Some(vec![8, 8, 9])];
+        assert_eq!(told, wanted);
+        assert!(assembly.open.is_empty());
+    }
+
+    #[test]
+    fn what_comes_between_two_parts_tears_the_revision() {
+        let mut assembly = Assembly::default();
+        assert!(!assembly.is_torn_by(&[]), "a sign of life, with nothing under way");
+        assembly.add(changes(&[5, 6]), true);
+        assert!(assembly.is_torn_by(&[]), "a sign of life is not the rest of it");
+        assert!(assembly.is_torn_by(&changes(&[5])));
+        assert!(!assembly.is_torn_by(&changes(&[6])));
+    }
 
     #[test]
     fn the_exporter_s_range_holds_exporters_and_instances_and_nothing_else() {

@@ -103,7 +103,7 @@ impl Fleet {
                 Err(_) => self.rejects.forget_except(&printable(&path), &[]),
             },
             Event::InitDone { .. } => return self.finish_list(),
-            Event::Progress { .. } => {}
+            Event::Audit | Event::Progress { .. } => {}
         }
         Vec::new()
     }

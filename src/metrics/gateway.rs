@@ -356,7 +356,14 @@ impl Page {
             reasons,
         );
         let (reports, malformed_reports) = board.report_counts();
+        let audits = status.map(|status| status.audits).unwrap_or_default();
         let counters = [
+            ("audits", "Lists of all keys that were compared with what was known", audits.complete),
+            (
+                "audit_differences",
+                "Keys that an audit found to differ, and put right",
+                audits.differences,
+            ),
             ("in_band_reports", "Load reports in responses that were taken", reports),
             (
                 "in_band_reports_malformed",

@@ -546,6 +546,27 @@ fn a_list_replaces_even_with_lower_revisions() {
 }
 
 #[test]
+fn an_audit_counts_what_it_puts_right_and_a_list_counts_nothing() {
+    let mut world = Fixture::new(&[]);
+    let keys = ["a", "b", "c", "d"].map(|id| instance_key("chat", id));
+    let value = |id: &str, port| wire::encode_instance(&instance(id, port));
+    let [a, b, c, d] = &keys;
+    world.list(10, &[(a, value("a", 1), 3), (b, value("b", 2), 4), (c, value("c", 3), 5)]);
+    assert_eq!(world.registry.audits(), audits::Figures::default());
+    world.apply(Event::Audit);
+    world.list(10, &[(a, value("a", 1), 3), (b, value("b", 2), 4), (c, value("c", 3), 5)]);
+    assert_eq!(world.registry.audits(), audits::Figures { complete: 1, differences: 0 });
+
+    // `b` is another one, `c` is gone, `d` was missed.
+    world.apply(Event::Audit);
+    world.list(10, &[(a, value("a", 1), 3), (b, value("b", 9), 8), (d, value("d", 4), 7)]);
+    assert_eq!(world.registry.audits(), audits::Figures { complete: 2, differences: 3 });
+    assert_eq!(world.ids(), ["a", "b", "d"]);
+    world.list(20, &[(a, value("a", 1), 3)]);
+    assert_eq!(world.registry.audits(), audits::Figures { complete: 2, differences: 3 });
+}
+
+#[test]
 fn an_older_event_changes_nothing_also_after_a_delete() {
     let mut fixture = Fixture::new(&[]);
     let key = instance_key("chat", "a");

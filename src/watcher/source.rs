@@ -13,8 +13,9 @@ pub trait Source {
     /// An open stream of changes.
     type Watch: Watch<Error = Self::Error>;
 
-    /// Gives up the connection, if there is one, and connects again: to the
-    /// next endpoint, if there are several.
+    /// Connects to the next endpoint, if there are several, in place of the
+    /// connection that there is. Where that fails, it stays; streams that were
+    /// opened on it stay in any case.
     fn connect(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Reads a part of all keys, in the order of the keys.
@@ -27,6 +28,15 @@ pub trait Source {
         from_revision: i64,
     ) -> impl Future<Output = Result<Self::Watch, Self::Error>> + Send;
 
+    /// How far the source has come, by the word of all its members and not of the
+    /// one that is asked: a member that lags does not answer before it is there.
+    fn newest(&mut self) -> impl Future<Output = Result<Head, Self::Error>> + Send;
+
+    /// Whether the files that the connection was made with are others by now.
+    fn is_outdated(&self) -> bool {
+        false
+    }
+
     /// Whether a progress message's revision is a promise that every change up
     /// to it was delivered.
     fn progress_is_exact(&self) -> bool;
@@ -34,6 +44,10 @@ pub trait Source {
     /// Whether `error` means that the source cannot tell what came after the
     /// revision that was asked for, so that only a list helps.
     fn history_is_lost(error: &Self::Error) -> bool;
+
+    /// Whether `error` means that the source refuses whoever asks, and will until
+    /// somebody changes that, so that asking soon is of no use.
+    fn is_refusal(error: &Self::Error) -> bool;
 }
 
 /// An open stream of changes.
@@ -47,6 +61,15 @@ pub trait Watch {
 
     /// Asks for a message without changes, as a sign of life.
     fn request_progress(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
+}
+
+/// How far a source has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Whose revisions these are; another number is another history.
+    pub cluster_id: u64,
+    /// The last one.
+    pub revision: i64,
 }
 
 /// Which part of a list is asked for.
@@ -80,6 +103,8 @@ pub struct Record {
     pub value: Vec<u8>,
     /// When it was written.
     pub mod_revision: i64,
+    /// See [`Change::mark`].
+    pub mark: u64,
 }
 
 /// What a stream says. More than one of the parts may be set: the watcher
@@ -111,4 +136,7 @@ pub struct Change {
     pub value: Option<Vec<u8>>,
     /// When it changed.
     pub mod_revision: i64,
+    /// A hash of all that is known of the write. What was written at this revision
+    /// in another history has another one.
+    pub mark: u64,
 }

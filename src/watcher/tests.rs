@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -9,10 +10,13 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout_at};
+use xxhash_rust::xxh64::xxh64;
 
 use super::*;
 
 const CLUSTER: u64 = 0xc1;
+
+const WRONG_PASSWORD: &str = "wrong password";
 
 #[derive(Debug, Error)]
 #[error("{text}")]
@@ -55,6 +59,11 @@ enum Call {
 struct Script {
     answers: Arc<Mutex<VecDeque<Answer>>>,
     calls: Arc<Mutex<Vec<(Duration, Call)>>>,
+    /// What the source says of itself, in turn; then that it is at the last revision
+    /// that there can be.
+    heads: Arc<Mutex<VecDeque<Head>>>,
+    /// Whether its files changed, until it connects.
+    is_outdated: Arc<AtomicBool>,
     began: Instant,
     progress_is_exact: bool,
 }
@@ -64,9 +73,16 @@ impl Script {
         Self {
             answers: Arc::new(Mutex::new(answers.into_iter().collect())),
             calls: Arc::default(),
+            heads: Arc::default(),
+            is_outdated: Arc::default(),
             began: Instant::now(),
             progress_is_exact: true,
         }
+    }
+
+    fn with_head(self, cluster_id: u64, revision: i64) -> Self {
+        self.heads.lock().unwrap().push_back(Head { cluster_id, revision });
+        self
     }
 
     fn with_untrusted_progress(self) -> Self {
@@ -132,7 +148,12 @@ impl Source for Script {
 
     async fn connect(&mut self) -> Result<(), TestError> {
         match self.answer(Call::Connect).await {
-            Answer::Connect(answer) => answer,
+            Answer::Connect(answer) => {
+                if answer.is_ok() {
+                    self.is_outdated.store(false, Relaxed);
+                }
+                answer
+            }
             _ => panic!("the watcher connects where the script does not: {:?}", self.calls()),
         }
     }
@@ -155,12 +176,25 @@ impl Source for Script {
         }
     }
 
+    async fn newest(&mut self) -> Result<Head, TestError> {
+        let head = self.heads.lock().unwrap().pop_front();
+        Ok(head.unwrap_or(Head { cluster_id: CLUSTER, revision: i64::MAX }))
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.is_outdated.load(Relaxed)
+    }
+
     fn progress_is_exact(&self) -> bool {
         self.progress_is_exact
     }
 
     fn history_is_lost(error: &TestError) -> bool {
         error.history_is_lost
+    }
+
+    fn is_refusal(error: &TestError) -> bool {
+        error.text == WRONG_PASSWORD
     }
 }
 
@@ -216,6 +250,7 @@ fn page(revision: i64, keys: &[(&str, i64)], more: bool) -> Page {
         key: key.into(),
         value: b"v".to_vec(),
         mod_revision,
+        mark: mark(key, mod_revision),
     };
     Page { cluster_id: CLUSTER, revision, records: keys.iter().map(record).collect(), more }
 }
@@ -236,6 +271,11 @@ fn puts(key: &str, revision: i64) -> Message {
     changes(revision, [change(key, Some("v"), revision)])
 }
 
+/// As a stream says it that resumes at what is past.
+fn replays(key: &str, revision: i64) -> Message {
+    Message { revision: 100, ..puts(key, revision) }
+}
+
 fn deletes(key: &str, revision: i64) -> Message {
     changes(revision, [change(key, None, revision)])
 }
@@ -245,7 +285,12 @@ fn changes(revision: i64, changes: impl IntoIterator<Item = Change>) -> Message 
 }
 
 fn change(key: &str, value: Option<&str>, mod_revision: i64) -> Change {
-    Change { key: key.into(), value: value.map(Into::into), mod_revision }
+    let mark = mark(key, mod_revision);
+    Change { key: key.into(), value: value.map(Into::into), mod_revision, mark }
+}
+
+fn mark(key: &str, mod_revision: i64) -> u64 {
+    xxh64(key.as_bytes(), mod_revision as u64)
 }
 
 fn breaks() -> Say {
@@ -349,12 +394,12 @@ async fn a_broken_stream_resumes_after_its_last_event_without_a_list() {
         watches([Say::Message(created(10)), Say::Message(puts("b", 14)), breaks()]),
         Answer::Connect(error("connection refused")),
         connects(),
-        watches([Say::Message(created(15)), Say::Message(deletes("a", 15))]),
+        watches([created(15), puts("b", 14), deletes("a", 15)].map(Say::Message)),
     ]);
     let events = script.facts_within(SECOND).await;
     let wanted = [Event::Init, put("a", 3), init_done(10), put("b", 14), delete("a", 15)];
     assert_eq!(events, wanted);
-    assert_eq!(script.watched_from(), [11, 15]);
+    assert_eq!(script.watched_from(), [11, 14], "with the last one, to know the history by");
 }
 
 #[tokio::test(start_paused = true)]
@@ -367,7 +412,7 @@ async fn each_change_of_state_is_told_once() {
         lists(10, &[("b", 3)]),
         watches([Say::Message(created(10)), Say::Message(puts("b", 14)), breaks()]),
         connects(),
-        watches([Say::Message(created(14))]),
+        watches([Say::Message(created(14)), Say::Message(puts("b", 14))]),
     ]);
     let events = script.events_within(SECOND).await;
     let states: Vec<_> = events
@@ -400,7 +445,7 @@ async fn a_compacted_cursor_is_dropped_and_everything_listed_again() {
     let first = [Event::Init, put("a", 3), put("b", 4), init_done(10)];
     let second = [Event::Init, put("b", 4), init_done(60)];
     assert_eq!(events, [&first[..], &second].concat());
-    assert_eq!(script.watched_from(), [11, 11, 61], "50 is where history begins, not a cursor");
+    assert_eq!(script.watched_from(), [11, 4, 61], "50 is where history begins, not a cursor");
 }
 
 #[tokio::test(start_paused = true)]
@@ -427,7 +472,7 @@ async fn a_watch_that_is_canceled_when_it_is_created_was_never_open() {
     };
     let script = Script::new([
         connects(),
-        lists(10, &[]),
+        lists(10, &[("a", 3)]),
         watches([refused()]),
         connects(),
         watches([refused(), Say::Message(puts("never", 11))]),
@@ -435,7 +480,7 @@ async fn a_watch_that_is_canceled_when_it_is_created_was_never_open() {
     let events = script.events_within(SECOND).await;
     assert!(!events.contains(&Event::State(WatchState::Watching)), "{events:?}");
     assert!(!events.contains(&put("never", 11)), "{events:?}");
-    assert_eq!(script.watched_from(), [11, 11], "being refused costs no cursor");
+    assert_eq!(script.watched_from(), [11, 3], "being refused costs no cursor");
 }
 
 #[tokio::test(start_paused = true)]
@@ -449,7 +494,7 @@ async fn a_watch_that_is_canceled_later_resumes() {
         watches([Say::Message(created(14))]),
     ]);
     assert_eq!(script.facts_within(SECOND).await, [Event::Init, init_done(10), put("a", 14)]);
-    assert_eq!(script.watched_from(), [11, 15]);
+    assert_eq!(script.watched_from(), [11, 14]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -473,7 +518,7 @@ async fn a_stream_that_does_not_answer_is_dead_after_5_s_and_5_s_and_resumes_els
         lists(10, &[]),
         watches([Say::Message(created(10)), Say::After(3 * SECOND, puts("a", 12))]),
         connects(),
-        watches([Say::Message(created(12))]),
+        watches([Say::Message(created(12)), Say::Message(puts("a", 12))]),
     ]);
     let events = script.facts_within(14 * SECOND).await;
     assert_eq!(events, [Event::Init, init_done(10), put("a", 12)]);
@@ -482,7 +527,7 @@ async fn a_stream_that_does_not_answer_is_dead_after_5_s_and_5_s_and_resumes_els
     assert_eq!(connects.len(), 2, "{connects:?}");
     assert!(connects[1] >= 13 * SECOND, "{connects:?}");
     assert!(connects[1] <= 13 * SECOND + Timing::default().backoff_base, "{connects:?}");
-    assert_eq!(script.watched_from(), [11, 13]);
+    assert_eq!(script.watched_from(), [11, 12]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -514,14 +559,14 @@ async fn a_watch_that_never_opens_is_dead() {
 async fn silence_does_not_move_the_cursor() {
     let script = Script::new([
         connects(),
-        lists(10, &[]),
+        lists(10, &[("a", 3)]),
         // The source is at 90 already: what is between was not delivered yet.
         watches([Say::Message(created(90))]),
         connects(),
-        watches([Say::Message(created(95)), Say::Message(puts("a", 50))]),
+        watches([created(95), replays("a", 3), replays("a", 50)].map(Say::Message)),
     ]);
     let events = script.facts_within(12 * SECOND).await;
-    assert_eq!(script.watched_from(), [11, 11], "neither the header nor the wait moves it");
+    assert_eq!(script.watched_from(), [11, 3], "neither the header nor the wait moves it");
     assert_eq!(events.last(), Some(&put("a", 50)));
 }
 
@@ -536,21 +581,27 @@ async fn the_header_of_a_change_does_not_move_the_cursor() {
         watches([Say::Message(created(40))]),
     ]);
     script.facts_within(SECOND).await;
-    assert_eq!(script.watched_from(), [11, 13]);
+    assert_eq!(script.watched_from(), [11, 12]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn progress_moves_the_cursor_where_it_is_exact() {
     let script = Script::new([
         connects(),
-        lists(10, &[]),
+        lists(10, &[("a", 3)]),
         watches([Say::Message(created(10)), Say::OnceAsked(header(77)), breaks()]),
         connects(),
-        watches([Say::Message(created(77))]),
+        // Nothing changed between 3 and 77, so this is another history.
+        watches([created(90), replays("a", 3), replays("b", 77)].map(Say::Message)),
+        connects(),
+        lists(90, &[("a", 3), ("b", 77)]),
+        watches([Say::Message(created(90))]),
     ]);
     let events = script.facts_within(6 * SECOND).await;
-    assert_eq!(events, [Event::Init, init_done(10), progress(77)]);
-    assert_eq!(script.watched_from(), [11, 78]);
+    let first = [Event::Init, put("a", 3), init_done(10), progress(77)];
+    let second = [Event::Init, put("a", 3), put("b", 77), init_done(90)];
+    assert_eq!(events, [&first[..], &second].concat());
+    assert_eq!(script.watched_from(), [11, 3, 91]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -571,7 +622,7 @@ async fn progress_that_may_be_wrong_is_a_sign_of_life_and_nothing_else() {
     .with_untrusted_progress();
     let events = script.facts_within(6 * SECOND).await;
     assert_eq!(events, [Event::Init, init_done(10), progress(10), put("a", 60)]);
-    assert_eq!(script.watched_from(), [11, 61]);
+    assert_eq!(script.watched_from(), [11, 60]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -598,16 +649,232 @@ async fn a_source_whose_revisions_went_back_is_listed_again() {
         lists(500, &[("old", 400)]),
         watches([Say::Message(created(500)), breaks()]),
         connects(),
-        watches([Say::Message(created(2)), Say::Message(puts("never", 501))]),
         connects(),
         lists(3, &[("new", 2)]),
         watches([Say::Message(created(3))]),
-    ]);
+    ])
+    .with_head(CLUSTER, 2);
     let events = script.facts_within(SECOND).await;
     let first = [Event::Init, put("old", 400), init_done(500)];
     let second = [Event::Init, put("new", 2), init_done(3)];
     assert_eq!(events, [&first[..], &second].concat());
-    assert_eq!(script.watched_from(), [501, 501, 4]);
+    assert_eq!(script.watched_from(), [501, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_was_replaced_while_away_is_listed_again() {
+    let script = Script::new([
+        connects(),
+        lists(10, &[("old", 4)]),
+        watches([Say::Message(created(10)), breaks()]),
+        connects(),
+        connects(),
+        lists(90, &[("new", 2)]),
+        watches([Say::Message(created(90))]),
+    ])
+    .with_head(0xbad, 90);
+    let events = script.facts_within(SECOND).await;
+    let first = [Event::Init, put("old", 4), init_done(10)];
+    assert_eq!(events, [&first[..], &[Event::Init, put("new", 2), init_done(90)]].concat());
+    assert_eq!(script.watched_from(), [11, 91]);
+}
+
+/// After a list at 10 and the change of `a` at 12 the stream broke, and the next one
+/// says this.
+async fn resumed(says: impl IntoIterator<Item = Say>) -> (Script, Vec<Event>) {
+    let script = Script::new([
+        connects(),
+        lists(10, &[("b", 9)]),
+        watches([Say::Message(created(12)), Say::Message(puts("a", 12)), breaks()]),
+        connects(),
+        watches([Say::Message(created(90))].into_iter().chain(says)),
+        connects(),
+        lists(90, &[("c", 80)]),
+        watches([Say::Message(created(90))]),
+    ]);
+    let events = script.events_within(8 * SECOND).await;
+    assert_eq!(script.watched_from()[..2], [11, 12]);
+    (script, events)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_does_not_begin_with_what_was_delivered_last_is_of_another_history() {
+    let other = Change { mark: 1, ..change("a", Some("v"), 12) };
+    let stories: [(&str, Vec<Say>); 6] = [
+        ("another write", vec![Say::Message(changes(90, [other]))]),
+        ("another key", vec![Say::Message(puts("z", 12))]),
+        ("a later one", vec![Say::Message(puts("z", 13))]),
+        ("the same key later", vec![Say::Message(puts("a", 15))]),
+        ("progress", vec![Say::Message(header(90))]),
+        ("silence", vec![]),
+    ];
+    for (what, says) in stories {
+        let says = says.into_iter().chain([Say::Message(puts("never", 91))]);
+        let says: Vec<Say> = if what == "silence" { vec![] } else { says.collect() };
+        let (script, events) = resumed(says).await;
+        assert_eq!(script.watched_from(), [11, 12, 91], "{what}");
+        assert!(!events.contains(&put("never", 91)), "{what}: {events:?}");
+        let list = [Event::Init, put("c", 80), init_done(90)];
+        assert!(events.windows(3).any(|events| *events == list), "{what}: {events:?}");
+        let watching = events.iter().filter(|it| **it == Event::State(WatchState::Watching));
+        assert_eq!(watching.count(), 2, "{what}: it is not watched before that is known");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_begins_with_what_was_delivered_last_goes_on_and_does_not_repeat_it() {
+    // With others of its revision, and with older ones before it.
+    let again = [change("y", None, 12), change("a", Some("v"), 12), change("z", None, 13)];
+    let says = [replays("b", 9), changes(90, again), puts("c", 14)].map(Say::Message);
+    let (script, events) = resumed(says).await;
+    assert_eq!(script.watched_from(), [11, 12]);
+    let changes: Vec<_> = events.into_iter().skip_while(|it| *it != put("a", 12)).skip(1).collect();
+    let changes = changes.into_iter().filter(|event| !matches!(event, Event::State(_)));
+    assert_eq!(changes.take(2).collect::<Vec<_>>(), [delete("z", 13), put("c", 14)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_lags_is_left_and_nothing_goes_back() {
+    let script = Script::new([
+        connects(),
+        lists(10, &[("a", 9)]),
+        watches([Say::Message(created(10)), breaks()]),
+        connects(),
+        watches([Say::Message(created(5)), Say::Message(puts("never", 11))]),
+        connects(),
+        watches([created(12), replays("a", 9), puts("b", 12)].map(Say::Message)),
+    ]);
+    let events = script.facts_within(SECOND).await;
+    assert_eq!(events, [Event::Init, put("a", 9), init_done(10), put("b", 12)]);
+    assert_eq!(script.watched_from(), [11, 9, 9]);
+}
+
+// -------------------------------------------------------------------- audits
+
+/// Says something each 4 s, so that it is never asked.
+fn lives(first: i64) -> impl Iterator<Item = Say> {
+    let created = [Say::Message(created(first))];
+    let signs = (1..200).map(move |n| Say::After(4 * SECOND, puts("s", first + n)));
+    created.into_iter().chain(signs)
+}
+
+fn lists_of(script: &Script) -> Vec<(Duration, PageRequest)> {
+    let calls = script.calls.lock().unwrap();
+    let list = |(at, call): &(Duration, Call)| match call {
+        Call::List(page) => Some((*at, page.clone())),
+        _ => None,
+    };
+    calls.iter().filter_map(list).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_audit_lists_what_was_delivered_every_5_to_10_minutes_and_tells_it_whole() {
+    let audit = |more| Answer::List(Ok(page(i64::MAX, &[("a", 3)], more)));
+    let script = Script::new([
+        connects(),
+        lists(10, &[("a", 3)]),
+        watches(lives(10)),
+        audit(true),
+        audit(false),
+    ]);
+    let events = script.facts_within(660 * SECOND).await;
+    let [_, (at, first), (_, second)] = &lists_of(&script)[..] else { panic!("not two pages") };
+    assert!((300 * SECOND..=604 * SECOND).contains(at), "{at:?}");
+    let revision = 10 + i64::try_from(at.as_secs() / 4).unwrap();
+    assert_eq!(*first, PageRequest { revision: Some(revision), after: None });
+    assert_eq!(*second, PageRequest { revision: Some(revision), after: Some("a".into()) });
+    let begin = events.iter().position(|event| *event == Event::Audit).expect("an audit");
+    let told = [Event::Audit, Event::Init, put("a", 3), put("a", 3), init_done(revision)];
+    assert_eq!(events[begin..begin + 5], told);
+    assert_eq!(events[begin - 1], put("s", revision));
+    assert_eq!(events[begin + 5], put("s", revision + 1), "and the stream goes on");
+    assert_eq!(script.times_of(&Call::Connect).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn gateways_that_started_together_do_not_audit_together() {
+    let mut times = vec![];
+    for seed in 0..200 {
+        let rng = SmallRng::seed_from_u64(seed);
+        let mut watcher = Watcher::new(Script::new([]), Timing::default(), rng);
+        let now = Instant::now();
+        watcher.put_off_audit();
+        times.push((watcher.audit_at - now).as_secs());
+    }
+    times.sort();
+    assert!(times[0] >= 300 && times[199] <= 600, "{times:?}");
+    assert!(times[0] < 330 && times[100].abs_diff(450) < 40 && times[199] > 570, "{times:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_audit_that_fails_tells_nothing_and_costs_neither_stream_nor_change() {
+    let halfway = [Answer::List(Ok(page(i64::MAX, &[("a", 3)], true))), Answer::List(error("no"))];
+    let hangs = [];
+    for answers in [Vec::from(halfway), Vec::from(hangs)] {
+        let answers =
+            [connects(), lists(10, &[("a", 3)]), watches(lives(10))].into_iter().chain(answers);
+        let script = Script::new(answers);
+        let events = script.facts_within(660 * SECOND).await;
+        assert!(lists_of(&script).len() > 1, "there was one");
+        assert_eq!(events[..3], [Event::Init, put("a", 3), init_done(10)]);
+        let changes: Vec<_> = (11..11 + events.len() as i64 - 3).map(|n| put("s", n)).collect();
+        assert_eq!(events[3..], changes);
+        assert!(changes.len() > 160, "an audit that hangs is given up after 10 s");
+        assert_eq!(script.times_of(&Call::Connect).len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_audit_of_what_the_source_forgot_is_a_list() {
+    let forgotten = TestError { text: "compacted", history_is_lost: true };
+    let script = Script::new([
+        connects(),
+        lists(10, &[("a", 3)]),
+        watches(lives(10)),
+        Answer::List(Err(forgotten)),
+        lists(500, &[("a", 3)]),
+        watches([Say::Message(created(500))]),
+    ]);
+    let events = script.facts_within(610 * SECOND).await;
+    assert!(!events.contains(&Event::Audit), "what differs is not to be counted");
+    let list = [Event::Init, put("a", 3), init_done(500)];
+    assert!(events.windows(3).any(|events| *events == list), "{events:?}");
+    assert_eq!(script.watched_from(), [11, 501]);
+}
+
+// ------------------------------------------------------------- changed files
+
+#[tokio::test(start_paused = true)]
+async fn files_that_change_are_used_at_once_and_the_stream_stays_until_they_are_good() {
+    let script = Script::new([
+        connects(),
+        lists(10, &[("a", 3)]),
+        watches(lives(10)),
+        Answer::Connect(error("not a certificate")),
+        connects(),
+        watches([created(90), replays("s", 17), puts("t", 18)].map(Say::Message)),
+    ]);
+    script.is_outdated.store(true, Relaxed);
+    // A connection is new when it is made.
+    let files = Arc::clone(&script.is_outdated);
+    let change = async {
+        sleep(9 * SECOND).await;
+        files.store(true, Relaxed);
+        pending::<()>().await;
+    };
+    let events = tokio::select! {
+        events = script.events_within(30 * SECOND) => events,
+        () = change => unreachable!("it waits for ever"),
+    };
+    let connects = script.times_of(&Call::Connect);
+    assert_eq!(connects.len(), 3, "{connects:?}");
+    assert!(connects[1] <= 16 * SECOND, "{connects:?}");
+    assert!(connects[2] - connects[1] >= 10 * SECOND, "{connects:?}");
+    assert!(!events.contains(&Event::State(WatchState::Backoff)), "{events:?}");
+    let changes = events.into_iter().filter(|it| matches!(it, Event::Put { .. }));
+    let wanted = [put("a", 3)].into_iter().chain((11..=17).map(|n| put("s", n)));
+    assert_eq!(changes.collect::<Vec<_>>(), wanted.chain([put("t", 18)]).collect::<Vec<_>>());
+    assert_eq!(script.watched_from(), [11, 17]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -693,11 +960,13 @@ fn backoff_stays_at_its_longest_however_long_the_outage() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wrong_password_does_not_loop_fast() {
-    let script = Script::new((0..1000).map(|_| Answer::Connect(error("wrong password"))));
+    let script = Script::new((0..1000).map(|_| Answer::Connect(error(WRONG_PASSWORD))));
     script.events_within(600 * SECOND).await;
     let attempts = script.times_of(&Call::Connect).len();
-    // 6 to reach the longest wait, then one in 5 s on average.
-    assert!((80..180).contains(&attempts), "{attempts} attempts in 10 minutes");
+    // From the first on, one in 5 to 10 s: each costs the source a password hash.
+    assert!((65..95).contains(&attempts), "{attempts} attempts in 10 minutes");
+    let pause = script.times_of(&Call::Connect)[1];
+    assert!((5 * SECOND..=10 * SECOND).contains(&pause), "{pause:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -705,7 +974,7 @@ async fn a_source_that_opens_streams_and_breaks_them_is_asked_ever_more_slowly()
     let flaps =
         (0..1000).flat_map(|_| [connects(), watches([Say::Message(created(10)), breaks()])]);
     let script = Script::new(
-        [connects(), lists(10, &[]), Answer::Watch(error("no"))].into_iter().chain(flaps),
+        [connects(), lists(10, &[("a", 3)]), Answer::Watch(error("no"))].into_iter().chain(flaps),
     );
     script.events_within(600 * SECOND).await;
     let attempts = script.times_of(&Call::Connect).len();
@@ -792,6 +1061,8 @@ enum Act {
     Delete(u8),
     Break,
     Compact,
+    Save,
+    Restore,
     Wipe,
     Down(u8),
     Wait(u8),
@@ -804,6 +1075,8 @@ fn act() -> impl Strategy<Value = Act> {
         2 => Just(Act::Break),
         1 => Just(Act::Compact),
         1 => Just(Act::Wipe),
+        1 => Just(Act::Save),
+        1 => Just(Act::Restore),
         1 => (1..8_u8).prop_map(Act::Down),
         4 => (0..30_u8).prop_map(Act::Wait),
     ]
@@ -813,12 +1086,15 @@ fn act() -> impl Strategy<Value = Act> {
 #[derive(Clone, Default)]
 struct Model(Arc<Mutex<ModelState>>);
 
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct ModelState {
     cluster_id: u64,
     revision: i64,
     compacted: i64,
     history: Vec<Change>,
+    saved: Option<Box<ModelState>>,
+    /// Those of all histories.
+    writes: u64,
     /// Streams of earlier generations are broken.
     generation: u64,
     down: bool,
@@ -828,12 +1104,21 @@ impl ModelState {
     fn change(&mut self, key: u8, value: Option<u8>) {
         self.revision += 1;
         let value = value.map(|value| vec![value]);
-        self.history.push(Change { key: vec![key], value, mod_revision: self.revision });
+        let mark = xxh64(&[key], self.cluster_id ^ self.revision as u64 ^ self.writes << 32);
+        self.writes += 1;
+        self.history.push(Change { key: vec![key], value, mod_revision: self.revision, mark });
+    }
+
+    fn become_again(&mut self, other: &ModelState) {
+        let ModelState { revision, compacted, ref history, .. } = *other;
+        (self.revision, self.compacted) = (revision, compacted);
+        self.history.clone_from(history);
+        self.generation += 1;
     }
 
     fn at(&self, revision: i64) -> Keys {
         let mut keys = Keys::new();
-        for Change { key, value, mod_revision } in &self.history {
+        for Change { key, value, mod_revision, .. } in &self.history {
             if *mod_revision <= revision {
                 match value {
                     Some(value) => keys.insert(key.clone(), (value.clone(), *mod_revision)),
@@ -857,15 +1142,25 @@ impl Source for Model {
         tokio::time::sleep(Duration::from_millis(30)).await;
         let state = self.0.lock().unwrap();
         let revision = page.revision.unwrap_or(state.revision);
-        if state.down || revision < state.compacted {
-            return error("down, or compacted");
+        if state.down {
+            return error("down");
+        }
+        if !(state.compacted..=state.revision).contains(&revision) {
+            return Err(TestError { text: "compacted, or not yet", history_is_lost: true });
         }
         let keys = state.at(revision);
+        let of = |wanted: i64| {
+            let of = |change: &&Change| change.mod_revision == wanted;
+            state.history.iter().find(of).map_or(0, |change| change.mark)
+        };
         let mut rest = keys.into_iter().filter(|(key, _)| page.after.as_ref() < Some(key));
         let records: Vec<_> = rest
             .by_ref()
             .take(2)
-            .map(|(key, (value, mod_revision))| Record { key, value, mod_revision })
+            .map(|(key, (value, mod_revision))| {
+                let mark = of(mod_revision);
+                Record { key, value, mod_revision, mark }
+            })
             .collect();
         let more = rest.next().is_some();
         Ok(Page { cluster_id: state.cluster_id, revision: state.revision, records, more })
@@ -876,11 +1171,23 @@ impl Source for Model {
         Ok(ModelWatch { model: self.clone(), generation, next: from_revision, created: false })
     }
 
+    async fn newest(&mut self) -> Result<Head, TestError> {
+        let state = self.0.lock().unwrap();
+        if state.down {
+            return error("down");
+        }
+        Ok(Head { cluster_id: state.cluster_id, revision: state.revision })
+    }
+
     fn progress_is_exact(&self) -> bool {
         true
     }
 
-    fn history_is_lost(_: &TestError) -> bool {
+    fn history_is_lost(error: &TestError) -> bool {
+        error.history_is_lost
+    }
+
+    fn is_refusal(_: &TestError) -> bool {
         false
     }
 }
@@ -938,15 +1245,21 @@ struct Replica {
     keys: Keys,
     list: Option<Keys>,
     revision: i64,
+    is_audit: bool,
 }
 
 impl Replica {
     fn apply(&mut self, event: Event) {
         match event {
             Event::State(_) | Event::Progress { .. } => {}
+            Event::Audit => self.is_audit = true,
             Event::Init => self.list = Some(Keys::new()),
             Event::InitDone { revision } => {
-                self.keys = self.list.take().expect("a list ends that began");
+                let list = self.list.take().expect("a list ends that began");
+                if std::mem::take(&mut self.is_audit) {
+                    assert_eq!(list, self.keys, "an audit finds nothing where nothing was lost");
+                }
+                self.keys = list;
                 self.revision = revision;
             }
             Event::Put { key, value, mod_revision } => {
@@ -975,7 +1288,9 @@ async fn replay(acts: Vec<Act>, seed: u64) {
     model.0.lock().unwrap().revision = 1;
     let (sender, mut receiver) = mpsc::channel(2);
     let rng = SmallRng::seed_from_u64(seed);
-    let watcher = tokio::spawn(run(model.clone(), Timing::default(), rng, sender));
+    // Audits between two and four seconds, so that any course of events has some.
+    let timing = Timing { audit: 2 * SECOND, ..Timing::default() };
+    let watcher = tokio::spawn(run(model.clone(), timing, rng, sender));
     let replica = Arc::new(Mutex::new(Replica::default()));
     let applied = Arc::clone(&replica);
     let reader = tokio::spawn(async move {
@@ -990,11 +1305,13 @@ async fn replay(acts: Vec<Act>, seed: u64) {
             Act::Delete(key) => state.change(key, None),
             Act::Break => state.generation += 1,
             Act::Compact => state.compacted = state.revision,
-            Act::Wipe => {
-                let cluster_id = state.cluster_id + 1;
-                let generation = state.generation + 1;
-                *state =
-                    ModelState { cluster_id, generation, revision: 1, ..ModelState::default() };
+            // An etcd's cluster id is made from its flags, and so stays as it was.
+            Act::Wipe => state.become_again(&ModelState { revision: 1, ..ModelState::default() }),
+            Act::Save => state.saved = Some(Box::new(state.clone())),
+            Act::Restore => {
+                if let Some(saved) = state.saved.clone() {
+                    state.become_again(&saved);
+                }
             }
             Act::Down(_) => state.down = true,
             Act::Wait(_) => {}

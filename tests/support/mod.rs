@@ -2,8 +2,10 @@
 //! server of statuses, and waiting for what is to happen.
 #![allow(dead_code, reason = "whoever includes this file uses a part of it")]
 
+pub mod follower;
 pub mod nginx;
 pub mod status;
+pub mod wire;
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -125,9 +127,12 @@ impl Drop for Process {
     }
 }
 
-/// A private etcd with one member, on free loopback ports, with its data and
+/// A private etcd, or one member of it, on free loopback ports, with its data and
 /// its log in a directory of its own. Killed and removed when dropped.
 pub struct Etcd {
+    name: String,
+    /// All members, as etcd's flag wants them.
+    members: String,
     process: Option<Process>,
     dir: TempDir,
     client_port: u16,
@@ -144,17 +149,39 @@ impl Etcd {
 
     /// Starts one with more flags.
     pub async fn start_with(flags: &[&str]) -> Self {
+        let mut etcd = Self::prepare("default", flags);
+        etcd.restart().await;
+        etcd
+    }
+
+    /// Starts three members of one cluster with more flags, and returns when all
+    /// answer.
+    pub async fn start_three(flags: &[&str]) -> Vec<Self> {
+        let mut members: Vec<_> =
+            ["one", "two", "three"].map(|name| Self::prepare(name, flags)).into();
+        let all: Vec<_> = members.iter().map(|member| member.members.clone()).collect();
+        for member in &mut members {
+            member.members = all.join(",");
+            member.spawn();
+        }
+        for member in &mut members {
+            member.wait_until_ready().await;
+        }
+        members
+    }
+
+    fn prepare(name: &str, flags: &[&str]) -> Self {
         let [client_port, peer_port] = free_ports();
-        let mut etcd = Self {
+        Self {
+            name: name.to_owned(),
+            members: format!("{name}=http://127.0.0.1:{peer_port}"),
             process: None,
             dir: TempDir::with_prefix("ipconfig-etcd-").expect("a temporary directory"),
             client_port,
             peer_port,
             flags: flags.iter().map(ToString::to_string).collect(),
             scheme: if flags.contains(&"--cert-file") { "https" } else { "http" },
-        };
-        etcd.restart().await;
-        etcd
+        }
     }
 
     /// `http://127.0.0.1:port`, or with `https`.
@@ -188,6 +215,13 @@ impl Etcd {
     /// Starts it on the same ports and data, after it was killed if it runs;
     /// returns when it answers.
     pub async fn restart(&mut self) {
+        self.spawn();
+        self.wait_until_ready().await;
+    }
+
+    /// As [`restart`](Self::restart), without waiting for an answer: a member alone
+    /// gives none.
+    pub fn spawn(&mut self) {
         self.kill();
         let clients = self.endpoint();
         let peers = format!("http://127.0.0.1:{}", self.peer_port);
@@ -197,20 +231,45 @@ impl Etcd {
             .arg(self.dir().join("data"))
             .args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients])
             .args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers])
-            .args(["--initial-cluster", &format!("default={peers}")])
+            .args(["--name", &self.name, "--initial-cluster", &self.members])
             // Starts faster, and allows for leases of one second.
             .args(["--heartbeat-interval", "50", "--election-timeout", "250"])
             .args(["--log-level", "warn"])
             .args(&self.flags);
         let log = self.dir().join("log");
         self.process = Some(Process::start(&mut command, &log));
-        self.wait_until_ready().await;
     }
 
     /// Kills it and deletes all its data, as if it had never been.
     pub fn wipe(&mut self) {
         self.kill();
         std::fs::remove_dir_all(self.dir().join("data")).expect("its data can be removed");
+    }
+
+    /// Kills it and keeps a copy of its data, in place of the one before.
+    pub fn save(&mut self) {
+        self.kill();
+        self.copy("data", "saved");
+    }
+
+    /// Kills it and puts the data back that was saved last, as from a backup.
+    pub fn restore(&mut self) {
+        self.kill();
+        self.copy("saved", "data");
+    }
+
+    fn copy(&self, from: &str, to: &str) {
+        let (from, to) = (self.dir().join(from), self.dir().join(to));
+        let copied = Command::new("sh")
+            .args(["-c", "rm -rf -- \"$2\" && cp -a -- \"$1\" \"$2\"", "sh"])
+            .args([&from, &to])
+            .status();
+        assert!(copied.expect("a shell").success(), "{from:?} can be copied to {to:?}");
+    }
+
+    /// Whether it was saved.
+    pub fn is_saved(&self) -> bool {
+        self.dir().join("saved").exists()
     }
 
     /// Stops it where it is: connections stay open and nothing answers.
@@ -243,7 +302,11 @@ impl Etcd {
         self.process.as_ref().expect("etcd was killed")
     }
 
-    async fn wait_until_ready(&mut self) {
+    /// Waits until it answers.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub async fn wait_until_ready(&mut self) {
         let address = self.address();
         let tls = self.scheme == "https";
         let deadline = Instant::now() + Duration::from_secs(60);
