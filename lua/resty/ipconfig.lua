@@ -32,7 +32,8 @@ local TICK = 0.25
 local MAX_NAME = 128
 
 -- the modes, from the least that is known to the most
-local FRESHNESS = { static = 1, fallback = 2, stale = 3, manual = 4, live = 5 }
+local FRESHNESS = { static = 1, fallback = 2, snapshot = 3, stale = 4,
+                    manual = 5, live = 6 }
 
 
 -- what this VM knows

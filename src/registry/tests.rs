@@ -8,6 +8,7 @@ use crate::model::{Report, Status};
 mod clusters;
 mod control;
 mod in_band;
+mod restore;
 
 const PREFIX: &str = "/ipconfig/v1";
 
