@@ -42,9 +42,10 @@ const BEATS_A_ROUND: u32 = 4;
 /// Events that may wait: enough for a page of a list, and little memory.
 const EVENTS: usize = 1024;
 
-/// For so long nothing is published but what is read from the disk: a tenth of the time
-/// after which workers fall back at the earliest.
-const DISK_PATIENCE: Duration = Duration::from_millis(100);
+/// For so long the first beat waits for what is read from the disk, and the first
+/// requests after nginx's start for the first beat: half of the time after which workers
+/// fall back at the earliest.
+const DISK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Rest after a panic, so that one that repeats does not burn a core.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
@@ -224,6 +225,9 @@ impl<S: Store> Conductor<S> {
             && let Ok(read) = timeout(DISK_PATIENCE, self.keeper.loaded()).await
         {
             self.restore(read);
+            // Before the first beat, which is what workers wait for.
+            self.show_source();
+            self.publish();
         }
         loop {
             let due = self.pace.due();
