@@ -246,7 +246,8 @@ say names(served_anew(30)), ' ', mode('chat');
 await('it is told', sub { told()->{loaded} });
 my $told = told();
 say "$told->{loaded}, ", join ' ', map { $_->{reason} } @{ $told->{misses} };
-say 'missed: ', join ' ', sort get_anew('/ipconfig/metrics') =~ /^ipconfig_snapshot_missed\{.*reason="(\w+)"\} 1(?:\.0)?$/mg;
+my @missed = get_anew('/ipconfig/metrics') =~ /^ipconfig_snapshot_missed\{.*reason="(\w+)"\} 1(?:\.0)?$/mg;
+say 'missed: ', join ' ', sort @missed;
 await('the mode is logged', sub { logged(qr/mode static: etcd was never read/) });
 say logged(qr/is not used: it has 60 bytes where its header says/), ' ',
     logged(qr/is not used: it does not begin with ipconfig-snapshot/);

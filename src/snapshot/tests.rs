@@ -355,13 +355,13 @@ fn what_a_killed_writer_left_behind_is_removed_and_what_one_writes_is_not() {
 fn with_several_writers_each_moment_has_a_whole_generation() {
     let place = Place::new();
     place.save(chat(&["a"]));
-    let until = std::time::Instant::now() + Duration::from_millis(300);
+    let until = Instant::now() + Duration::from_millis(300);
     std::thread::scope(|scope| {
         for id in ["b", "c", "d"] {
             let place = &place;
             scope.spawn(move || {
                 let mut writes = 0;
-                while std::time::Instant::now() < until {
+                while Instant::now() < until {
                     let names: Vec<_> = ["a", id].into_iter().take(1 + writes % 2).collect();
                     // Another one's rename may come first; the file is there all the same.
                     let _ = save(&place.path, as_of(writes as u64, &names), Duration::ZERO);
@@ -371,7 +371,7 @@ fn with_several_writers_each_moment_has_a_whole_generation() {
             });
         }
         let mut reads = 0;
-        while std::time::Instant::now() < until {
+        while Instant::now() < until {
             let loaded = place.load();
             assert!(loaded.found.is_some(), "{:?} after {reads} reads", loaded.misses);
             reads += 1;
