@@ -50,7 +50,7 @@ sub ids_in {
 sub kept {
     my $ids = shift;
     ($::file) = ipconfig() =~ /"path": "(.*?)"/;
-    return await("the file has $ids", sub { -e $::file && ids_in($::file) eq $ids }, 8);
+    return await("the file has $ids", sub { -e $::file && ids_in($::file) eq $ids }, 20);
 }
 
 sub told { my $health = api('healthz'); return $health->{plugin}{snapshot} // {} }
@@ -335,7 +335,7 @@ put instances/chat/c {"addr":"$BACKEND_C"}
 --- script
 kept('a b c');
 del("instances/chat/$_") for qw(a b c);
-await('it is doubted', sub { logged(qr/chat has lost most of its instances/) }, 8);
+await('it is doubted', sub { logged(qr/chat has lost most of its instances/) }, 20);
 say ids_in($::file);
 kill_gateway();
 kill_etcd();
@@ -373,7 +373,7 @@ $::mounted ? $fill->() : (chmod 0555, $folder);
 put('instances/chat/b', '{"addr":"$BACKEND_B"}');
 my $result = $::mounted || $> == 0 ? 'no_space' : 'denied';
 if ($::mounted || $> != 0) {
-    await('it is told', sub { told()->{error} }, 8);
+    await('it is told', sub { told()->{error} }, 20);
     say 'told';
     say 'counted: ', figure("snapshot_writes_total{result=\"$result\"}") >= 1 ? 'yes' : 'no';
     say ids_in($::file), ', ', names(served_anew(20));
