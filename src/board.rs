@@ -66,6 +66,9 @@ const MAX_NAME: usize = 128;
 pub struct SourceState {
     /// A complete list was applied since the thread's first start.
     pub synced: bool,
+    /// Unix time at which what a snapshot said was the source's state; 0 if none was
+    /// read. Counts until there is a list.
+    pub restored_as_of_ms: u64,
     /// The last revision applied.
     pub revision: i64,
     /// [`monotonic_ms`] when the source last proved that it is alive; 0 never.
@@ -76,10 +79,12 @@ pub struct SourceState {
 
 impl SourceState {
     /// How fresh the rankings are: `live` while the source is watched, `stale`
-    /// once it has been lost for longer than `patience_ms`, `static` while only
-    /// the configuration file has ever been read.
+    /// once it has been lost for longer than `patience_ms`, `snapshot` while what it
+    /// held before the start is all that is known of it, `static` while only the
+    /// configuration file has ever been read.
     pub fn mode(&self, now_ms: u64, patience_ms: u32) -> &'static str {
         match self.synced {
+            false if self.restored_as_of_ms != 0 => "snapshot",
             false => "static",
             true if self.is_lost(now_ms, patience_ms) => "stale",
             true => "live",
@@ -101,6 +106,7 @@ struct Header {
     storing: AtomicU64,
     heartbeat: AtomicU64,
     synced: AtomicU8,
+    restored_as_of_ms: AtomicU64,
     revision: AtomicI64,
     confirmed_ms: AtomicU64,
     lost_since_ms: AtomicU64,
@@ -285,6 +291,7 @@ impl Board {
     pub fn set_source(&self, state: SourceState) {
         let header = &self.layout.header;
         header.synced.store(state.synced.into(), Relaxed);
+        header.restored_as_of_ms.store(state.restored_as_of_ms, Relaxed);
         header.revision.store(state.revision, Relaxed);
         header.confirmed_ms.store(state.confirmed_ms, Relaxed);
         header.lost_since_ms.store(state.lost_since_ms, Relaxed);
@@ -295,6 +302,7 @@ impl Board {
         let header = &self.layout.header;
         SourceState {
             synced: header.synced.load(Relaxed) != 0,
+            restored_as_of_ms: header.restored_as_of_ms.load(Relaxed),
             revision: header.revision.load(Relaxed),
             confirmed_ms: header.confirmed_ms.load(Relaxed),
             lost_since_ms: header.lost_since_ms.load(Relaxed),

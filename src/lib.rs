@@ -37,6 +37,7 @@ mod rejects;
 pub mod watcher;
 
 pub mod registry;
+pub mod snapshot;
 pub mod window;
 
 pub mod score;

@@ -29,6 +29,7 @@ use crate::model::Instance;
 use crate::publish::{PublishError, Publisher, Store};
 use crate::ranking::{self, Entry, Ranking, State};
 use crate::registry::{Registry, audits};
+use crate::snapshot::{self, Keeper, Snapshot, unix_ms};
 use crate::value::{self, ValueError};
 use crate::watcher::{self, Timing, WatchState};
 
@@ -42,6 +43,11 @@ const BEATS_A_ROUND: u32 = 4;
 
 /// Events that may wait: enough for a page of a list, and little memory.
 const EVENTS: usize = 1024;
+
+/// For so long the first beat waits for what is read from the disk, and the first
+/// requests after nginx's start for the first beat: half of the time after which workers
+/// fall back at the earliest.
+const DISK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Rest after a panic, so that one that repeats does not burn a core.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
@@ -130,6 +136,9 @@ pub struct Status {
     pub bad_records: BTreeMap<String, u64>,
     /// Panics that the thread was started anew after.
     pub restarts: u32,
+    /// Of the file that a start without etcd begins with, if there is to be one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<snapshot::Report>,
     /// Of each service whose instances are checked.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub checks: BTreeMap<String, check::Figures>,
@@ -174,6 +183,7 @@ struct Conductor<S> {
     checker: Checker,
     /// `None` if no service's checks are shared.
     sharing: Option<Sharing>,
+    keeper: Keeper,
     /// The services that are to be published.
     pace: Pace,
     lost_since_ms: u64,
@@ -213,6 +223,7 @@ impl<S: Store> Conductor<S> {
             gateway: Gateway::new(&config.gateway.identity(), config.gateway.zone.clone()),
             checker,
             sharing,
+            keeper: Keeper::new(config, snapshot::Timing::default()),
             asked: HashMap::new(),
             pace: Pace::new(now),
             // An outage does not begin anew with the thread that meets it.
@@ -240,6 +251,14 @@ impl<S: Store> Conductor<S> {
         let mut beats = interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut beat: u32 = 0;
+        if self.keeper.is_on()
+            && let Ok(read) = timeout(DISK_PATIENCE, self.keeper.loaded()).await
+        {
+            self.restore(read);
+            // Before the first beat, which is what workers wait for.
+            self.show_source();
+            self.publish();
+        }
         loop {
             let due = self.pace.due();
             tokio::select! {
@@ -266,6 +285,7 @@ impl<S: Store> Conductor<S> {
                     self.tell_checks(&service);
                     self.pace.add_urgent([service]);
                 }
+                read = self.keeper.loaded() => self.restore(read),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
             self.show_source();
@@ -280,6 +300,41 @@ impl<S: Store> Conductor<S> {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// Begins with what etcd held before the start. What an earlier thread read of etcd
+    /// itself and published is newer, and stays.
+    fn restore(&mut self, read: Option<Snapshot>) {
+        let Some(snapshot) = read else { return };
+        let restored = self.registry.restore(&snapshot, Instant::now());
+        let path = self.keeper.path().display();
+        let age = age_of(snapshot.as_of_ms);
+        let (instances, services) = snapshot.size();
+        if self.registry.has_synced() || self.board.source().synced {
+            tracing::debug!("the snapshot {path} of {age} ago is not needed");
+        } else if restored == 0 {
+            tracing::warn!("the snapshot {path} of {age} ago has nothing for this gateway");
+        } else {
+            tracing::info!(
+                "etcd as of {age} ago serves, from the snapshot {path}: instances: {instances}, \
+                 services: {services}"
+            );
+        }
+    }
+
+    /// Keeps what etcd holds for the next start.
+    fn keep(&mut self) {
+        if !self.registry.is_whole() {
+            return;
+        }
+        let is_watched = self.registry.watch_state() == WatchState::Watching;
+        let lost_for_ms = match self.lost_since_ms {
+            0 => 0,
+            since => board::monotonic_ms().saturating_sub(since),
+        };
+        let (registry, changes) = (&self.registry, self.registry.changes());
+        let view = || registry.snapshot(unix_ms().saturating_sub(lost_for_ms));
+        self.keeper.look(changes, is_watched, Instant::now(), view);
     }
 
     fn refill_retries(&mut self) {
@@ -341,6 +396,7 @@ impl<S: Store> Conductor<S> {
         self.pace.add(moving.map(|(service, _)| service.clone()).collect::<Vec<_>>());
         let moving = self.courses.iter().filter(|(_, (_, course))| course.is_moving());
         self.pace.add(moving.map(|(service, _)| service.clone()).collect::<Vec<_>>());
+        self.keep();
         self.publish_status();
     }
 
@@ -353,9 +409,12 @@ impl<S: Store> Conductor<S> {
             self.lost_since_ms = now_ms;
         }
         let known = self.board.source();
+        let restored_as_of_ms = self.registry.restored_as_of_ms();
+        let knows_more = restored_as_of_ms.is_some() && !known.synced;
         let source = SourceState {
             synced: self.registry.has_synced() || known.synced,
-            revision: if self.registry.has_synced() {
+            restored_as_of_ms: restored_as_of_ms.unwrap_or(known.restored_as_of_ms),
+            revision: if self.registry.has_synced() || knows_more {
                 self.registry.revision()
             } else {
                 known.revision
@@ -379,6 +438,10 @@ impl<S: Store> Conductor<S> {
         match mode {
             "live" => tracing::info!("mode live: etcd is watched"),
             "stale" => tracing::warn!("mode stale: etcd is lost; the last ranking serves"),
+            "snapshot" => tracing::warn!(
+                "mode snapshot: etcd was not read since the start; what it held {} ago serves",
+                age_of(source.restored_as_of_ms)
+            ),
             _ => tracing::warn!("mode static: etcd was never read; the configured instances serve"),
         }
     }
@@ -532,10 +595,15 @@ impl<S: Store> Conductor<S> {
 
     /// The service's ranking as of now, or `None` if what is published says more
     /// than what is known here: before the first list is complete, a service gets a
-    /// ranking of the configured instances if none was ever made from a list.
+    /// ranking of the configured and restored instances if none was ever made from a
+    /// list.
     fn rank(&mut self, service: &str) -> Option<Ranking> {
         let synced = self.registry.has_synced();
-        let may_have_more = self.board.source().synced && self.publisher.has_ranking(service);
+        let source = self.board.source();
+        let restored_by_others =
+            source.restored_as_of_ms != 0 && self.registry.restored_as_of_ms().is_none();
+        let may_have_more =
+            (source.synced || restored_by_others) && self.publisher.has_ranking(service);
         if !synced && may_have_more {
             return None;
         }
@@ -593,6 +661,7 @@ impl<S: Store> Conductor<S> {
                 .map(|(reason, count)| ((*reason).to_owned(), *count))
                 .collect(),
             restarts: self.restarts,
+            snapshot: self.keeper.report(),
             checks: self.checker.figures(),
             sharing: self.sharing.as_ref().map(|sharing| SharingStatus {
                 state: sharing.state().as_str().to_owned(),
@@ -604,4 +673,9 @@ impl<S: Store> Conductor<S> {
         // failure is counted, and made up for by the next round.
         let _ = self.publisher.publish_status(&text);
     }
+}
+
+/// How long ago an instant of Unix time was, in words; of one to come, nothing.
+fn age_of(unix: u64) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_secs(unix_ms().saturating_sub(unix) / 1000))
 }

@@ -16,6 +16,7 @@ use crate::config::{CheckBy, CheckConfig, Config, Discover, Rule, ServiceConfig,
 use crate::model::{Allow, Instance, InstanceReport};
 use crate::reckon::Figures;
 use crate::rejects::Rejects;
+use crate::snapshot::{Record, Records, Snapshot};
 use crate::watcher::{Event, WatchState};
 use crate::window::Load;
 use crate::wire::checks::Checks;
@@ -23,11 +24,13 @@ use crate::wire::control::Control;
 use crate::wire::{self, Key};
 
 pub mod audits;
+mod kept;
 mod prefixes;
 mod reach;
 mod service;
 
 use audits::Audits;
+use kept::{Kept, Kind};
 pub(crate) use prefixes::Prefixes;
 use service::{Change, Layer, News, Service};
 
@@ -159,10 +162,14 @@ pub struct Registry {
     sharers: BTreeMap<String, Sharers>,
     /// The instance and status keys that exist, of services that exist or may.
     keys: HashMap<Vec<u8>, KeyState>,
+    /// Their values, for the snapshot.
+    kept: Kept,
     /// Counts the lists, complete or not.
     list: u64,
     is_listing: bool,
     has_synced: bool,
+    /// When a snapshot, in place of a list, was etcd's state: Unix time.
+    restored_as_of_ms: Option<u64>,
     revision: i64,
     /// What is not in `keys` did not exist at this revision, so that a put from
     /// before it is a repetition.
@@ -224,9 +231,11 @@ impl Registry {
             controls: BTreeMap::new(),
             sharers: BTreeMap::new(),
             keys: HashMap::new(),
+            kept: Kept::new(!config.snapshot.path.is_empty()),
             list: 0,
             is_listing: false,
             has_synced: false,
+            restored_as_of_ms: None,
             revision: 0,
             absent_at: 0,
             watch_state: WatchState::Connecting,
@@ -264,6 +273,63 @@ impl Registry {
             Event::InitDone { revision } => self.finish_list(*revision),
             Event::Progress { revision } => self.revision = self.revision.max(*revision),
         }
+    }
+
+    /// Takes in what etcd held when it was last seen, until a list replaces it: as a
+    /// list that precedes all others, so that the next one finds out what is gone. A
+    /// key of which something newer is known is left as it is. Returns how many of the
+    /// snapshot's values are in force; none if no `snapshot.path` is configured.
+    pub fn restore(&mut self, snapshot: &Snapshot, now: Instant) -> usize {
+        if self.has_synced {
+            return 0;
+        }
+        let now_ms = self.clock_ms(now);
+        let (list, before) = (std::mem::take(&mut self.list), self.kept.len());
+        let all = |it: &Records| [it.instances.clone(), it.controls.clone()];
+        for Record { key, mod_revision, value } in
+            snapshot.services.values().flat_map(all).flatten()
+        {
+            let key = key.as_bytes();
+            let is_of_a_kind = matches!(
+                self.prefixes.parse(key),
+                Some(Ok(Key::Instance { .. } | Key::Control { .. }))
+            );
+            if is_of_a_kind && !self.keys.contains_key(key) {
+                self.put(key, value.as_bytes(), mod_revision, now_ms);
+            }
+        }
+        self.list = list;
+        let restored = self.kept.len() - before;
+        if restored > 0 {
+            self.revision = self.revision.max(snapshot.revision);
+            self.restored_as_of_ms = Some(snapshot.as_of_ms);
+        }
+        restored
+    }
+
+    /// What etcd holds, as of `as_of_ms`, to be restored one day. Only what is
+    /// [whole](Self::is_whole) is worth it.
+    pub fn snapshot(&self, as_of_ms: u64) -> Snapshot {
+        let prefix = self.prefixes.own().to_owned();
+        let (revision, services) = (self.revision, self.kept.by_service());
+        Snapshot { as_of_ms, revision, prefix, services, ..Snapshot::default() }
+    }
+
+    /// Another number for another [`snapshot`](Self::snapshot).
+    pub fn changes(&self) -> u64 {
+        self.kept.changes()
+    }
+
+    /// Whether all that etcd holds is known: a list was complete, and none is under way
+    /// or broke off half-way.
+    pub fn is_whole(&self) -> bool {
+        self.has_synced && !self.is_listing
+    }
+
+    /// When what was restored was etcd's state, in Unix time, until there is a list;
+    /// `None` if nothing was.
+    pub fn restored_as_of_ms(&self) -> Option<u64> {
+        self.restored_as_of_ms.filter(|_| !self.has_synced)
     }
 
     /// Takes in a load report that a response brought, received at `now`, of an
@@ -423,7 +489,7 @@ impl Registry {
             }
             Ok(Key::Control { service }) => {
                 if self.note_key(key, &service, mod_revision) {
-                    self.put_control(key, &service, value);
+                    self.put_control(key, &service, value, mod_revision);
                 }
             }
             // Of other services, they are other gateways' matter.
@@ -473,16 +539,18 @@ impl Registry {
             return self.rejects.reject(&printable(key), NOT_ALLOWED, outside);
         }
         self.rejects.forget_except(&printable(key), &[]);
+        self.kept.put(key, service, Kind::Instance, value, mod_revision);
         self.prefixes.label(&mut instance);
         self.register(service, instance, Layer::Etcd(mod_revision));
     }
 
     /// Takes in an operator's value whole, or leaves the one before in force.
-    fn put_control(&mut self, key: &[u8], service: &str, value: &[u8]) {
+    fn put_control(&mut self, key: &[u8], service: &str, value: &[u8], mod_revision: i64) {
         match wire::control::decode_control(value) {
             Err(error) => self.rejects.reject(&printable(key), error.reason(), error),
             Ok(control) => {
                 self.rejects.forget_except(&printable(key), &[]);
+                self.kept.put(key, service, Kind::Control, value, mod_revision);
                 if self.controls.get(service) != Some(&control) {
                     self.controls.insert(service.to_owned(), control);
                     self.note_change(service);
@@ -643,6 +711,7 @@ impl Registry {
 
     fn remove_key(&mut self, key: &[u8]) {
         self.keys.remove(key);
+        self.kept.remove(key);
         self.rejects.forget_except(&printable(key), &[]);
         match self.prefixes.parse(key) {
             Some(Ok(Key::Instance { service: name, id })) => {

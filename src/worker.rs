@@ -29,6 +29,7 @@ use crate::config::{
 use crate::health;
 use crate::picker::{self, Memory, Picker, Ranked};
 use crate::ranking::{Basis, State};
+use crate::snapshot::unix_ms;
 use crate::value::{
     self, ControlValue, InstanceValue, RankingValue, Record, ServiceValue, ValueError,
 };
@@ -164,7 +165,7 @@ pub struct ServiceHealth<'a> {
 
 /// The modes that a service can be served in; `fallback` is Lua's, `manual` the
 /// operator's.
-pub const MODES: [&str; 5] = ["live", "manual", "stale", "fallback", "static"];
+pub const MODES: [&str; 6] = ["live", "manual", "stale", "fallback", "static", "snapshot"];
 
 /// A request that is to be sent somewhere.
 #[derive(Debug, Clone, Copy)]
@@ -722,7 +723,10 @@ impl Worker {
             panic: view.ranking.is_panic(),
             version: view.version,
             revision: source.revision,
-            age_ms: now_ms.saturating_sub(view.ranking.published_ms.max(source.confirmed_ms)),
+            age_ms: match source.restored_as_of_ms {
+                as_of_ms if as_of_ms != 0 && !source.synced => unix_ms().saturating_sub(as_of_ms),
+                _ => now_ms.saturating_sub(view.ranking.published_ms.max(source.confirmed_ms)),
+            },
             count: view.ranking.records.len(),
             zones: view.zones().into_iter().map(|(zone, share)| ZoneView { zone, share }).collect(),
             instances: instances.collect(),

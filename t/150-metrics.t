@@ -213,9 +213,9 @@ say 'source age: ', figure('source_age_seconds') > 0.9 ? 'about 1 s or more' : f
 say 'revision: ', figure('revision') == $revision ? 'the same' : figure('revision');
 say 'faults: ', scalar faults(page());
 --- response_body
-live of fallback live manual stale static
+live of fallback live manual snapshot stale static
 source age: young
-stale of fallback live manual stale static
+stale of fallback live manual snapshot stale static
 source age: about 1 s or more
 revision: the same
 faults: 0
@@ -240,7 +240,7 @@ say one_hot('watch_state') =~ /^(?:connecting|backoff) of/ ? 'not watching' : on
 say figure('revision'), ' ', figure('source_age_seconds');
 say 'faults: ', scalar faults(page());
 --- response_body
-static of fallback live manual stale static
+static of fallback live manual snapshot stale static
 not watching
 0 none
 faults: 0

@@ -1,11 +1,17 @@
 -- Load-aware balancing for OpenResty: the API that users require.
 
 local cjson    = require "cjson.safe"
+local ffi      = require "ffi"
 local balancer = require "resty.ipconfig.balancer"
 local fallback = require "resty.ipconfig.fallback"
 local native   = require "resty.ipconfig.native"
 
 
+-- which others may have declared
+pcall(ffi.cdef, "int usleep(unsigned int microseconds);")
+
+
+local C      = ffi.C
 local error  = error
 local floor  = math.floor
 local open   = io.open
@@ -29,10 +35,15 @@ local DICT_INSTANCE = 512
 -- how often a worker looks whether the plugin's thread is alive, in seconds
 local TICK = 0.25
 
+-- how long a worker waits for the thread's first heartbeat, in milliseconds:
+-- longer than the thread waits for the disk
+local FIRST_BEAT_WITHIN = 800
+
 local MAX_NAME = 128
 
 -- the modes, from the least that is known to the most
-local FRESHNESS = { static = 1, fallback = 2, stale = 3, manual = 4, live = 5 }
+local FRESHNESS = { static = 1, fallback = 2, snapshot = 3, stale = 4,
+                    manual = 5, live = 6 }
 
 
 -- what this VM knows
@@ -184,6 +195,24 @@ local function fall_back(yes)
 end
 
 
+-- Waits for what the thread reads from the disk: the first requests after
+-- nginx's start are to find it published. Only then: on a reload the heart has
+-- beaten before. The event loop does not run yet.
+local function await_first_beat()
+    local snapshot = self.config.snapshot
+    if not snapshot or (snapshot.path or "") == "" then
+        return
+    end
+
+    for _ = 1, FIRST_BEAT_WITHIN do
+        if native.heartbeat() ~= 0 then
+            return
+        end
+        C.usleep(1000)
+    end
+end
+
+
 -- `start` is the number of the thread's start, in the worker that has it.
 local function watch_thread(start)
     local after = native.fallback_after()
@@ -257,6 +286,7 @@ function _M.init_worker()
     end
 
     if ok then
+        await_first_beat()
         ok, err = watch_thread(start)
     end
 

@@ -77,7 +77,7 @@ pub struct Explanation {
     pub instance_len: u32,
     /// The tries that it has had, this one included.
     pub tries: u32,
-    /// One of the modes, from 0: live, manual, stale, fallback, static.
+    /// One of the modes, from 0: live, manual, stale, fallback, static, snapshot.
     pub mode: u32,
     /// The rule that it went by, from 1; 0 for none.
     pub rule: u32,

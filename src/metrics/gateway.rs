@@ -17,6 +17,7 @@ use crate::check::RESULTS;
 use crate::check::sharing::State;
 use crate::plugin::Status;
 use crate::ranking::Basis;
+use crate::snapshot::{LOADED, RESULTS_OF_A_WRITE, unix_ms};
 use crate::watcher::WatchState;
 use crate::worker::{MODES, Worker};
 
@@ -41,6 +42,7 @@ pub fn gateway_page(
     page.rankings(worker, now_ms);
     page.health(worker);
     page.state(worker, status, fallback, now_ms);
+    page.snapshot(status);
     page.checks(status);
     page.sharing(status);
     page.errors(worker.board(), status);
@@ -287,6 +289,41 @@ impl Page {
             "Time since etcd was last known to be watched",
             age.map(|age| (vec![], age)),
         );
+    }
+
+    /// Of the file that keeps what etcd holds, if there is to be one.
+    fn snapshot(&mut self, status: Option<&Status>) {
+        let report = || status.and_then(|status| status.snapshot.as_ref());
+        let as_of_ms = report().map_or(0, |report| report.as_of_ms);
+        let age = (as_of_ms != 0).then(|| unix_ms().saturating_sub(as_of_ms) as f64 / 1e3);
+        self.add_seconds(
+            "snapshot_age",
+            "Time since what the file on disk holds was etcd's state",
+            age.map(|age| (vec![], age)),
+        );
+        let loaded = report().into_iter().flat_map(|report| {
+            LOADED.map(|known| (vec![("generation", known)], one_if(known == report.loaded)))
+        });
+        self.add(
+            MetricType::Gauge,
+            "snapshot_loaded",
+            "1 for the generation of the file that the plugin's thread found at its start",
+            loaded,
+        );
+        let misses = report().into_iter().flat_map(|report| &report.misses).map(|miss| {
+            (vec![("file", miss.path.as_str()), ("reason", miss.reason.as_str())], 1.0)
+        });
+        self.add(
+            MetricType::Gauge,
+            "snapshot_missed",
+            "1 for a file that it could not use",
+            misses,
+        );
+        let writes = report().into_iter().flat_map(|report| {
+            let count = |result: &str| report.writes.get(result).copied().unwrap_or(0) as f64;
+            RESULTS_OF_A_WRITE.map(|result| (vec![("result", result)], count(result)))
+        });
+        self.add(MetricType::Counter, "snapshot_writes", "Writes of the file that ended", writes);
     }
 
     /// Of the services whose instances this gateway checks.

@@ -26,6 +26,11 @@ impl Prefixes {
         Prefixes { own: config.prefix.clone(), clusters }
     }
 
+    /// The gateway's own prefix.
+    pub fn own(&self) -> &str {
+        &self.own
+    }
+
     /// What a key means here; `None` if nothing: it is somebody else's, between two
     /// prefixes, or is of a kind that counts below the own prefix alone.
     ///
@@ -38,7 +43,7 @@ impl Prefixes {
         let Some((cluster, prefix)) = self.clusters.iter().find(|(_, prefix)| is_below(prefix))
         else {
             let is_ours = self.clusters.is_empty() || is_below(&self.own);
-            return is_ours.then(|| self.own(key));
+            return is_ours.then(|| self.parse_own(key));
         };
         match wire::parse_key(prefix, key) {
             Ok(Key::Instance { service, id }) => {
@@ -65,7 +70,7 @@ impl Prefixes {
         }
     }
 
-    fn own(&self, key: &[u8]) -> Result<Key, RecordError> {
+    fn parse_own(&self, key: &[u8]) -> Result<Key, RecordError> {
         match wire::parse_key(&self.own, key)? {
             Key::Instance { id, .. } if self.cluster(&id).is_some() => {
                 Err(refused(key, "its id begins with the name of a cluster in etcd.prefixes"))

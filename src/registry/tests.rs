@@ -9,6 +9,7 @@ mod checks;
 mod clusters;
 mod control;
 mod in_band;
+mod restore;
 
 const PREFIX: &str = "/ipconfig/v1";
 

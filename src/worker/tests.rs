@@ -812,7 +812,7 @@ fn best_gives_each_field_of_the_api_in_rank_order() {
         synced: true,
         revision: 42,
         confirmed_ms: 4_000,
-        lost_since_ms: 0,
+        ..Default::default()
     });
     gateway.send(1);
     let expected = json!({
@@ -895,6 +895,22 @@ fn the_mode_is_static_until_the_first_list_then_live_then_stale_once_the_source_
     assert_eq!(mode(true, 1_000, 6_000), "live");
     assert_eq!(mode(true, 1_000, 6_001), "stale");
     assert_eq!(mode(true, 9_000, 8_000), "live", "not lost yet, by this worker's clock");
+}
+
+#[test]
+fn with_a_snapshot_the_mode_says_so_until_the_first_list_and_ages_are_the_snapshot_s() {
+    let mut gateway = Gateway::new(&json!({}));
+    gateway.publish_weighted(&[('b', 3.0)]);
+    gateway.load().unwrap();
+    let seen = |synced| {
+        let restored_as_of_ms = unix_ms() - 90_000;
+        let source = board::SourceState { synced, restored_as_of_ms, ..Default::default() };
+        gateway.board.set_source(source);
+        let view = gateway.best(1, 4_500).unwrap();
+        (view["mode"].clone(), view["age_ms"].as_u64().unwrap() / 10_000)
+    };
+    assert_eq!(seen(false), ("snapshot".into(), 9));
+    assert_eq!(seen(true), ("live".into(), 0), "a list was read since");
 }
 
 #[test]

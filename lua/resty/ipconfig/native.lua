@@ -31,7 +31,8 @@ local DECLINED = cdefs.DECLINED
 local RANKING_DUE = cdefs.RANKING_DUE
 
 -- in the library's order
-local MODES = { [0] = "live", "manual", "stale", "fallback", "static" }
+local MODES = { [0] = "live", "manual", "stale", "fallback", "static",
+                "snapshot" }
 
 local DASH = byte("-")
 

@@ -1,0 +1,247 @@
+//! The file and the generation before it: `PATH` and `PATH.1`.
+//!
+//! A new one is written beside them under a name of its own, brought to the disk, and
+//! then renamed, so that at each moment one of the two names is a whole file, whoever
+//! is killed and however many processes write. A file that is no snapshot is not
+//! overwritten: it becomes `PATH.bad`.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::{MAX_LEN, Miss, Snapshot};
+
+/// For its owner, which is the user of nginx's workers, and for its group to read.
+const MODE: u32 = 0o640;
+
+/// What a process that was killed while it wrote left behind is removed after this.
+const LEFT_BEHIND: Duration = Duration::from_secs(600);
+
+/// One of the two files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Generation {
+    /// `PATH`.
+    Newest,
+    /// `PATH.1`.
+    Older,
+}
+
+impl Generation {
+    /// The name in the metrics and the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Newest => "newest",
+            Self::Older => "older",
+        }
+    }
+
+    fn of(self, path: &Path) -> PathBuf {
+        match self {
+            Self::Newest => path.to_owned(),
+            Self::Older => with_suffix(path, ".1"),
+        }
+    }
+}
+
+/// What was found at a path.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The newest generation that is sound.
+    pub found: Option<(Generation, Snapshot)>,
+    /// Why those before it are not.
+    pub misses: Vec<(PathBuf, Miss)>,
+}
+
+/// Why nothing was written. What was there is as it was.
+#[derive(Debug, Error)]
+pub enum SaveError {
+    /// More than what is ever read.
+    #[error("it would have {0} bytes, and {MAX_LEN} at most are written")]
+    TooLarge(usize),
+    /// The system's answer.
+    #[error("failed to {action} {}: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl SaveError {
+    /// The name in the metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::TooLarge(_) => "too_large",
+            Self::Io { source, .. } => match source.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "no_space",
+                ErrorKind::FileTooLarge => "no_space",
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "denied",
+                ErrorKind::NotFound | ErrorKind::NotADirectory => "no_folder",
+                _ => "failed",
+            },
+        }
+    }
+}
+
+/// What was written.
+#[derive(Debug)]
+pub struct Saved {
+    /// [`Snapshot::as_of_ms`] of the file.
+    pub as_of_ms: u64,
+    /// A file that was no snapshot and is `PATH.bad` now.
+    pub put_aside: Option<Miss>,
+    /// Services that have lost most of their instances, whose keys the file keeps for
+    /// now.
+    pub doubted: Vec<String>,
+}
+
+/// The newest of the two generations that is sound and of this prefix.
+pub fn load(path: &Path, prefix: &str) -> Loaded {
+    let mut misses = Vec::new();
+    for generation in [Generation::Newest, Generation::Older] {
+        let path = generation.of(path);
+        match read(&path, prefix) {
+            Ok(snapshot) => return Loaded { found: Some((generation, snapshot)), misses },
+            Err(miss) => misses.push((path, miss)),
+        }
+    }
+    Loaded { found: None, misses }
+}
+
+/// Puts a snapshot in the place of the file, which becomes the older generation if it
+/// says anything else. A service that has lost most of its instances keeps those that
+/// are on disk, until the loss has stood for `stands`.
+///
+/// # Errors
+/// Why the file is as it was.
+pub fn save(path: &Path, mut snapshot: Snapshot, stands: Duration) -> Result<Saved, SaveError> {
+    let mut known = load(path, &snapshot.prefix);
+    let file = match &known.found {
+        Some((Generation::Newest, _)) => Ok(()),
+        _ => Err(known.misses.remove(0).1),
+    };
+    let known = known.found.map(|(_, known)| known);
+    if let Some(known) = &known {
+        snapshot.hold_losses(known, stands);
+    }
+
+    let bytes = snapshot.encode();
+    if bytes.len() > MAX_LEN {
+        return Err(SaveError::TooLarge(bytes.len()));
+    }
+    remove_left_behind(path);
+    let new = with_suffix(path, &unique_suffix());
+    let replace = || {
+        write(&new, &bytes).map_err(|source| in_folder("write a file in", path, source))?;
+        let is_news = known.as_ref().is_none_or(|known| known.services != snapshot.services);
+        let put_aside = match file {
+            Ok(()) => {
+                if is_news {
+                    move_away(path, &Generation::Older.of(path))?;
+                }
+                None
+            }
+            Err(Miss::Missing) => None,
+            Err(miss) => move_away(path, &with_suffix(path, ".bad")).map(|()| Some(miss))?,
+        };
+        rename(&new, path)?;
+        sync_folder(path)?;
+        Ok(put_aside)
+    };
+    let put_aside = replace().inspect_err(|_| {
+        // What cannot be removed is removed later.
+        let _ = fs::remove_file(&new);
+    })?;
+    let doubted = snapshot.doubted.into_keys().collect();
+    Ok(Saved { as_of_ms: snapshot.as_of_ms, put_aside, doubted })
+}
+
+fn read(path: &Path, prefix: &str) -> Result<Snapshot, Miss> {
+    let unreadable = |error: io::Error| match error.kind() {
+        ErrorKind::NotFound => Miss::Missing,
+        _ => Miss::Unreadable(error),
+    };
+    // Nobody is waited for who may write into a pipe.
+    let mut options = OpenOptions::new();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(unreadable)?;
+    let about = file.metadata().map_err(unreadable)?;
+    if !about.is_file() {
+        return Err(Miss::NoFile);
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_LEN as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() > MAX_LEN {
+        return Err(Miss::TooLarge(about.len()));
+    }
+    let snapshot = Snapshot::decode(&bytes)?;
+    if snapshot.prefix != prefix {
+        return Err(Miss::Prefix { found: snapshot.prefix, wanted: prefix.to_owned() });
+    }
+    Ok(snapshot)
+}
+
+/// A new file with these bytes, on the disk when this returns.
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(MODE).open(path)?;
+    // Whatever the umask is.
+    file.set_permissions(Permissions::from_mode(MODE))?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Named by the folder: the file's own name is another one each time.
+fn in_folder(action: &'static str, path: &Path, source: io::Error) -> SaveError {
+    SaveError::Io { action, path: path.parent().unwrap_or(path).to_owned(), source }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), SaveError> {
+    fs::rename(from, to).map_err(|source| in_folder("rename a file in", from, source))
+}
+
+/// Renames a file that another process may have renamed in the meantime.
+fn move_away(from: &Path, to: &Path) -> Result<(), SaveError> {
+    match rename(from, to) {
+        Err(SaveError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Brings the renames to the disk.
+fn sync_folder(path: &Path) -> Result<(), SaveError> {
+    let folder = path.parent().unwrap_or(path);
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|source| in_folder("sync", path, source))
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+const TMP: &str = ".tmp";
+
+/// Another one for each write of each process of the host; several hosts that share a
+/// folder find out when they make the file.
+fn unique_suffix() -> String {
+    static WRITES: AtomicU32 = AtomicU32::new(0);
+    let n = WRITES.fetch_add(1, Ordering::Relaxed);
+    format!(".{}-{n}{TMP}", std::process::id())
+}
+
+fn remove_left_behind(path: &Path) {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return };
+    let Some(begin) = name.to_str().map(|name| format!("{name}.")) else { return };
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let is_ours = |name: &str| name.starts_with(&begin) && name.ends_with(TMP);
+        let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if name.to_str().is_some_and(is_ours) && age().is_some_and(|age| age > LEFT_BEHIND) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}

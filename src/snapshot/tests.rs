@@ -1,0 +1,529 @@
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use super::*;
+use crate::config::{Config, SnapshotConfig};
+
+const PREFIX: &str = "/ipconfig/v1";
+const MINUTES: Duration = Duration::from_secs(600);
+
+fn record(key: &str, value: &str) -> Record {
+    Record { key: key.into(), mod_revision: 7, value: value.into() }
+}
+
+/// `chat` with these instances.
+fn chat(ids: &[&str]) -> Snapshot {
+    let instance = |id: &&str| {
+        let key = format!("{PREFIX}/instances/chat/{id}");
+        record(&key, r#"{"addr":"10.0.0.1:80"}"#)
+    };
+    let records = Records { instances: ids.iter().map(instance).collect(), ..Records::default() };
+    Snapshot {
+        as_of_ms: 1_700_000_000_000,
+        revision: 17,
+        prefix: PREFIX.into(),
+        services: [("chat".to_owned(), records)].into(),
+        ..Snapshot::default()
+    }
+}
+
+fn as_of(as_of_ms: u64, ids: &[&str]) -> Snapshot {
+    Snapshot { as_of_ms, ..chat(ids) }
+}
+
+fn ids(snapshot: &Snapshot) -> Vec<&str> {
+    let instances = snapshot.services.values().flat_map(|it| &it.instances);
+    instances.filter_map(|it| it.key.rsplit('/').next()).collect()
+}
+
+/// A folder with a file in it, or a place for one.
+struct Place {
+    _folder: TempDir,
+    path: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("snapshot");
+        Place { _folder: folder, path }
+    }
+
+    fn with(suffix: &str) -> (Self, PathBuf) {
+        let place = Self::new();
+        let path = place.file(suffix);
+        (place, path)
+    }
+
+    fn file(&self, suffix: &str) -> PathBuf {
+        format!("{}{suffix}", self.path.display()).into()
+    }
+
+    fn save(&self, snapshot: Snapshot) -> Saved {
+        save(&self.path, snapshot, MINUTES).expect("a folder to write in")
+    }
+
+    fn load(&self) -> Loaded {
+        load(&self.path, PREFIX)
+    }
+
+    /// The ids of the generation that would serve, and why those before it would not.
+    fn serves(&self) -> (Option<Vec<String>>, Vec<&'static str>) {
+        let Loaded { found, misses } = self.load();
+        let owned = |ids: Vec<&str>| ids.into_iter().map(str::to_owned).collect();
+        let found = found.map(|(_, snapshot)| owned(ids(&snapshot)));
+        (found, misses.iter().map(|(_, miss)| miss.reason()).collect())
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path.parent().unwrap()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn serving(ids: &[&str]) -> Option<Vec<String>> {
+    Some(ids.iter().map(|id| (*id).to_owned()).collect())
+}
+
+// === the bytes ===
+
+#[test]
+fn the_first_line_says_what_the_file_is_and_the_rest_is_json() {
+    let bytes = chat(&["a"]).encode();
+    let text = String::from_utf8(bytes.clone()).unwrap();
+    let (header, body) = text.split_once('\n').unwrap();
+    let len = format!("{:016x}\n", body.len());
+    let crc = crc32fast::hash(format!("{len}{body}").as_bytes());
+    assert_eq!(format!("{header}\n"), format!("ipconfig-snapshot 1 {crc:08x} {len}"));
+    assert_eq!(
+        body,
+        concat!(
+            r#"{"as_of_ms":1700000000000,"revision":17,"prefix":"/ipconfig/v1","services":"#,
+            r#"{"chat":{"instances":[["/ipconfig/v1/instances/chat/a",7,"#,
+            r#""{\"addr\":\"10.0.0.1:80\"}"]],"controls":[]}}}"#
+        )
+    );
+    assert_eq!(Snapshot::decode(&bytes).unwrap(), chat(&["a"]));
+}
+
+#[test]
+fn what_is_no_snapshot_of_this_format_is_told_apart() {
+    let whole = chat(&["a"]).encode();
+    let reason = |bytes: &[u8]| Snapshot::decode(bytes).unwrap_err().reason();
+    assert_eq!(reason(b"root:x:0:0:root:/root:/bin/bash\n"), "foreign");
+    assert_eq!(reason(b""), "truncated");
+    assert_eq!(reason(&whole[..30]), "truncated");
+    assert_eq!(reason(&whole[..whole.len() - 1]), "truncated");
+    assert_eq!(reason(&[&whole[..], b"\n"].concat()), "overlong");
+    let mut other = whole.clone();
+    other[18] = b'2';
+    let miss = Snapshot::decode(&other).unwrap_err();
+    assert_eq!(miss.to_string(), r#"it is of format "2", and this version reads 1"#);
+
+    // Whole, with a key that this version does not know: what it says is not known.
+    let text = String::from_utf8(whole[HEADER_LEN..].to_vec()).unwrap();
+    let body = text.replace("\"revision\"", "\"revisio\"").into_bytes();
+    let covered = [format!("{:016x}\n", body.len()).into_bytes(), body].concat();
+    let crc = crc32fast::hash(&covered);
+    let sealed = [format!("ipconfig-snapshot 1 {crc:08x} ").into_bytes(), covered].concat();
+    assert_eq!(reason(&sealed), "body");
+}
+
+fn any_snapshot() -> impl Strategy<Value = Snapshot> {
+    let record = || {
+        (".{0,40}", any::<i64>(), ".{0,80}").prop_map(|(key, mod_revision, value)| Record {
+            key: key.into(),
+            mod_revision,
+            value: value.into(),
+        })
+    };
+    let records = (prop::collection::vec(record(), 0..6), prop::collection::vec(record(), 0..2))
+        .prop_map(|(instances, controls)| Records { instances, controls });
+    (
+        any::<u64>(),
+        any::<i64>(),
+        ".{0,20}",
+        prop::collection::btree_map(".{0,10}", records, 0..5),
+        prop::collection::btree_map(".{0,10}", any::<u64>(), 0..3),
+    )
+        .prop_map(|(as_of_ms, revision, prefix, services, doubted)| Snapshot {
+            as_of_ms,
+            revision,
+            prefix,
+            services,
+            doubted,
+        })
+}
+
+proptest! {
+    #[test]
+    fn a_snapshot_comes_back_as_it_went(snapshot in any_snapshot()) {
+        let back = Snapshot::decode(&snapshot.encode()).unwrap();
+        let revisions = |of: &Snapshot| -> Vec<i64> {
+            of.services.values().flat_map(|it| &it.instances).map(|it| it.mod_revision).collect()
+        };
+        prop_assert_eq!(revisions(&back), revisions(&snapshot));
+        prop_assert_eq!(back, snapshot);
+    }
+
+    #[test]
+    fn a_file_that_was_cut_short_or_went_on_is_a_miss(
+        snapshot in any_snapshot(), at in any::<prop::sample::Index>(), more in ".{1,40}",
+    ) {
+        let whole = snapshot.encode();
+        let miss = Snapshot::decode(&whole[..at.index(whole.len())]).unwrap_err();
+        prop_assert_eq!(miss.reason(), "truncated");
+        let miss = Snapshot::decode(&[whole, more.into_bytes()].concat()).unwrap_err();
+        prop_assert_eq!(miss.reason(), "overlong");
+    }
+
+    #[test]
+    fn a_file_with_flipped_bits_is_a_miss(
+        snapshot in any_snapshot(),
+        flips in prop::collection::vec((any::<prop::sample::Index>(), 0..8_u32), 1..4),
+    ) {
+        let whole = snapshot.encode();
+        let mut bytes = whole.clone();
+        for (at, bit) in flips {
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+        }
+        prop_assert_eq!(Snapshot::decode(&bytes).is_err(), bytes != whole);
+    }
+
+    #[test]
+    fn no_bytes_make_the_reader_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..200), header in any::<bool>(),
+    ) {
+        let begin: &[u8] = if header { b"ipconfig-snapshot 1 " } else { b"" };
+        prop_assert!(Snapshot::decode(&[begin, &bytes].concat()).is_err());
+    }
+}
+
+/// The header is short enough to be tried whole.
+#[test]
+fn each_single_flipped_bit_of_the_header_is_a_miss() {
+    let whole = chat(&["a"]).encode();
+    for at in 0..HEADER_LEN {
+        for bit in 0..8 {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << bit;
+            assert!(Snapshot::decode(&bytes).is_err(), "bit {bit} of byte {at}");
+        }
+    }
+}
+
+// === the files ===
+
+#[test]
+fn a_new_view_makes_the_last_one_the_older_generation_and_the_same_one_does_not() {
+    let place = Place::new();
+    assert_eq!(place.serves(), (None, vec!["missing", "missing"]));
+    place.save(as_of(1, &["a"]));
+    assert_eq!(place.names(), ["snapshot"]);
+    place.save(as_of(2, &["a", "b"]));
+    place.save(as_of(3, &["a", "b"]));
+    assert_eq!(place.names(), ["snapshot", "snapshot.1"]);
+    let Loaded { found: Some((Generation::Newest, newest)), .. } = place.load() else {
+        panic!("{:?}", place.load())
+    };
+    assert_eq!((newest.as_of_ms, ids(&newest)), (3, vec!["a", "b"]));
+    let older = Snapshot::decode(&fs::read(place.file(".1")).unwrap()).unwrap();
+    assert_eq!((older.as_of_ms, ids(&older)), (1, vec!["a"]));
+    assert_eq!(fs::metadata(&place.path).unwrap().permissions().mode() & 0o777, 0o640);
+}
+
+#[test]
+fn one_that_is_no_snapshot_gives_way_to_the_older_generation_and_is_not_overwritten() {
+    let place = Place::new();
+    place.save(chat(&["a"]));
+    place.save(chat(&["a", "b"]));
+    fs::write(&place.path, "listen 80;").unwrap();
+    assert_eq!(place.serves(), (serving(&["a"]), vec!["foreign"]));
+
+    let saved = place.save(chat(&["a", "b", "c"]));
+    assert_eq!(saved.put_aside.map(|miss| miss.reason()), Some("foreign"));
+    assert_eq!(place.serves(), (serving(&["a", "b", "c"]), vec![]));
+    assert_eq!(fs::read_to_string(place.file(".bad")).unwrap(), "listen 80;");
+    fs::write(&place.path, "").unwrap();
+    assert_eq!(
+        place.serves(),
+        (serving(&["a"]), vec!["truncated"]),
+        "what is no snapshot did not take the older one's place"
+    );
+}
+
+#[test]
+fn with_both_of_them_bad_each_has_its_reason() {
+    let place = Place::new();
+    place.save(chat(&["a"]));
+    place.save(chat(&["a", "b"]));
+    let whole = fs::read(&place.path).unwrap();
+    fs::write(&place.path, &whole[..whole.len() / 2]).unwrap();
+    let mut torn = whole;
+    torn[100] ^= 1;
+    fs::write(place.file(".1"), torn).unwrap();
+    assert_eq!(place.serves(), (None, vec!["truncated", "checksum"]));
+}
+
+#[test]
+fn what_is_no_file_of_this_gateway_is_a_miss_and_nobody_waits_for_it() {
+    let (place, older) = Place::with(".1");
+    fs::create_dir(&place.path).unwrap();
+    let pipe = std::ffi::CString::new(older.to_str().unwrap()).unwrap();
+    // SAFETY: a terminated path.
+    assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
+    assert_eq!(place.serves(), (None, vec!["no_file", "no_file"]));
+
+    let (place, older) = Place::with(".1");
+    fs::File::create(&place.path).unwrap().set_len(MAX_LEN as u64 + 1).unwrap();
+    let other = Snapshot { prefix: "/other".into(), ..chat(&["a"]) };
+    fs::write(older, other.encode()).unwrap();
+    assert_eq!(place.serves(), (None, vec!["too_large", "prefix"]));
+}
+
+#[test]
+fn a_failure_leaves_what_is_there_says_why_and_leaves_nothing_behind() {
+    let missing = Path::new("/nonexistent/ipconfig/snapshot");
+    let error = save(missing, chat(&["a"]), MINUTES).unwrap_err();
+    assert_eq!(error.reason(), "no_folder");
+    assert_eq!(
+        error.to_string(),
+        "failed to write a file in /nonexistent/ipconfig: No such file or directory (os error 2)"
+    );
+
+    let place = Place::new();
+    place.save(chat(&["a"]));
+    // Its older generation cannot be replaced by a file.
+    fs::create_dir(place.file(".1")).unwrap();
+    fs::write(place.file(".1/x"), "").unwrap();
+    let error = save(&place.path, chat(&["b", "a"]), MINUTES).unwrap_err();
+    assert!(error.to_string().starts_with("failed to rename a file in /"), "{error}");
+    assert_eq!(place.serves().0, serving(&["a"]));
+    assert_eq!(place.names(), ["snapshot", "snapshot.1"]);
+
+    let too_large = Record { value: "x".repeat(MAX_LEN).into(), ..record("k", "") };
+    let mut snapshot = chat(&["a"]);
+    snapshot.services.get_mut("chat").unwrap().instances.push(too_large);
+    assert_eq!(save(&place.path, snapshot, MINUTES).unwrap_err().reason(), "too_large");
+    assert_eq!(place.serves().0, serving(&["a"]));
+}
+
+#[test]
+fn each_failure_of_the_disk_has_its_name() {
+    let reason = |code| {
+        let source = io::Error::from_raw_os_error(code);
+        SaveError::Io { action: "write a file in", path: "/".into(), source }.reason()
+    };
+    let codes = [libc::ENOSPC, libc::EDQUOT, libc::EFBIG, libc::EACCES, libc::EROFS, libc::ENOTDIR];
+    assert_eq!(
+        codes.map(reason),
+        ["no_space", "no_space", "no_space", "denied", "denied", "no_folder"]
+    );
+    assert_eq!(reason(libc::EIO), "failed");
+    for result in ["no_space", "denied", "no_folder", "failed", "too_large"] {
+        assert!(RESULTS_OF_A_WRITE.contains(&result), "{result}");
+    }
+}
+
+#[test]
+fn what_a_killed_writer_left_behind_is_removed_and_what_one_writes_is_not() {
+    let place = Place::new();
+    let (old, new) = (place.file(".7-0.tmp"), place.file(".8-0.tmp"));
+    let others = place.path.with_file_name("other.7-0.tmp");
+    for path in [&old, &new, &others] {
+        fs::write(path, "half").unwrap();
+    }
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    for path in [&old, &others] {
+        fs::File::options().write(true).open(path).unwrap().set_modified(long_ago).unwrap();
+    }
+    place.save(chat(&["a"]));
+    assert_eq!(place.names(), ["other.7-0.tmp", "snapshot", "snapshot.8-0.tmp"]);
+}
+
+#[test]
+fn with_several_writers_each_moment_has_a_whole_generation() {
+    let place = Place::new();
+    place.save(chat(&["a"]));
+    let until = Instant::now() + Duration::from_millis(300);
+    std::thread::scope(|scope| {
+        for id in ["b", "c", "d"] {
+            let place = &place;
+            scope.spawn(move || {
+                let mut writes = 0;
+                while Instant::now() < until {
+                    let names: Vec<_> = ["a", id].into_iter().take(1 + writes % 2).collect();
+                    // Another one's rename may come first; the file is there all the same.
+                    let _ = save(&place.path, as_of(writes as u64, &names), Duration::ZERO);
+                    writes += 1;
+                }
+                assert!(writes > 2);
+            });
+        }
+        let mut reads = 0;
+        while Instant::now() < until {
+            let loaded = place.load();
+            assert!(loaded.found.is_some(), "{:?} after {reads} reads", loaded.misses);
+            reads += 1;
+        }
+        assert!(reads > 10);
+    });
+}
+
+// === no less than was read ===
+
+#[test]
+fn a_service_that_loses_most_of_its_instances_keeps_them_until_that_has_stood() {
+    let place = Place::new();
+    let minute = |n: u64, ids: &[&str]| place.save(as_of(60_000 * n, ids)).doubted;
+    assert!(minute(0, &["a", "b", "c", "d"]).is_empty());
+    assert!(minute(1, &["a", "b"]).is_empty(), "a half is not most");
+    minute(2, &["a", "b", "c", "d"]);
+
+    assert_eq!(minute(3, &["e"]), ["chat"]);
+    assert_eq!(place.serves().0, serving(&["a", "b", "c", "d", "e"]));
+    assert_eq!(minute(12, &["e"]), ["chat"], "nine minutes, over however many processes");
+    assert!(minute(13, &["e"]).is_empty());
+    assert_eq!(place.serves().0, serving(&["e"]));
+    let older = Snapshot::decode(&fs::read(place.file(".1")).unwrap()).unwrap();
+    assert_eq!(ids(&older), ["a", "b", "c", "d", "e"]);
+}
+
+#[test]
+fn a_loss_that_was_made_good_begins_anew_and_an_empty_view_loses_nothing() {
+    let place = Place::new();
+    let minute = |n: u64, ids: &[&str]| place.save(as_of(60_000 * n, ids)).doubted;
+    minute(0, &["a", "b", "c"]);
+    assert_eq!(minute(1, &["a"]), ["chat"]);
+    assert!(minute(6, &["a", "b", "c"]).is_empty());
+    assert_eq!(minute(7, &["a"]), ["chat"]);
+    assert_eq!(minute(12, &["a"]), ["chat"], "eleven minutes after the first");
+
+    let nothing = Snapshot { services: BTreeMap::new(), ..as_of(60_000 * 13, &[]) };
+    assert_eq!(place.save(nothing).doubted, ["chat"]);
+    assert_eq!(place.serves().0, serving(&["a", "b", "c"]));
+}
+
+#[test]
+fn other_services_and_control_are_written_while_one_is_doubted() {
+    let place = Place::new();
+    place.save(chat(&["a", "b", "c"]));
+    let mut next = chat(&["a"]);
+    let control = record("/ipconfig/v1/control/chat", "{}");
+    next.services.get_mut("chat").unwrap().controls.push(control.clone());
+    let mail = record("/ipconfig/v1/instances/mail/m", "{}");
+    next.services.entry("mail".into()).or_default().instances.push(mail);
+    assert_eq!(place.save(next).doubted, ["chat"]);
+    let (_, found) = place.load().found.unwrap();
+    assert_eq!(ids(&found), ["a", "b", "c", "m"]);
+    assert_eq!(found.services["chat"].controls, [control]);
+}
+
+// === the keeper ===
+
+fn keeper(path: &Path) -> Keeper {
+    let snapshot = SnapshotConfig { path: path.display().to_string() };
+    Keeper::new(&Config { snapshot, ..Config::default() }, Timing::default())
+}
+
+/// Looks at `now` and waits for the write, if that began one; the writes so far.
+async fn look(keeper: &mut Keeper, changes: u64, is_watched: bool, now: Instant) -> u64 {
+    let view = || chat(&["a", "b"][..1 + changes as usize % 2]);
+    keeper.look(changes, is_watched, now, view);
+    let total = |keeper: &Keeper| keeper.report().unwrap().writes.values().sum::<u64>();
+    let before = total(keeper);
+    while keeper.is_writing() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        // No later than `now`, and after nothing else.
+        keeper.look(changes, is_watched, now, view);
+        if total(keeper) > before {
+            break;
+        }
+    }
+    total(keeper)
+}
+
+#[tokio::test]
+async fn changes_are_collected_and_what_stays_is_written_now_and_then() {
+    let place = Place::new();
+    let mut keeper = keeper(&place.path);
+    let start = Instant::now();
+    let at = |seconds: u64| start + Duration::from_secs(seconds);
+    assert_eq!(look(&mut keeper, 1, true, at(0)).await, 1, "the first at once");
+    assert_eq!(look(&mut keeper, 2, true, at(4)).await, 1);
+    assert_eq!(look(&mut keeper, 3, true, at(5)).await, 2);
+    assert_eq!(look(&mut keeper, 3, true, at(64)).await, 2);
+    let inode = || fs::metadata(&place.path).unwrap().ino();
+    let before = inode();
+    assert_eq!(look(&mut keeper, 3, true, at(65)).await, 3);
+    assert_ne!(inode(), before);
+    assert_eq!(look(&mut keeper, 3, false, at(500)).await, 3, "etcd is not seen any more");
+    assert_eq!(look(&mut keeper, 4, false, at(500)).await, 4, "what was seen last is");
+    let report = keeper.report().unwrap();
+    assert_eq!(
+        (report.as_of_ms, report.writes),
+        (1_700_000_000_000, [("written".into(), 4)].into())
+    );
+}
+
+#[tokio::test]
+async fn failures_are_counted_and_tried_again_ever_more_seldom_until_one_succeeds() {
+    let place = Place::new();
+    let path = place.path.with_file_name("folder").join("snapshot");
+    let mut keeper = keeper(&path);
+    let start = Instant::now();
+    let mut tries = Vec::new();
+    let mut writes = 0;
+    for second in 0..1200 {
+        let now = look(&mut keeper, 1, true, start + Duration::from_secs(second)).await;
+        if now > writes {
+            tries.push(second);
+        }
+        writes = now;
+    }
+    assert_eq!(tries, [0, 5, 15, 35, 75, 155, 315, 615, 915]);
+    let report = keeper.report().unwrap();
+    assert_eq!(report.writes, [("no_folder".into(), 9)].into());
+    assert!(report.error.contains("No such file"), "{report:?}");
+
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    look(&mut keeper, 1, true, start + Duration::from_secs(1215)).await;
+    let report = keeper.report().unwrap();
+    assert_eq!((report.writes["written"], &*report.error), (1, ""));
+}
+
+#[tokio::test]
+async fn the_file_is_read_once_and_its_report_says_what_came_of_it() {
+    let place = Place::new();
+    place.save(chat(&["a"]));
+    place.save(chat(&["a", "b"]));
+    fs::write(&place.path, "").unwrap();
+    let mut reader = keeper(&place.path);
+    assert_eq!(reader.loaded().await.map(|it| it.size()), Some((1, 1)));
+    let again = tokio::time::timeout(Duration::from_millis(20), reader.loaded()).await;
+    assert!(again.is_err());
+    let report = reader.report().unwrap();
+    assert_eq!((&*report.loaded, &*report.misses[0].reason), ("older", "truncated"));
+    assert!(report.age_ms > Some(1000));
+    let text = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
+
+    fs::remove_file(place.file(".1")).unwrap();
+    let mut reader = keeper(&place.path);
+    assert!(reader.loaded().await.is_none());
+    assert_eq!(reader.report().unwrap().loaded, "none");
+
+    let mut off = Keeper::new(&Config::default(), Timing::default());
+    assert!(tokio::time::timeout(Duration::from_millis(20), off.loaded()).await.is_err());
+    assert_eq!((off.report(), off.is_on()), (None, false));
+}
