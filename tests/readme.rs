@@ -4,7 +4,6 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ipconfig::config::ScoreConfig;
@@ -107,29 +106,23 @@ fn the_worked_example_of_adaptive_is_what_the_code_computes() {
 
 #[test]
 fn every_link_into_the_repository_leads_somewhere() {
-    let pages = [
-        "README.md",
-        "doc/adaptive.md",
-        "doc/configuration.md",
-        "doc/control.md",
-        "doc/operating.md",
-        "doc/registering.md",
-        "doc/simulate.md",
-        "doc/status.md",
-    ];
+    let doc = std::fs::read_dir("doc").expect("a folder");
+    let doc = doc.map(|entry| entry.expect("an entry").path());
+    let mut pages: Vec<_> = doc.filter(|path| path.extension() == Some("md".as_ref())).collect();
+    pages.push("README.md".into());
     for page in pages {
-        let text = std::fs::read_to_string(page).expect(page);
+        let text = std::fs::read_to_string(&page).expect("a page");
         let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         for link in links.filter(|link| !link.starts_with("https://")) {
             let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
-            let folder = Path::new(page).parent().expect("a folder");
+            let folder = page.parent().expect("a folder");
             let target = match file {
-                "" => Path::new(page).to_owned(),
+                "" => page.clone(),
                 file => folder.join(file),
             };
-            assert!(target.exists(), "{page}: no file {link}");
+            assert!(target.exists(), "{page:?}: no file {link}");
             let target = || std::fs::read_to_string(&target).expect("a text");
-            assert!(anchor.is_empty() || has_heading(&target(), anchor), "{page}: no {link}");
+            assert!(anchor.is_empty() || has_heading(&target(), anchor), "{page:?}: no {link}");
         }
     }
 }
