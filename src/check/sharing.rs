@@ -2,7 +2,7 @@
 //!
 //! Each gateway that takes part holds a key `checks/<gateway>/<service>` under a lease
 //! of its own, and that is how the others know of it. An instance is checked by the
-//! gateway that hashes highest with it ([`rendezvous`]); that one's key names it
+//! gateway that hashes highest with it (rendezvous hashing); that one's key names it
 //! while it fails, and all go by that.
 //!
 //! - A gateway that dies loses its lease, and with it the key. What it said stands
