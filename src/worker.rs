@@ -3,36 +3,34 @@
 
 pub(crate) mod reach;
 mod routes;
+mod show;
 mod tries;
+mod view;
 
-use std::borrow::Cow;
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 
+pub use show::{Counters, ServiceHealth};
 pub use tries::Tries;
 use tries::outcome_of;
+pub(crate) use view::{governed_priors, most_ejected};
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use routes::{Plan, Routes, Rules};
-use serde::Serialize;
+use routes::Rules;
 use smallvec::SmallVec;
 
 use self::reach::{Bars, Known, Try};
-use crate::board::{self, Board, Budget, NO_SLOT, Open, Outcome, Refusal, RowId, ServiceId};
+use self::view::{Read, View};
+use crate::board::{self, Board, Budget, Open, Outcome, Refusal, RowId, ServiceId};
 use crate::config::{
-    BalanceConfig, Config, Discover, FailureConfig, FailureMode, HealthConfig, Rule, ServiceConfig,
-    Strategy,
+    BalanceConfig, Config, Discover, FailureConfig, FailureMode, HealthConfig, ServiceConfig,
 };
 use crate::health;
-use crate::picker::{self, Memory, Picker, Ranked};
-use crate::ranking::{Basis, State};
-use crate::snapshot::unix_ms;
-use crate::value::{
-    self, ControlValue, InstanceValue, RankingValue, Record, ServiceValue, ValueError,
-};
+use crate::ranking::State;
+use crate::value::ValueError;
 use crate::wire::orca::{self, HeaderError};
 
 /// Tries that one request can have: the first, and `balance.tries` of 16.
@@ -87,40 +85,6 @@ pub struct Failure {
     pub budget: Budget,
 }
 
-/// One version of a service's ranking, made ready to pick from.
-struct View {
-    version: u64,
-    peers: Peers,
-    ranking: RankingValue,
-    picker: Picker,
-    /// The weight of all instances whose requests in flight are counted; 0 where
-    /// none is without a slot.
-    counted_weight: f64,
-    /// So many may be ejected until there is a panic; `None` if there is one.
-    most_ejected: Option<u32>,
-    /// Where there are rules.
-    routes: Option<Box<Routes>>,
-    /// Whether any of its instances has a limit of requests in flight.
-    is_limited: bool,
-    /// Whether no instance has a weight, so that all are alike.
-    is_weightless: bool,
-}
-
-/// The instances of one version, kept from ranking to ranking.
-struct Peers {
-    version: u64,
-    /// The operator's, in place of the configured one.
-    strategy: Option<Strategy>,
-    control: Option<ControlValue>,
-    plan: Plan,
-    instances: Vec<InstanceValue>,
-    targets: Vec<Target>,
-    /// Close together: a pick looks at two that are far apart otherwise.
-    slots: Vec<u32>,
-    identities: Vec<u64>,
-    priors: Vec<f64>,
-}
-
 /// A request that was sent somewhere and has not been logged yet.
 #[derive(Default)]
 struct Flight {
@@ -139,28 +103,6 @@ struct Flight {
     service: u32,
     /// Identities of the instances that it went to, by try: [`MAX_TRIES`] at the most.
     tried: SmallVec<[u64; 2]>,
-}
-
-/// What the board counts for one instance, of all workers of this host.
-pub struct Counters<'a> {
-    pub service: &'a str,
-    pub instance: &'a str,
-    pub requests: u64,
-    /// Tries that failed.
-    pub failed: u64,
-    pub in_flight: u32,
-    /// Mean time of its answers over the last second, in milliseconds.
-    pub latency_ms: Option<f32>,
-}
-
-/// What the board and a view tell of a service's health.
-pub struct ServiceHealth<'a> {
-    pub service: &'a str,
-    /// So far, by reason.
-    pub ejections:
-        std::iter::Zip<std::array::IntoIter<board::Reason, 3>, std::array::IntoIter<u64, 3>>,
-    pub ejected: u32,
-    pub is_panic: bool,
 }
 
 /// The modes that a service can be served in; `fallback` is Lua's, `manual` the
@@ -686,81 +628,11 @@ impl Worker {
         service.is_some()
     }
 
-    /// The best `n` of a service as the HTTP API shows them, as JSON. `None`
-    /// while this worker has no ranking of it.
-    pub fn best(&self, service: u32, n: usize, now_ms: u64) -> Option<String> {
-        let service = self.services.get(service as usize)?;
-        let view = service.view.as_ref()?;
-        let source = self.board.source();
-        let total: f64 = view.ranking.records.iter().map(|record| record.weight).sum();
-        let mut order: Vec<usize> = Vec::new();
-        if n > 0 {
-            order.extend(0..view.ranking.records.len());
-            order.sort_unstable_by_key(|&index| view.ranking.records[index].rank);
-        }
-        let instances = order.into_iter().take(n).map(|index| {
-            let (instance, record) = (&view.peers.instances[index], &view.ranking.records[index]);
-            InstanceView {
-                id: &instance.id,
-                addr: instance.addr,
-                zone: &instance.zone,
-                rank: record.rank + 1,
-                score: record.score,
-                weight: record.weight,
-                share: if total > 0.0 { record.weight / total } else { 0.0 },
-                in_flight: self.board.in_flight(instance.slot),
-                max_in_flight: record.max_in_flight,
-                state: record.state.as_str(),
-            }
-        });
-        let view = ServiceView {
-            service: &service.name,
-            mode: self.mode_of(view, now_ms),
-            strategy: view.peers.strategy.unwrap_or(service.balance.strategy).as_str(),
-            control: view.peers.control.as_ref(),
-            rules: self.rule_counts(service, view),
-            basis: view.ranking.basis.as_str(),
-            panic: view.ranking.is_panic(),
-            version: view.version,
-            revision: source.revision,
-            age_ms: match source.restored_as_of_ms {
-                as_of_ms if as_of_ms != 0 && !source.synced => unix_ms().saturating_sub(as_of_ms),
-                _ => now_ms.saturating_sub(view.ranking.published_ms.max(source.confirmed_ms)),
-            },
-            count: view.ranking.records.len(),
-            zones: view.zones().into_iter().map(|(zone, share)| ZoneView { zone, share }).collect(),
-            instances: instances.collect(),
-        };
-        serde_json::to_string(&view).ok()
-    }
-
     fn mode_of(&self, view: &View, now_ms: u64) -> &'static str {
         match self.mode(now_ms) {
             "live" if view.peers.is_manual() => "manual",
             mode => mode,
         }
-    }
-
-    fn rule_counts<'a>(&self, service: &Service, view: &'a View) -> Vec<RuleView<'a>> {
-        let plan = &view.peers.plan;
-        let of = |(index, rule)| RuleView {
-            rule,
-            selected: plan.selected(index),
-            requests: plan.counters[index].map_or(0, |id| self.board.rule_requests(service.id, id)),
-        };
-        plan.rules.iter().enumerate().map(of).collect()
-    }
-
-    /// Service, rule and requests of each rule in force that is counted.
-    pub fn rule_requests(&self) -> impl Iterator<Item = (&str, &str, u64)> {
-        let with_view = self.services.iter().filter_map(|it| Some((it, it.view.as_ref()?)));
-        with_view.flat_map(|(service, view)| {
-            let plan = &view.peers.plan;
-            plan.rules.iter().zip(&plan.counters).filter_map(|(rule, counter)| {
-                let requests = self.board.rule_requests(service.id, (*counter)?);
-                Some((service.name.as_str(), rule.name.as_str(), requests))
-            })
-        })
     }
 
     /// How fresh the rankings are, see [`SourceState::mode`](board::SourceState::mode).
@@ -771,68 +643,6 @@ impl Worker {
     /// `fallback.after` of the configuration.
     pub fn patience_ms(&self) -> u32 {
         self.patience_ms
-    }
-
-    /// The counters of each instance in this worker's views.
-    pub fn counters(&self) -> impl Iterator<Item = Counters<'_>> {
-        self.services.iter().flat_map(|service| {
-            let instances = service.view.iter().flat_map(|view| &view.peers.instances);
-            instances.map(|instance| {
-                let (requests, failed) = self.board.counters(instance.slot);
-                Counters {
-                    service: &service.name,
-                    instance: &instance.id,
-                    requests,
-                    failed,
-                    in_flight: self.board.in_flight(instance.slot),
-                    latency_ms: self.board.latency_ms(instance.slot),
-                }
-            })
-        })
-    }
-
-    /// Version and time of publishing of each service's view.
-    pub fn versions(&self) -> impl Iterator<Item = (&str, u64, u64)> {
-        self.services.iter().filter_map(|service| {
-            let view = service.view.as_ref()?;
-            Some((service.name.as_str(), view.version, view.ranking.published_ms))
-        })
-    }
-
-    /// Each service's tries that were not their request's first, and the requests that
-    /// were refused, by reason.
-    pub fn failures(&self) -> impl Iterator<Item = (&str, u64, Vec<(Refusal, u64)>)> {
-        self.services.iter().map(|service| {
-            let refusals = self.board.refusals(service.id).collect();
-            (service.name.as_str(), self.board.retries(service.id), refusals)
-        })
-    }
-
-    /// What each service's view rests on.
-    pub fn bases(&self) -> impl Iterator<Item = (&str, Basis)> {
-        self.services.iter().filter_map(|service| {
-            Some((service.name.as_str(), service.view.as_ref()?.ranking.basis))
-        })
-    }
-
-    /// What became of each service's instances by their health, and whether its view is
-    /// one of a panic.
-    pub fn health(&self) -> impl Iterator<Item = ServiceHealth<'_>> {
-        self.services.iter().map(|service| ServiceHealth {
-            service: &service.name,
-            ejections: board::Reason::ALL.into_iter().zip(self.board.ejections(service.id)),
-            ejected: self.board.ejected(service.id),
-            is_panic: service.view.as_ref().is_some_and(|view| view.ranking.is_panic()),
-        })
-    }
-
-    /// Each zone's share of the traffic of each service: service, zone, 0 to 1. None of
-    /// services whose instances say no zone.
-    pub fn zones(&self) -> impl Iterator<Item = (&str, &str, f64)> {
-        self.services.iter().flat_map(|service| {
-            let zones = service.view.iter().flat_map(View::zones);
-            zones.map(|(zone, share)| (service.name.as_str(), zone, share))
-        })
     }
 
     /// The board that this worker counts on.
@@ -865,209 +675,6 @@ impl Failure {
     }
 }
 
-/// What a worker found in the shared dict.
-enum Read {
-    View(Box<View>),
-    /// The instances have changed since they were not asked for: both are due.
-    Lacking,
-    /// The writer is about to store the ranking that goes with the instances; the
-    /// one that was read is of this version.
-    Overtaken {
-        version: u64,
-    },
-}
-
-impl Service {
-    /// What two values make. Instances of a version that is at hand already are
-    /// not decoded again.
-    fn view(
-        &mut self,
-        board: Board,
-        instances: Option<&[u8]>,
-        ranking: &[u8],
-        rng: &mut SmallRng,
-    ) -> Result<Read, ValueError> {
-        let (version, body) = value::open(ranking)?;
-        let ranking = RankingValue::decode(body)?;
-        let wanted = ranking.instances_version;
-        let at_hand = self.view.as_ref().is_some_and(|view| view.peers.version == wanted);
-        let decoded = match instances {
-            _ if at_hand => None,
-            None => return Ok(Read::Lacking),
-            Some(instances) => match value::open(instances)? {
-                (found, body) if found == wanted => {
-                    Some(Peers::new(self, board, found, ServiceValue::decode(body)?))
-                }
-                (found, _) if found > wanted => return Ok(Read::Overtaken { version }),
-                (found, _) => return Err(ValueError::Mismatch { wanted, found }),
-            },
-        };
-        let known = decoded.as_ref().or(self.view.as_ref().map(|view| &view.peers));
-        let count = known.map_or(0, |peers| peers.instances.len());
-        if count != ranking.records.len() {
-            let what = format!("{} records for {count} instances", ranking.records.len());
-            return Err(ValueError::Body(what));
-        }
-        let (known, memory, routes) = match self.view.take() {
-            Some(view) => (Some(view.peers), view.picker.into_memory(), view.routes),
-            None => (None, Memory::Nothing, None),
-        };
-        let is_same_plan = decoded
-            .as_ref()
-            .zip(known.as_ref())
-            .is_none_or(|(new, old)| new.plan.rules == old.plan.rules);
-        let memories = routes.filter(|_| is_same_plan).map(|routes| routes.into_memories());
-        let peers = decoded.or(known).ok_or(ValueError::Missing)?;
-        let ranked = Ranked {
-            identities: &peers.identities,
-            priors: &governed_priors(&peers.priors, &ranking.records),
-            records: &ranking.records,
-            own_part: ranking.own_part,
-            rate_per_s: ranking.rate_per_s,
-        };
-        let configured = &self.balance;
-        let strategy = peers.strategy.unwrap_or(configured.strategy);
-        let balance = BalanceConfig { strategy, ..configured.clone() };
-        let picker = picker::rebuild(&balance, ranked, memory, rng);
-        let memories = memories.unwrap_or_default();
-        let routes = Routes::new(&peers.plan, &balance, ranked, memories, rng).map(Box::new);
-        let counted_weight = if peers.slots.contains(&NO_SLOT) {
-            let records = ranking.records.iter().zip(&peers.slots);
-            records.filter(|(_, slot)| **slot != NO_SLOT).map(|(record, _)| record.weight).sum()
-        } else {
-            0.0
-        };
-        let most_ejected = most_ejected(&peers.priors, &ranking, self.health.panic);
-        let is_limited = ranking.records.iter().any(|record| record.max_in_flight > 0);
-        let is_weightless = ranking.records.iter().all(|record| record.weight == 0.0);
-        Ok(Read::View(Box::new(View {
-            version,
-            peers,
-            ranking,
-            picker,
-            counted_weight,
-            most_ejected,
-            routes,
-            is_limited,
-            is_weightless,
-        })))
-    }
-}
-
-/// How many may be ejected until there is a panic; `None` if there is one.
-pub(crate) fn most_ejected(
-    priors: &[f64],
-    ranking: &RankingValue,
-    panic_percent: u32,
-) -> Option<u32> {
-    if ranking.is_panic() {
-        return None;
-    }
-    let offered = priors.iter().zip(&ranking.records).filter(|(prior, _)| **prior > 0.0);
-    let failing = offered.clone().filter(|(_, record)| record.state == State::Failing).count();
-    health::most_without_panic(offered.count(), failing, panic_percent)
-}
-
-impl View {
-    /// Each zone's share of the weights; none if no instance says its zone.
-    fn zones(&self) -> BTreeMap<&str, f64> {
-        let instances = || self.peers.instances.iter().zip(&self.ranking.records);
-        let mut zones = BTreeMap::new();
-        if instances().all(|(instance, _)| instance.zone.is_empty()) {
-            return zones;
-        }
-        // Divided first, so that no sum of finite weights overflows.
-        let most = instances().map(|(_, record)| record.weight).fold(f64::MIN_POSITIVE, f64::max);
-        let sum: f64 = instances().map(|(_, record)| record.weight / most).sum();
-        for (instance, record) in instances() {
-            let share = if sum > 0.0 { record.weight / most / sum } else { 0.0 };
-            *zones.entry(instance.zone.as_str()).or_default() += share;
-        }
-        zones
-    }
-}
-
-/// The fallback weights, with all that governs them: by steps, so that the keys of a
-/// consistent hash do not wander with each change of a factor.
-pub(crate) fn governed_priors<'a>(priors: &'a [f64], records: &[Record]) -> Cow<'a, [f64]> {
-    if records.iter().all(|record| record.factor == 1.0) {
-        return Cow::Borrowed(priors);
-    }
-    let governed = priors.iter().zip(records);
-    governed.map(|(prior, record)| prior * stepped(f64::from(record.factor))).collect()
-}
-
-/// The nearest power of the square root of 2, by which a factor is off by 19 % at the
-/// most; 0 stays 0.
-fn stepped(factor: f64) -> f64 {
-    (2.0 * factor.log2()).round().mul_add(0.5, 0.0).exp2()
-}
-
-impl Peers {
-    fn new(service: &Service, board: Board, version: u64, value: ServiceValue) -> Self {
-        let ServiceValue { strategy, control, rules, groups, instances, .. } = value;
-        let identity = |i: &InstanceValue| board::identity(&service.name, &i.id, &i.addr);
-        let names: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
-        let counters = board.rules(service.id, &names);
-        Peers {
-            version,
-            strategy,
-            control,
-            plan: Plan { rules, counters, groups },
-            targets: instances.iter().map(|instance| Target::new(&instance.addr)).collect(),
-            slots: instances.iter().map(|instance| instance.slot).collect(),
-            identities: instances.iter().map(identity).collect(),
-            priors: instances.iter().map(|instance| instance.weight).collect(),
-            instances,
-        }
-    }
-
-    fn is_manual(&self) -> bool {
-        self.control.as_ref().is_some_and(|control| control.is_manual)
-    }
-
-    /// What a request was sent to of these instances, by `$upstream_addr`.
-    fn flight_to(&self, addrs: &[u8]) -> Flight {
-        let mut flight = Flight::default();
-        for addr in tries::addrs(addrs).take(MAX_TRIES) {
-            if let Some(index) = self.targets.iter().position(|target| target.addr == addr) {
-                flight.tried.push(self.identities[index]);
-            }
-        }
-        flight
-    }
-}
-
-/// Where an instance is, in one piece, and that of IPv4 in one cache line: a pick among
-/// thousands waits for memory.
-#[repr(C, align(64))]
-struct Target {
-    addr: SocketAddr,
-    /// The host as `set_current_peer` wants it, and its length.
-    host_len: u8,
-    host: [u8; Self::MAX_HOST],
-}
-
-impl Target {
-    /// `[`, eight groups of four, and `]`.
-    const MAX_HOST: usize = 41;
-
-    fn new(addr: &SocketAddr) -> Self {
-        let text = match addr {
-            SocketAddr::V4(addr) => addr.ip().to_string(),
-            SocketAddr::V6(addr) => format!("[{}]", addr.ip()),
-        };
-        let mut host = [0; Self::MAX_HOST];
-        let host_len = text.len().min(Self::MAX_HOST);
-        host[..host_len].copy_from_slice(&text.as_bytes()[..host_len]);
-        Target { addr: *addr, host, host_len: host_len as u8 }
-    }
-
-    fn host(&self) -> &str {
-        str::from_utf8(&self.host[..usize::from(self.host_len)]).unwrap_or_default()
-    }
-}
-
 impl Flight {
     /// The rules that take the request: those of its first try, unless the rules are
     /// others since, for a percentage may go by chance.
@@ -1078,67 +685,6 @@ impl Flight {
         }
         self.rules
     }
-}
-
-/// The object of `GET /ipconfig/v1/services/<service>`.
-#[derive(Serialize)]
-struct ServiceView<'a> {
-    service: &'a str,
-    mode: &'static str,
-    strategy: &'static str,
-    /// The operator's hand; left out where there is none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    control: Option<&'a ControlValue>,
-    /// Left out where there are none.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    rules: Vec<RuleView<'a>>,
-    basis: &'static str,
-    /// Left out where there is none.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    panic: bool,
-    version: u64,
-    revision: i64,
-    age_ms: u64,
-    count: usize,
-    /// Left out where no instance says its zone.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    zones: Vec<ZoneView<'a>>,
-    instances: Vec<InstanceView<'a>>,
-}
-
-/// A rule, beside the instances that it selects and the requests that it took.
-#[derive(Serialize)]
-struct RuleView<'a> {
-    #[serde(flatten)]
-    rule: &'a Rule,
-    selected: usize,
-    requests: u64,
-}
-
-#[derive(Serialize)]
-struct ZoneView<'a> {
-    zone: &'a str,
-    share: f64,
-}
-
-#[derive(Serialize)]
-struct InstanceView<'a> {
-    id: &'a str,
-    addr: SocketAddr,
-    zone: &'a str,
-    rank: u32,
-    score: f64,
-    weight: f64,
-    share: f64,
-    in_flight: u32,
-    /// Left out where there is no limit.
-    #[serde(skip_serializing_if = "is_zero")]
-    max_in_flight: u32,
-    state: &'static str,
-}
-
-fn is_zero(limit: &u32) -> bool {
-    *limit == 0
 }
 
 /// Spreads the addresses of requests, which are aligned and close together.

@@ -1,6 +1,6 @@
 //! Which instances a request may go to, at the moment when it is to go somewhere.
 
-use super::Peers;
+use super::view::Peers;
 use crate::board::{Board, NO_SLOT, Refusal, ServiceId};
 use crate::picker::{Live, Moment};
 use crate::value::Record;

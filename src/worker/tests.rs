@@ -3,10 +3,13 @@ mod rules;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::board::NO_SLOT;
+use crate::config::Strategy;
 use crate::picker::{Live, Moment};
 use crate::ranking::{Basis, State};
 use crate::reckon::Figures;
-use crate::value::{Record, seal};
+use crate::snapshot::unix_ms;
+use crate::value::{self, InstanceValue, RankingValue, Record, ServiceValue, seal};
 
 mod failures;
 
