@@ -60,10 +60,14 @@ pub struct Snapshot {
     pub prefix: String,
     /// By the services' names.
     pub services: BTreeMap<String, Records>,
-    /// Services that have lost more than half of their instances and keep them here for
-    /// now, each with the Unix time since when.
+    /// Services that had more instances not long ago: how many, and the Unix time since
+    /// when there are fewer, ever fewer and ever later.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub doubted: BTreeMap<String, u64>,
+    pub had: BTreeMap<String, Vec<(usize, u64)>>,
+    /// Services that have lost more than half of their instances and keep them here for
+    /// now, each with the number that etcd has.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub doubted: BTreeMap<String, usize>,
 }
 
 /// The keys of one service, in order.
@@ -207,24 +211,41 @@ impl Snapshot {
         serde_json::from_slice(&bytes[HEADER_LEN..]).map_err(Miss::Body)
     }
 
-    /// Gives services that have lost more than half of the instances that `known` has
-    /// all of them, unless the loss has stood for so long. Who was scaled down is tried
-    /// in vain for a while after a start without etcd; whose keys were lost by a fault is
-    /// served.
-    pub fn hold_losses(&mut self, known: &Self, stands: Duration) {
-        for (service, records) in &known.services {
+    /// Gives services that have lost more than half of their instances those that
+    /// `known` has, unless the loss has stood for so long. What counts is the largest
+    /// number in that time, so that many small losses are as one. Who was scaled down is
+    /// tried in vain for a while after a start without etcd; whose keys were lost by a
+    /// fault is served, as the operator last wished. A service that this gateway does not
+    /// serve is not read, and so nothing is known of its loss.
+    pub fn hold_losses(&mut self, known: &Self, stands: Duration, serves: impl Fn(&str) -> bool) {
+        let now_ms = self.as_of_ms;
+        for (service, records) in known.services.iter().filter(|(service, _)| serves(service)) {
             let there = self.services.get(service).map_or(0, |it| it.instances.len());
-            let since_ms = known.doubted.get(service).copied().unwrap_or(self.as_of_ms);
-            let stood = Duration::from_millis(self.as_of_ms.saturating_sub(since_ms));
-            if 2 * there >= records.instances.len() || stood >= stands {
+            let last = known.doubted.get(service).copied().unwrap_or(records.instances.len());
+            let had = known.had.get(service).into_iter().flatten().copied();
+            let had: Vec<_> = had
+                .chain([(last, now_ms)])
+                // The clock may have been put back.
+                .map(|(count, since_ms)| (count, since_ms.min(now_ms)))
+                .filter(|&(count, since_ms)| {
+                    count > there && Duration::from_millis(now_ms - since_ms) < stands
+                })
+                .collect();
+            let Some(most) = had.iter().map(|(count, _)| *count).max() else { continue };
+            self.had.insert(service.clone(), had);
+            if 2 * there >= most {
                 continue;
             }
-            let instances = &mut self.services.entry(service.clone()).or_default().instances;
+            self.doubted.insert(service.clone(), there);
+            let held = self.services.entry(service.clone()).or_default();
+            if held.controls.is_empty() {
+                held.controls.clone_from(&records.controls);
+            }
+            let instances = &mut held.instances;
             let there: HashSet<_> = instances.iter().map(|it| Arc::clone(&it.key)).collect();
             let lost = records.instances.iter().filter(|it| !there.contains(&it.key)).cloned();
             instances.extend(lost);
             instances.sort_unstable_by(|one, other| one.key.cmp(&other.key));
-            self.doubted.insert(service.clone(), since_ms);
         }
     }
 

@@ -22,6 +22,16 @@ _EOC_
 
 package IpconfigTest::Script;
 
+use MIME::Base64 qw(encode_base64);
+
+# Takes all keys away at once.
+sub wipe_etcd {
+    my $prefix = IpconfigTest::Parts::prefix();
+    IpconfigTest::Parts::etcd_call('/v3/kv/deleterange', {
+        key => encode_base64("$prefix/", ''), range_end => encode_base64("${prefix}0", ''),
+    });
+}
+
 # Kills every process of the gateway at once, as a machine that goes down does.
 sub kill_gateway {
     my $master = master_pid();
@@ -113,7 +123,8 @@ there is no snapshot
 
 
 === TEST 2: a start without etcd serves what etcd held, from the first request on, and says so
-# `chat` has no instance in the file. b drains by the operator's wish.
+# `chat` has no instance in the file. b drains by the operator's wish. etcd hangs: it
+# takes connections and answers nothing, so that whoever waits for it waits for 5 s.
 --- workers: 2
 --- ipconfig eval: ::ipconfig_with_snapshot('')
 --- etcd
@@ -124,14 +135,19 @@ put control/chat {"drain":["b"]}
 --- script
 kept('a b c');
 kill_gateway();
-kill_etcd();
+stop(IpconfigTest::Parts::etcd_pid());
+push @to_end, \&kill_etcd;
 my $begin = start_gateway();
-my $count = { get_anew('/') => 1 };
+my $first = get_anew('/');
 my $took = time - $begin;
-note(sprintf 'the first answer %.0f ms after the start', 1000 * $took);
-say $took < 1 ? 'within a second' : "after $took s";
-$count->{ get_anew('/') }++ for 1 .. 300;
-say names($count);
+note(sprintf 'the first answer %.0f ms after the start: %s', 1000 * $took, $first);
+# Workers wait for the disk for 0.8 s; one that takes longer is no fault.
+say $first =~ /^[ac]$/ || $first eq '503' && $took > 0.8 ? 'at once' : $first;
+await('it serves', sub { get_anew('/') =~ /^[ac]$/ });
+$took = time - $begin;
+say $took < 5 ? 'before any timeout' : "after $took s";
+await('both workers serve', sub { names(served_anew(20)) eq 'a c' });
+say names(served_anew(300));
 my $health = api('healthz');
 say "$health->{mode} ", $health->{ready} ? 'ready' : 'not ready', " $health->{plugin}{snapshot}{loaded}";
 my $view = service('chat');
@@ -140,7 +156,8 @@ say "$view->{mode}, ", abs($view->{age_ms} / 1000 - $age) < 2 ? "of the file's a
 say 'mode: ', figure('mode{mode="snapshot"}'), ' loaded: ', figure('snapshot_loaded{generation="newest"}');
 await('the mode is logged', sub { logged(qr/mode snapshot: etcd was not read since the start/) }, 4);
 --- response_body
-within a second
+at once
+before any timeout
 a c
 snapshot ready newest
 snapshot, of the file's age
@@ -150,7 +167,6 @@ qr/etcd as of \S+ ago serves, from the snapshot \S+: instances: 3, services: 1/
 --- no_error_log
 [crit]
 [alert]
-nothing to offer
 
 
 
@@ -169,9 +185,9 @@ del('instances/chat/b');
 put('instances/chat/d', '{"addr":"$BACKEND_D"}');
 kill_etcd();
 start_gateway();
+await('it serves', sub { names(served_anew(30)) eq 'a b c' });
+say mode('chat');
 my $end = meanwhile(sub { $_[0]{ get_anew('/') }++ });
-await('it serves', sub { mode('chat') eq 'snapshot' });
-say names(served_anew(30));
 start_etcd();
 my $took = await('live', sub { mode('chat') eq 'live' }, 12);
 note(sprintf 'live %.1f s after etcd', $took);
@@ -182,7 +198,7 @@ kept('a c d');
 say 'and before: ', ids_in("$::file.1");
 await('it is logged', sub { logged(qr/mode live/) > $before });
 --- response_body
-a b c
+snapshot
 b is gone
 a c d
 of all requests: a b c d
@@ -208,7 +224,8 @@ kill_gateway();
 kill_etcd();
 tear($::file);
 start_gateway();
-say names(served_anew(30)), ' ', mode('chat');
+await('it serves', sub { names(served_anew(30)) eq 'a' });
+say mode('chat');
 my $told = told();
 say "$told->{loaded}, $told->{misses}[0]{reason}";
 start_etcd();
@@ -218,7 +235,7 @@ kept('a b');
 say 'before that: ', ids_in("$::file.1");
 await('it is logged', sub { logged(qr/was no snapshot and is \S+\.bad now: its checksum is/) });
 --- response_body
-a snapshot
+snapshot
 older, checksum
 before that: a
 --- error_log eval
@@ -326,25 +343,28 @@ serves, from the snapshot
 
 
 
-=== TEST 8: what etcd lost all at once stays in the file, so that a start without etcd has it
+=== TEST 8: what a wiped etcd lost stays in the file, so that a start without etcd has it
+# Instances, and what the operator wished for them.
 --- workers: 2
 --- ipconfig eval: ::ipconfig_with_snapshot('')
 --- etcd
 put instances/chat/a {"addr":"$BACKEND_A"}
 put instances/chat/b {"addr":"$BACKEND_B"}
 put instances/chat/c {"addr":"$BACKEND_C"}
+put control/chat {"disable":["b"]}
 --- script
 kept('a b c');
-del("instances/chat/$_") for qw(a b c);
-await('it is doubted', sub { logged(qr/chat has lost most of its instances/) }, 20);
-say ids_in($::file);
+wipe_etcd();
+await('it is doubted', sub { logged(qr/chat has lost most of its instances/) });
+say ids_in($::file), slurp($::file) =~ /"doubted":\{"chat":0\}/ ? ', doubted' : '';
 kill_gateway();
 kill_etcd();
 start_gateway();
+await('it serves', sub { names(served_anew(20)) eq 'a c' });
 say names(served_anew(60));
 --- response_body
-a b c
-a b c
+a b c, doubted
+a c
 --- error_log
 the snapshot
 --- no_error_log

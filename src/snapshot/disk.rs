@@ -3,7 +3,8 @@
 //! A new one is written beside them under a name of its own, brought to the disk, and
 //! then renamed, so that at each moment one of the two names is a whole file, whoever
 //! is killed and however many processes write. A file that is no snapshot is not
-//! overwritten: it becomes `PATH.bad`.
+//! overwritten: it becomes `PATH.bad`. One that says something later is left: a thread
+//! that has ended, or an old worker, may wait for its disk longer than its successor.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{MAX_LEN, Miss, Snapshot};
+use super::{MAX_LEN, Miss, Snapshot, unix_ms};
 
 /// For its owner, which is the user of nginx's workers, and for its group to read.
 const MODE: u32 = 0o640;
@@ -85,9 +86,11 @@ impl SaveError {
     }
 }
 
-/// What was written.
+/// What is in the file.
 #[derive(Debug)]
 pub struct Saved {
+    /// Whether it was written; if not, it says something later.
+    pub is_written: bool,
     /// [`Snapshot::as_of_ms`] of the file.
     pub as_of_ms: u64,
     /// A file that was no snapshot and is `PATH.bad` now.
@@ -111,51 +114,101 @@ pub fn load(path: &Path, prefix: &str) -> Loaded {
 }
 
 /// Puts a snapshot in the place of the file, which becomes the older generation if it
-/// says anything else. A service that has lost most of its instances keeps those that
-/// are on disk, until the loss has stood for `stands`.
+/// says anything else, and stays if it says something later. A service that has lost
+/// most of its instances keeps those that are on disk, until the loss has stood for
+/// `stands`; one that this gateway does not serve goes.
 ///
 /// # Errors
 /// Why the file is as it was.
-pub fn save(path: &Path, mut snapshot: Snapshot, stands: Duration) -> Result<Saved, SaveError> {
-    let mut known = load(path, &snapshot.prefix);
-    let file = match &known.found {
-        Some((Generation::Newest, _)) => Ok(()),
-        _ => Err(known.misses.remove(0).1),
-    };
-    let known = known.found.map(|(_, known)| known);
-    if let Some(known) = &known {
-        snapshot.hold_losses(known, stands);
+pub fn save(
+    path: &Path,
+    snapshot: Snapshot,
+    stands: Duration,
+    serves: impl Fn(&str) -> bool,
+) -> Result<Saved, SaveError> {
+    Draft::write(path, snapshot, stands, serves)?.put_in_place()
+}
+
+/// A file beside the one whose place it is to take.
+pub(super) struct Draft<'a> {
+    path: &'a Path,
+    new: PathBuf,
+    snapshot: Snapshot,
+}
+
+impl<'a> Draft<'a> {
+    /// On the disk when this returns, which may take long.
+    pub(super) fn write(
+        path: &'a Path,
+        mut snapshot: Snapshot,
+        stands: Duration,
+        serves: impl Fn(&str) -> bool,
+    ) -> Result<Self, SaveError> {
+        if let Some((_, known)) = load(path, &snapshot.prefix).found {
+            snapshot.hold_losses(&known, stands, serves);
+        }
+        let bytes = snapshot.encode();
+        if bytes.len() > MAX_LEN {
+            return Err(SaveError::TooLarge(bytes.len()));
+        }
+        remove_left_behind(path);
+        let draft = Draft { path, new: with_suffix(path, &unique_suffix()), snapshot };
+        match write(&draft.new, &bytes) {
+            Ok(()) => Ok(draft),
+            Err(source) => {
+                draft.remove();
+                Err(in_folder("write a file in", path, source))
+            }
+        }
     }
 
-    let bytes = snapshot.encode();
-    if bytes.len() > MAX_LEN {
-        return Err(SaveError::TooLarge(bytes.len()));
+    pub(super) fn put_in_place(self) -> Result<Saved, SaveError> {
+        self.replace().inspect_err(|_| self.remove())
     }
-    remove_left_behind(path);
-    let new = with_suffix(path, &unique_suffix());
-    let replace = || {
-        write(&new, &bytes).map_err(|source| in_folder("write a file in", path, source))?;
-        let is_news = known.as_ref().is_none_or(|known| known.services != snapshot.services);
-        let put_aside = match file {
-            Ok(()) => {
-                if is_news {
-                    move_away(path, &Generation::Older.of(path))?;
-                }
+
+    fn replace(&self) -> Result<Saved, SaveError> {
+        // Read as late as this: others may have written since the draft was begun.
+        let put_aside = match read(self.path, &self.snapshot.prefix) {
+            Ok(there) if self.is_overtaken_by(&there) => {
+                self.remove();
+                return Ok(Saved::of(&there));
+            }
+            Ok(there) if there.services == self.snapshot.services => None,
+            Ok(_) => {
+                move_away(self.path, &Generation::Older.of(self.path))?;
                 None
             }
             Err(Miss::Missing) => None,
-            Err(miss) => move_away(path, &with_suffix(path, ".bad")).map(|()| Some(miss))?,
+            Err(miss) => {
+                move_away(self.path, &with_suffix(self.path, ".bad"))?;
+                Some(miss)
+            }
         };
-        rename(&new, path)?;
-        sync_folder(path)?;
-        Ok(put_aside)
-    };
-    let put_aside = replace().inspect_err(|_| {
+        rename(&self.new, self.path)?;
+        sync_folder(self.path)?;
+        Ok(Saved { is_written: true, put_aside, ..Saved::of(&self.snapshot) })
+    }
+
+    /// What is later than now says that the clock was put back, and nothing else.
+    fn is_overtaken_by(&self, there: &Snapshot) -> bool {
+        there.as_of_ms > self.snapshot.as_of_ms && there.as_of_ms <= unix_ms()
+    }
+
+    fn remove(&self) {
         // What cannot be removed is removed later.
-        let _ = fs::remove_file(&new);
-    })?;
-    let doubted = snapshot.doubted.into_keys().collect();
-    Ok(Saved { as_of_ms: snapshot.as_of_ms, put_aside, doubted })
+        let _ = fs::remove_file(&self.new);
+    }
+}
+
+impl Saved {
+    fn of(there: &Snapshot) -> Self {
+        Saved {
+            is_written: false,
+            as_of_ms: there.as_of_ms,
+            put_aside: None,
+            doubted: there.doubted.keys().cloned().collect(),
+        }
+    }
 }
 
 fn read(path: &Path, prefix: &str) -> Result<Snapshot, Miss> {

@@ -1,7 +1,8 @@
 //! When the file is read and written, and what is told of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -89,6 +90,8 @@ pub struct Keeper {
     path: PathBuf,
     prefix: String,
     timing: Timing,
+    /// Whether a service is one of this gateway's.
+    serves: Arc<dyn Fn(&str) -> bool + Send + Sync>,
     is_on: bool,
     loading: Option<Receiver<Loaded>>,
     saving: Option<Saving>,
@@ -111,10 +114,13 @@ impl Keeper {
     /// One that does nothing if the configuration has no `snapshot.path`.
     pub fn new(config: &Config, timing: Timing) -> Self {
         let path = &config.snapshot.path;
+        let named: HashSet<_> = config.services.keys().cloned().collect();
+        let discover = config.discover.clone();
         Self {
             path: path.into(),
             prefix: config.etcd.prefix.clone(),
             timing,
+            serves: Arc::new(move |name| named.contains(name) || discover.allows(name)),
             is_on: !path.is_empty(),
             loading: None,
             saving: None,
@@ -188,8 +194,14 @@ impl Keeper {
         }
         let snapshot = view();
         let (path, stands) = (self.path.clone(), self.timing.loss_stands);
-        let ended = in_background(move || save(&path, snapshot, stands));
+        let serves = Arc::clone(&self.serves);
+        let ended = in_background(move || save(&path, snapshot, stands, &*serves));
         self.saving = Some(Saving { changes, ended });
+    }
+
+    #[cfg(test)]
+    pub(super) fn serves(&self, service: &str) -> bool {
+        (self.serves)(service)
     }
 
     #[cfg(test)]
@@ -259,7 +271,9 @@ impl Keeper {
         self.doubted = saved.doubted;
         self.report.as_of_ms = saved.as_of_ms;
         self.report.error.clear();
-        self.count(WRITTEN);
+        if saved.is_written {
+            self.count(WRITTEN);
+        }
     }
 
     fn failed(&mut self, reason: &'static str, error: String) {

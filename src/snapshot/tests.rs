@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+use super::disk::Draft;
 use super::*;
-use crate::config::{Config, SnapshotConfig};
+use crate::config::{Config, Discover, ServiceConfig, SnapshotConfig};
 
 const PREFIX: &str = "/ipconfig/v1";
 const MINUTES: Duration = Duration::from_secs(600);
@@ -35,6 +36,11 @@ fn chat(ids: &[&str]) -> Snapshot {
 
 fn as_of(as_of_ms: u64, ids: &[&str]) -> Snapshot {
     Snapshot { as_of_ms, ..chat(ids) }
+}
+
+/// Every service.
+fn all(_: &str) -> bool {
+    true
 }
 
 fn ids(snapshot: &Snapshot) -> Vec<&str> {
@@ -66,7 +72,7 @@ impl Place {
     }
 
     fn save(&self, snapshot: Snapshot) -> Saved {
-        save(&self.path, snapshot, MINUTES).expect("a folder to write in")
+        save(&self.path, snapshot, MINUTES, all).expect("a folder to write in")
     }
 
     fn load(&self) -> Loaded {
@@ -153,13 +159,19 @@ fn any_snapshot() -> impl Strategy<Value = Snapshot> {
         any::<i64>(),
         ".{0,20}",
         prop::collection::btree_map(".{0,10}", records, 0..5),
-        prop::collection::btree_map(".{0,10}", any::<u64>(), 0..3),
+        prop::collection::btree_map(
+            ".{0,10}",
+            prop::collection::vec(any::<(usize, u64)>(), 0..3),
+            0..3,
+        ),
+        prop::collection::btree_map(".{0,10}", any::<usize>(), 0..3),
     )
-        .prop_map(|(as_of_ms, revision, prefix, services, doubted)| Snapshot {
+        .prop_map(|(as_of_ms, revision, prefix, services, had, doubted)| Snapshot {
             as_of_ms,
             revision,
             prefix,
             services,
+            had,
             doubted,
         })
 }
@@ -294,7 +306,7 @@ fn what_is_no_file_of_this_gateway_is_a_miss_and_nobody_waits_for_it() {
 #[test]
 fn a_failure_leaves_what_is_there_says_why_and_leaves_nothing_behind() {
     let missing = Path::new("/nonexistent/ipconfig/snapshot");
-    let error = save(missing, chat(&["a"]), MINUTES).unwrap_err();
+    let error = save(missing, chat(&["a"]), MINUTES, all).unwrap_err();
     assert_eq!(error.reason(), "no_folder");
     assert_eq!(
         error.to_string(),
@@ -306,7 +318,7 @@ fn a_failure_leaves_what_is_there_says_why_and_leaves_nothing_behind() {
     // Its older generation cannot be replaced by a file.
     fs::create_dir(place.file(".1")).unwrap();
     fs::write(place.file(".1/x"), "").unwrap();
-    let error = save(&place.path, chat(&["b", "a"]), MINUTES).unwrap_err();
+    let error = save(&place.path, chat(&["b", "a"]), MINUTES, all).unwrap_err();
     assert!(error.to_string().starts_with("failed to rename a file in /"), "{error}");
     assert_eq!(place.serves().0, serving(&["a"]));
     assert_eq!(place.names(), ["snapshot", "snapshot.1"]);
@@ -314,7 +326,8 @@ fn a_failure_leaves_what_is_there_says_why_and_leaves_nothing_behind() {
     let too_large = Record { value: "x".repeat(MAX_LEN).into(), ..record("k", "") };
     let mut snapshot = chat(&["a"]);
     snapshot.services.get_mut("chat").unwrap().instances.push(too_large);
-    assert_eq!(save(&place.path, snapshot, MINUTES).unwrap_err().reason(), "too_large");
+    let error = save(&place.path, snapshot, MINUTES, all).unwrap_err();
+    assert_eq!(error.reason(), "too_large");
     assert_eq!(place.serves().0, serving(&["a"]));
 }
 
@@ -355,29 +368,52 @@ fn what_a_killed_writer_left_behind_is_removed_and_what_one_writes_is_not() {
 fn with_several_writers_each_moment_has_a_whole_generation() {
     let place = Place::new();
     place.save(chat(&["a"]));
-    let until = Instant::now() + Duration::from_millis(300);
     std::thread::scope(|scope| {
-        for id in ["b", "c", "d"] {
+        let writers = ["b", "c", "d"].map(|id| {
             let place = &place;
             scope.spawn(move || {
-                let mut writes = 0;
-                while Instant::now() < until {
-                    let names: Vec<_> = ["a", id].into_iter().take(1 + writes % 2).collect();
+                for n in 0..20 {
+                    let names: Vec<_> = ["a", id].into_iter().take(1 + n % 2).collect();
                     // Another one's rename may come first; the file is there all the same.
-                    let _ = save(&place.path, as_of(writes as u64, &names), Duration::ZERO);
-                    writes += 1;
+                    let _ = save(&place.path, chat(&names), Duration::ZERO, all);
                 }
-                assert!(writes > 2);
-            });
-        }
+            })
+        });
         let mut reads = 0;
-        while Instant::now() < until {
+        while reads == 0 || writers.iter().any(|writer| !writer.is_finished()) {
             let loaded = place.load();
             assert!(loaded.found.is_some(), "{:?} after {reads} reads", loaded.misses);
             reads += 1;
         }
-        assert!(reads > 10);
     });
+}
+
+#[test]
+fn who_waited_for_the_disk_does_not_overwrite_what_a_later_one_wrote() {
+    let place = Place::new();
+    place.save(as_of(1, &["a"]));
+    let late = Draft::write(&place.path, as_of(2, &["a", "b"]), MINUTES, all).unwrap();
+    assert!(place.save(as_of(3, &["a", "c"])).is_written);
+    let saved = late.put_in_place().unwrap();
+    assert_eq!((saved.is_written, saved.as_of_ms), (false, 3));
+    assert_eq!(place.serves().0, serving(&["a", "c"]));
+    assert_eq!(place.names(), ["snapshot", "snapshot.1"]);
+    let older = Snapshot::decode(&fs::read(place.file(".1")).unwrap()).unwrap();
+    assert_eq!(ids(&older), ["a"]);
+}
+
+#[test]
+fn a_file_of_the_time_to_come_says_that_the_clock_was_put_back_and_gives_way() {
+    let place = Place::new();
+    let now_ms = unix_ms();
+    let hour = 3_600_000;
+    let at = |ms: u64, ids: &[&str]| place.save(as_of(now_ms + ms, ids));
+    at(hour, &["a", "b", "c", "d"]);
+    at(hour + 1, &["a", "b"]);
+    let saved = at(0, &["a"]);
+    assert_eq!((saved.is_written, saved.as_of_ms), (true, now_ms));
+    assert_eq!(saved.doubted, ["chat"], "what it had in the time to come it had now");
+    assert!(at(600_000, &["a"]).doubted.is_empty(), "and is not waited for");
 }
 
 // === no less than was read ===
@@ -412,6 +448,89 @@ fn a_loss_that_was_made_good_begins_anew_and_an_empty_view_loses_nothing() {
     let nothing = Snapshot { services: BTreeMap::new(), ..as_of(60_000 * 13, &[]) };
     assert_eq!(place.save(nothing).doubted, ["chat"]);
     assert_eq!(place.serves().0, serving(&["a", "b", "c"]));
+}
+
+#[test]
+fn losses_one_after_another_are_as_one() {
+    let place = Place::new();
+    let second = |n: u64, ids: &[&str]| place.save(as_of(1000 * n, ids)).doubted;
+    second(0, &["a", "b", "c", "d"]);
+    assert!(second(5, &["a", "b"]).is_empty());
+    assert_eq!(second(10, &["a"]), ["chat"], "one of four, if one of two");
+    assert_eq!(second(15, &[]), ["chat"]);
+    assert_eq!(place.serves().0, serving(&["a", "b"]));
+
+    // Ten minutes after there were four, and after there were two, and after one.
+    assert!(second(605, &["a"]).is_empty(), "one of two");
+    assert_eq!(place.serves().0, serving(&["a"]));
+    assert_eq!(second(610, &[]), ["chat"]);
+    assert_eq!(second(1209, &[]), ["chat"]);
+    assert!(second(1210, &[]).is_empty());
+    assert_eq!(place.serves().0, serving(&[]));
+}
+
+/// A half may go in ten minutes, and a half of that in the next ten, whenever they go.
+#[test]
+fn a_slow_decline_is_compared_with_the_most_of_the_last_ten_minutes() {
+    let names: Vec<_> = (0..100).map(|n| format!("i{n:02}")).collect();
+    let minute = |n: usize| {
+        let left: Vec<_> = names[n..].iter().map(String::as_str).collect();
+        as_of(60_000 * n as u64, &left)
+    };
+    let mut known = minute(0);
+    for n in 1..100 {
+        let mut next = minute(n);
+        next.hold_losses(&known, MINUTES, all);
+        let (kept, _) = next.size();
+        // Since the write before the last ten there were no more.
+        let most = 100 - n.saturating_sub(10);
+        assert!(2 * kept >= most, "{kept} of {most} in minute {n}");
+        assert!(n > 90 || kept == 100 - n, "it is followed as long as it is slow: {kept}");
+        assert!(next.had["chat"].len() <= 10);
+        known = next;
+    }
+}
+
+#[test]
+fn a_service_that_is_doubted_keeps_what_the_operator_wished() {
+    let with_control = |as_of_ms, ids: &[&str], value: &str| {
+        let mut snapshot = as_of(as_of_ms, ids);
+        let control = record("/ipconfig/v1/control/chat", value);
+        snapshot.services.get_mut("chat").unwrap().controls.push(control);
+        snapshot
+    };
+    let place = Place::new();
+    let kept = || {
+        let (_, found) = place.load().found.unwrap();
+        found.services["chat"].controls.iter().map(|it| it.value.to_string()).collect::<Vec<_>>()
+    };
+    place.save(with_control(0, &["a", "b", "c"], r#"{"disable":["b"]}"#));
+    let nothing = || Snapshot { services: BTreeMap::new(), ..as_of(1, &[]) };
+    assert_eq!(place.save(nothing()).doubted, ["chat"]);
+    assert_eq!(kept(), [r#"{"disable":["b"]}"#]);
+    place.save(with_control(2, &[], "{}"));
+    assert_eq!(kept(), ["{}"], "a newer wish is one");
+    place.save(as_of(3, &["a", "b"]));
+    assert!(kept().is_empty(), "etcd is believed again");
+}
+
+#[test]
+fn a_service_that_is_not_served_any_more_goes_at_once_and_is_no_loss() {
+    let place = Place::new();
+    place.save(chat(&["a", "b"]));
+    let config = Config { discover: Discover::Names(vec!["mail*".into()]), ..Config::default() };
+    let with = |name: &str| {
+        let services = [(name.to_owned(), ServiceConfig::default())].into();
+        let keeper = Keeper::new(&Config { services, ..config.clone() }, Timing::default());
+        move |service: &str| keeper.serves(service)
+    };
+    let nothing = || Snapshot { services: BTreeMap::new(), ..chat(&[]) };
+    let saved = save(&place.path, nothing(), MINUTES, with("chat")).unwrap();
+    assert_eq!(saved.doubted, ["chat"]);
+    let saved = save(&place.path, nothing(), MINUTES, with("other")).unwrap();
+    assert!(saved.doubted.is_empty());
+    assert_eq!(place.serves().0, serving(&[]));
+    assert!(with("other")("mail2"));
 }
 
 #[test]
@@ -474,6 +593,31 @@ async fn changes_are_collected_and_what_stays_is_written_now_and_then() {
         (report.as_of_ms, report.writes),
         (1_700_000_000_000, [("written".into(), 4)].into())
     );
+}
+
+#[tokio::test]
+async fn the_keeper_holds_losses_of_its_own_services_and_counts_what_it_wrote() {
+    let place = Place::new();
+    let before = |as_of_ms| {
+        let mut snapshot = as_of(as_of_ms, &["a", "b", "c"]);
+        let mail = record("/ipconfig/v1/instances/mail/m", "{}");
+        snapshot.services.entry("mail".into()).or_default().instances.push(mail);
+        snapshot
+    };
+    place.save(before(1));
+    let snapshot = SnapshotConfig { path: place.path.display().to_string() };
+    let services = [("chat".to_owned(), ServiceConfig::default())].into();
+    let config = Config { snapshot, services, ..Config::default() };
+    let mut keeper = Keeper::new(&config, Timing::default());
+    let writes = look(&mut keeper, 0, true, Instant::now()).await;
+    assert_eq!((writes, place.serves().0), (1, serving(&["a", "b", "c"])));
+
+    // Another process has written in the meantime.
+    let later_ms = 1_700_000_000_001;
+    place.save(before(later_ms));
+    let later = Instant::now() + Duration::from_secs(60);
+    assert_eq!(look(&mut keeper, 0, true, later).await, 1);
+    assert_eq!(keeper.report().unwrap().as_of_ms, later_ms);
 }
 
 #[tokio::test]
