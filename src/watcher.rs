@@ -393,7 +393,7 @@ impl<S: Source, R: Rng> Watcher<S, R> {
         let (now, is_proven) = (Instant::now(), !watching.proof.is_due);
         if is_proven && now >= self.look_at {
             self.look_at = now + self.timing.idle;
-            if self.source.is_outdated() {
+            if self.source.is_outdated().await {
                 return (vec![], self.change_connection(watching).await);
             }
         }

@@ -181,7 +181,7 @@ impl Source for Script {
         Ok(head.unwrap_or(Head { cluster_id: CLUSTER, revision: i64::MAX }))
     }
 
-    fn is_outdated(&self) -> bool {
+    async fn is_outdated(&mut self) -> bool {
         self.is_outdated.load(Relaxed)
     }
 
