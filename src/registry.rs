@@ -705,6 +705,9 @@ impl Registry {
         self.hears_all = true;
         self.has_synced = true;
         // A list replaces, also by lower revisions: the source was restored.
+        for sharers in self.sharers.values_mut() {
+            sharers.since = sharers.since.min(revision);
+        }
         self.revision = revision;
         self.absent_at = revision;
     }
