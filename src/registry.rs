@@ -551,7 +551,13 @@ impl Registry {
             Ok(control) => {
                 self.rejects.forget_except(&printable(key), &[]);
                 self.kept.put(key, service, Kind::Control, value, mod_revision);
-                if self.controls.get(service) != Some(&control) {
+                // Lists and audits repeat one that has lapsed for as long as its key
+                // exists.
+                if control.has_lapsed(SystemTime::now()) {
+                    if self.controls.remove(service).is_some() {
+                        self.note_change(service);
+                    }
+                } else if self.controls.get(service) != Some(&control) {
                     self.controls.insert(service.to_owned(), control);
                     self.note_change(service);
                 }
