@@ -301,7 +301,8 @@ fn change(kv: &etcd_client::KeyValue) -> Change {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
-    use std::time::Instant;
+
+    use tokio::time::Instant;
 
     use super::*;
     use crate::wire::Key;
