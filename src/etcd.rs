@@ -124,19 +124,28 @@ impl Connector {
         })
     }
 
-    /// Whether a file has changed since the last connection was made with it.
+    /// Whether a file has changed since the last connection was made with it. Waits for
+    /// the file system, however long that takes.
     pub fn is_outdated(&self) -> bool {
         self.stamps() != self.files
     }
 
-    fn stamps(&self) -> Vec<Stamp> {
+    /// Whether there is any that could.
+    fn has_files(&self) -> bool {
+        self.paths().next().is_some()
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &String> {
         let TlsConfig { ca, cert, key } = &self.tls;
-        let paths = [&self.password_file, ca, cert, key];
+        [&self.password_file, ca, cert, key].into_iter().filter(|path| !path.is_empty())
+    }
+
+    fn stamps(&self) -> Vec<Stamp> {
         let stamp = |path: &String| {
             let file = std::fs::metadata(path).ok()?;
             Some((file.ino(), file.len(), file.modified().ok()?))
         };
-        paths.into_iter().filter(|path| !path.is_empty()).map(stamp).collect()
+        self.paths().map(stamp).collect()
     }
 
     fn options(&self, endpoint: &str) -> Result<ConnectOptions, Cause> {

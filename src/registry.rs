@@ -500,7 +500,9 @@ impl Registry {
             }
             // Well-formed, and none of them says what exists.
             Ok(Key::Policy { .. } | Key::Exporter { .. }) => {}
-            Err(error) => self.rejects.reject(&printable(key), error.reason(), error),
+            Err(error) => {
+                self.rejects.reject_at(&printable(key), mod_revision, error.reason(), error);
+            }
         }
     }
 
@@ -508,8 +510,10 @@ impl Registry {
     /// none of this gateway's.
     fn note_key(&mut self, key: &[u8], service: &str, mod_revision: i64) -> bool {
         if !self.services.contains_key(service) && !self.discover.allows(service) {
-            let error = "the configuration neither names this service nor discovers it";
-            self.rejects.reject(service, "unknown_service", error);
+            if self.rejects.is_new(&printable(key), mod_revision) {
+                let error = "the configuration neither names this service nor discovers it";
+                self.rejects.reject(service, "unknown_service", error);
+            }
             return false;
         }
         let state = self.keys.entry(key.to_vec()).or_default();
@@ -531,14 +535,17 @@ impl Registry {
     ) {
         // Whatever is refused, the last good registration stays, as long as the
         // key does.
+        let subject = printable(key);
         let mut instance = match wire::decode_instance(id, value) {
             Ok(instance) => instance,
-            Err(error) => return self.rejects.reject(&printable(key), error.reason(), error),
+            Err(error) => {
+                return self.rejects.reject_at(&subject, mod_revision, error.reason(), error);
+            }
         };
         if let Err(outside) = self.allow.check(&instance) {
-            return self.rejects.reject(&printable(key), NOT_ALLOWED, outside);
+            return self.rejects.reject_at(&subject, mod_revision, NOT_ALLOWED, outside);
         }
-        self.rejects.forget_except(&printable(key), &[]);
+        self.rejects.forget_except(&subject, &[]);
         self.kept.put(key, service, Kind::Instance, value, mod_revision);
         self.prefixes.label(&mut instance);
         self.register(service, instance, Layer::Etcd(mod_revision));
@@ -546,12 +553,19 @@ impl Registry {
 
     /// Takes in an operator's value whole, or leaves the one before in force.
     fn put_control(&mut self, key: &[u8], service: &str, value: &[u8], mod_revision: i64) {
+        let subject = printable(key);
         match wire::control::decode_control(value) {
-            Err(error) => self.rejects.reject(&printable(key), error.reason(), error),
+            Err(error) => self.rejects.reject_at(&subject, mod_revision, error.reason(), error),
             Ok(control) => {
-                self.rejects.forget_except(&printable(key), &[]);
+                self.rejects.forget_except(&subject, &[]);
                 self.kept.put(key, service, Kind::Control, value, mod_revision);
-                if self.controls.get(service) != Some(&control) {
+                // Lists and audits repeat one that has lapsed for as long as its key
+                // exists.
+                if control.has_lapsed(SystemTime::now()) {
+                    if self.controls.remove(service).is_some() {
+                        self.note_change(service);
+                    }
+                } else if self.controls.get(service) != Some(&control) {
                     self.controls.insert(service.to_owned(), control);
                     self.note_change(service);
                 }
@@ -573,10 +587,11 @@ impl Registry {
         value: &[u8],
         mod_revision: i64,
     ) {
+        let subject = printable(key);
         match wire::checks::decode_checks(value) {
-            Err(error) => self.rejects.reject(&printable(key), error.reason(), error),
+            Err(error) => self.rejects.reject_at(&subject, mod_revision, error.reason(), error),
             Ok(checks) => {
-                self.rejects.forget_except(&printable(key), &[]);
+                self.rejects.forget_except(&subject, &[]);
                 let sharers = self.sharers.entry(service.to_owned()).or_default();
                 if sharers.checks.insert(gateway, checks).is_none() {
                     sharers.since = sharers.since.max(mod_revision);
@@ -705,6 +720,9 @@ impl Registry {
         self.hears_all = true;
         self.has_synced = true;
         // A list replaces, also by lower revisions: the source was restored.
+        for sharers in self.sharers.values_mut() {
+            sharers.since = sharers.since.min(revision);
+        }
         self.revision = revision;
         self.absent_at = revision;
     }

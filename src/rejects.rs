@@ -1,9 +1,10 @@
-//! Records of etcd that were dropped: counted each time, logged once.
+//! Records of etcd that were dropped: counted once for each write, logged once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 
 use tracing::warn;
+use xxhash_rust::xxh64::xxh64;
 
 /// Subjects remembered as logged. A feed that is broken throughout would
 /// otherwise fill the memory with the proof of it; beyond this many, records are
@@ -14,11 +15,17 @@ const MAX_LOGGED_SUBJECTS: usize = 1024;
 /// length, and little beside the 1.5 MB that a key may have in etcd.
 const MAX_SUBJECT_BYTES: usize = 512;
 
+/// Keys remembered with the write that was rejected, some 20 bytes each. Beyond this
+/// many all are forgotten, and lists count again what stands.
+const MAX_STANDING: usize = 16_384;
+
 /// The dropped records of one reader.
 #[derive(Debug, Default)]
 pub struct Rejects {
     counts: BTreeMap<&'static str, u64>,
     logged: HashMap<String, Vec<&'static str>>,
+    /// At which revision the rejected record of a key was written, by the key's hash.
+    standing: HashMap<u64, i64>,
 }
 
 impl Rejects {
@@ -27,6 +34,30 @@ impl Rejects {
     /// be of any length; the beginning of a long one is what counts.
     pub fn reject(&mut self, subject: &str, reason: &'static str, error: impl Display) {
         self.reject_many(subject, reason, 1, error);
+    }
+
+    /// As [`reject`](Self::reject), for what a key holds since `mod_revision`; nothing
+    /// if that was rejected before, as every list and every audit repeats it.
+    pub fn reject_at(
+        &mut self,
+        key: &str,
+        mod_revision: i64,
+        reason: &'static str,
+        error: impl Display,
+    ) {
+        if self.is_new(key, mod_revision) {
+            self.reject(key, reason, error);
+        }
+    }
+
+    /// Whether what a key holds since `mod_revision` is rejected for the first time;
+    /// from now on it no longer is, until [`forget_except`](Self::forget_except).
+    pub fn is_new(&mut self, key: &str, mod_revision: i64) -> bool {
+        let hash = hash(key);
+        if self.standing.len() >= MAX_STANDING && !self.standing.contains_key(&hash) {
+            self.standing.clear();
+        }
+        self.standing.insert(hash, mod_revision) != Some(mod_revision)
     }
 
     /// As [`reject`](Self::reject), for several records with one explanation.
@@ -47,6 +78,9 @@ impl Rejects {
     /// Forgets what was logged of `subject`, but for the given reasons: if it
     /// goes bad again, that is news.
     pub fn forget_except(&mut self, subject: &str, reasons: &[&'static str]) {
+        if !self.standing.is_empty() {
+            self.standing.remove(&hash(subject));
+        }
         let subject = cut(subject);
         if let Some(logged) = self.logged.get_mut(subject) {
             logged.retain(|reason| reasons.contains(reason));
@@ -80,6 +114,10 @@ impl Rejects {
     }
 }
 
+fn hash(key: &str) -> u64 {
+    xxh64(key.as_bytes(), 0)
+}
+
 fn cut(subject: &str) -> &str {
     &subject[..subject.floor_char_boundary(MAX_SUBJECT_BYTES)]
 }
@@ -98,6 +136,33 @@ mod tests {
         rejects.reject("a", "json", "error");
         rejects.reject_many("a", "json", 4, "error");
         assert_eq!(rejects.counts(), &BTreeMap::from([("json", 5)]));
+    }
+
+    #[test]
+    fn what_stands_is_counted_once_for_each_write_and_anew_once_it_was_forgotten() {
+        let mut rejects = Rejects::default();
+        // Another key of the same length, and the same revisions.
+        for (key, revision) in [("a", 5), ("a", 5), ("b", 5), ("a", 6), ("b", 5), ("a", 6)] {
+            rejects.reject_at(key, revision, "json", "error");
+        }
+        assert_eq!(rejects.counts(), &BTreeMap::from([("json", 3)]));
+        rejects.forget_except("b", &[]);
+        rejects.reject_at("a", 6, "json", "error");
+        assert_eq!(rejects.counts(), &BTreeMap::from([("json", 3)]));
+        rejects.reject_at("b", 5, "json", "error");
+        assert_eq!(rejects.counts(), &BTreeMap::from([("json", 4)]));
+    }
+
+    #[test]
+    fn no_more_writes_are_remembered_than_there_is_room_for() {
+        let mut rejects = Rejects::default();
+        for n in 0..MAX_STANDING {
+            assert!(rejects.is_new(&n.to_string(), 1));
+        }
+        assert!(!rejects.is_new("0", 1), "there is room for all of these");
+        assert!(rejects.is_new("one too many", 1));
+        assert!(!rejects.is_new("one too many", 1));
+        assert!(rejects.standing.len() < MAX_STANDING);
     }
 
     #[test]

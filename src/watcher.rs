@@ -131,12 +131,16 @@ pub struct Timing {
     pub settled: Duration,
     /// The least time from a list to the audit of what followed it; at most twice
     /// as long, at random, so that gateways that started together do not list
-    /// together.
+    /// together. Doubled by each audit in a row that is given up, up to an hour at
+    /// most.
     pub audit: Duration,
     /// For how long an audit may keep a stream waiting. One that takes longer is
     /// given up.
     pub audit_limit: Duration,
 }
+
+/// The longest wait for an audit, however many were given up before.
+const LONGEST_AUDIT_WAIT: Duration = Duration::from_hours(1);
 
 impl Default for Timing {
     fn default() -> Self {
@@ -274,6 +278,8 @@ struct Watcher<S, R> {
     outage: Outage,
     /// When the next audit is due.
     audit_at: Instant,
+    /// Audits that were given up since one came to its end.
+    audits_given_up: u32,
     /// When to look next whether the connection is outdated.
     look_at: Instant,
 }
@@ -282,7 +288,7 @@ impl<S: Source, R: Rng> Watcher<S, R> {
     fn new(source: S, timing: Timing, rng: R) -> Self {
         let now = Instant::now();
         let outage = Outage::default();
-        Self { source, timing, rng, outage, audit_at: now, look_at: now }
+        Self { source, timing, rng, outage, audit_at: now, audits_given_up: 0, look_at: now }
     }
 
     /// Does what `state` says comes next.
@@ -393,7 +399,7 @@ impl<S: Source, R: Rng> Watcher<S, R> {
         let (now, is_proven) = (Instant::now(), !watching.proof.is_due);
         if is_proven && now >= self.look_at {
             self.look_at = now + self.timing.idle;
-            if self.source.is_outdated() {
+            if self.source.is_outdated().await {
                 return (vec![], self.change_connection(watching).await);
             }
         }
@@ -459,6 +465,8 @@ impl<S: Source, R: Rng> Watcher<S, R> {
         };
         let problem = match timeout(limit, listing).await {
             Ok(Ok(())) => {
+                self.audits_given_up = 0;
+                self.put_off_audit();
                 events.push(Event::InitDone { revision: at.revision });
                 return self.end_audit(watching, events).await;
             }
@@ -473,11 +481,13 @@ impl<S: Source, R: Rng> Watcher<S, R> {
             Err(_) => Problem::Dead(limit),
         };
         tracing::warn!("an audit was given up: {}", with_causes(&problem));
+        self.audits_given_up = self.audits_given_up.saturating_add(1);
+        self.put_off_audit();
         (vec![], State::Watching(watching))
     }
 
-    /// Tells an audit, unless the stream broke meanwhile: then the list may be of what
-    /// was put in the place of the source.
+    /// Tells an audit, unless the stream broke meanwhile, or says that it is no longer
+    /// the same: then the list may be of what was put in the place of the source.
     async fn end_audit(
         &mut self,
         mut watching: Watching<S::Watch>,
@@ -486,6 +496,9 @@ impl<S: Source, R: Rng> Watcher<S, R> {
         match timeout(Duration::ZERO, watching.watch.next()).await {
             Ok(Ok(message)) => {
                 let (more, state) = self.receive(watching, message);
+                if matches!(state, State::Failed { .. }) {
+                    return (more, state);
+                }
                 events.extend(more);
                 (events, state)
             }
@@ -494,8 +507,13 @@ impl<S: Source, R: Rng> Watcher<S, R> {
         }
     }
 
+    /// Each audit that is given up kept the stream waiting: after it the wait is twice
+    /// as long.
     fn put_off_audit(&mut self) {
-        let wait = self.rng.random_range(self.timing.audit..=2 * self.timing.audit);
+        let audit = self.timing.audit;
+        let factor = 2_u32.checked_pow(self.audits_given_up).unwrap_or(u32::MAX);
+        let least = audit.saturating_mul(factor).min(LONGEST_AUDIT_WAIT / 2).max(audit);
+        let wait = self.rng.random_range(least..=2 * least);
         self.audit_at = Instant::now() + wait;
     }
 

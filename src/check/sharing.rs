@@ -180,6 +180,10 @@ impl Sharing {
     /// `revision` what was heard of it. Returns whether the instances are to be divided
     /// anew.
     pub fn look(&mut self, is_heard: bool, revision: i64, now: Instant) -> bool {
+        // Revisions go back where etcd was restored: words are of the new ones.
+        for division in self.services.values_mut() {
+            division.base = division.base.min(revision);
+        }
         self.deaf_since = if is_heard { None } else { self.deaf_since.or(Some(now)) };
         // Who was never heard has no last word that could stand.
         let is_in_time = |since: Instant| self.looked.is_some() && now < since + self.ttl;

@@ -97,7 +97,9 @@ impl Fleet {
         match event {
             Event::State(state) => self.watch_state = state,
             Event::Init => self.listed = Some(HashSet::new()),
-            Event::Put { key, value, .. } => return self.put(&key, &value),
+            Event::Put { key, value, mod_revision } => {
+                return self.put(&key, &value, mod_revision);
+            }
             Event::Delete { key: path, .. } => match wire::parse_key(&self.prefix, &path) {
                 Ok(key) => return self.delete(&key),
                 Err(_) => self.rejects.forget_except(&printable(&path), &[]),
@@ -130,11 +132,11 @@ impl Fleet {
         self.rejects.counts()
     }
 
-    fn put(&mut self, path: &[u8], value: &[u8]) -> Vec<Change> {
+    fn put(&mut self, path: &[u8], value: &[u8], mod_revision: i64) -> Vec<Change> {
         let key = match wire::parse_key(&self.prefix, path) {
             Ok(key) => key,
             Err(error) => {
-                self.rejects.reject(&printable(path), error.reason(), error);
+                self.rejects.reject_at(&printable(path), mod_revision, error.reason(), error);
                 return Vec::new();
             }
         };
@@ -142,9 +144,11 @@ impl Fleet {
             listed.insert(key.clone());
         }
         match key {
-            Key::Instance { service, id } => self.put_instance(Name { service, id }, value),
+            Key::Instance { service, id } => {
+                self.put_instance(Name { service, id }, value, mod_revision)
+            }
             Key::Exporter { id } if id == self.own_id => self.see_own(value),
-            Key::Exporter { id } => self.see_other(id, path, value),
+            Key::Exporter { id } => self.see_other(id, path, value, mod_revision),
             Key::Status { .. } | Key::Control { .. } | Key::Policy { .. } | Key::Checks { .. } => {
                 Vec::new()
             }
@@ -162,9 +166,15 @@ impl Fleet {
 
     /// Whoever announces itself gets a share; what is no announcement does not,
     /// since nobody would ask those instances.
-    fn see_other(&mut self, id: String, path: &[u8], value: &[u8]) -> Vec<Change> {
+    fn see_other(
+        &mut self,
+        id: String,
+        path: &[u8],
+        value: &[u8],
+        mod_revision: i64,
+    ) -> Vec<Change> {
         if let Err(error) = wire::decode_exporter(value) {
-            self.rejects.reject(&printable(path), error.reason(), error);
+            self.rejects.reject_at(&printable(path), mod_revision, error.reason(), error);
             return Vec::new();
         }
         match self.exporters.insert(id) {
@@ -174,17 +184,17 @@ impl Fleet {
     }
 
     /// A registration that is refused leaves the last good one in place.
-    fn put_instance(&mut self, name: Name, value: &[u8]) -> Vec<Change> {
+    fn put_instance(&mut self, name: Name, value: &[u8], mod_revision: i64) -> Vec<Change> {
         let subject = format!("{}/{}", name.service, name.id);
         let instance = match wire::decode_instance(&name.id, value) {
             Ok(instance) => instance,
             Err(error) => {
-                self.rejects.reject(&subject, error.reason(), error);
+                self.rejects.reject_at(&subject, mod_revision, error.reason(), error);
                 return Vec::new();
             }
         };
         if let Err(outside) = self.allow.check(&instance) {
-            self.rejects.reject(&subject, "not_allowed", outside);
+            self.rejects.reject_at(&subject, mod_revision, "not_allowed", outside);
             return Vec::new();
         }
         self.rejects.forget_except(&subject, &[]);
@@ -269,6 +279,7 @@ fn printable(key: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
     use proptest::prelude::*;
     use serde_json::json;
@@ -288,9 +299,15 @@ mod tests {
         Fleet::new(&Config::parse(&config.to_string()).unwrap(), OWN_RECORD)
     }
 
+    /// Each is another write.
     fn put(fleet: &mut Fleet, path: &str, value: &str) -> Vec<Change> {
+        static WRITES: AtomicI64 = AtomicI64::new(100);
+        put_at(fleet, WRITES.fetch_add(1, Relaxed), path, value)
+    }
+
+    fn put_at(fleet: &mut Fleet, mod_revision: i64, path: &str, value: &str) -> Vec<Change> {
         let key = format!("{PREFIX}/{path}").into_bytes();
-        fleet.apply(Event::Put { key, value: value.into(), mod_revision: 1 })
+        fleet.apply(Event::Put { key, value: value.into(), mod_revision })
     }
 
     fn delete(fleet: &mut Fleet, path: &str) -> Vec<Change> {
@@ -401,6 +418,30 @@ mod tests {
         }
         assert_eq!(fleet.bad_records(), &BTreeMap::from([("json", 1), ("not_allowed", 2)]));
         assert_eq!(fleet.targets(), 1);
+    }
+
+    #[test]
+    fn what_a_list_repeats_is_not_counted_again() {
+        let mut fleet = fleet(json!({ "services": {}, "allow": ["127.0.0.0/8"] }));
+        let outside = r#"{"addr":"10.0.0.1:1"}"#;
+        let records = [
+            (3, "instances/\u{e4}", ""),
+            (4, "instances/chat/a", "{"),
+            (5, "instances/chat/b", outside),
+            (6, "exporters/other", "garbage"),
+        ];
+        for _ in 0..3 {
+            fleet.apply(Event::Audit);
+            fleet.apply(Event::Init);
+            for (mod_revision, path, value) in records {
+                put_at(&mut fleet, mod_revision, path, value);
+            }
+            fleet.apply(Event::InitDone { revision: 9 });
+        }
+        let counted = BTreeMap::from([("json", 2), ("key", 1), ("not_allowed", 1)]);
+        assert_eq!(fleet.bad_records(), &counted);
+        put_at(&mut fleet, 10, "instances/chat/a", "{");
+        assert_eq!(fleet.bad_records()["json"], 3, "it was written anew");
     }
 
     #[test]

@@ -235,6 +235,54 @@ fn a_bad_new_value_leaves_the_last_good_one_and_is_counted() {
 }
 
 #[test]
+fn what_a_list_repeats_is_not_counted_again() {
+    let allow = Allow(vec!["127.0.0.0/8".parse().unwrap()]);
+    let text = r#"{"services": {"chat": {"check": {"tcp": true, "by": "one"}}}}"#;
+    let mut fixture = Fixture::with(Config { allow, ..Config::parse(text).unwrap() });
+    let outside = Instance { addr: "10.0.0.1:1".parse().unwrap(), ..instance("b", 1) };
+    let control = Key::Control { service: "chat".into() };
+    let checks = Key::Checks { gateway: "gw-1".into(), service: "chat".into() };
+    let key = instance_key("chat", "a");
+    let records = [
+        (&key, b"{".to_vec(), 3),
+        (&instance_key("chat", "b"), wire::encode_instance(&outside), 4),
+        (&instance_key("mail", "a"), b"{}".to_vec(), 5),
+        (&instance_key("mail", "b"), b"{}".to_vec(), 6),
+        (&batch_key("chat"), b"\xff\xff".to_vec(), 7),
+        (&control, b"[".to_vec(), 8),
+        (&checks, b"?".to_vec(), 9),
+    ];
+    let misshapen = || Event::Put {
+        key: format!("{PREFIX}/instances/chat/a/b").into(),
+        value: vec![],
+        mod_revision: 2,
+    };
+    let wanted = BTreeMap::from([
+        ("checks", 1),
+        ("control", 1),
+        ("json", 1),
+        ("key", 1),
+        ("not_allowed", 1),
+        ("protobuf", 1),
+        ("unknown_service", 2),
+    ]);
+    for _ in 0..3 {
+        fixture.apply(Event::Audit);
+        fixture.apply(Event::Init);
+        fixture.apply(misshapen());
+        for (key, value, mod_revision) in &records {
+            fixture.put_at(*mod_revision, key, value.clone());
+        }
+        fixture.apply(Event::InitDone { revision: 20 });
+        assert_eq!(fixture.registry.bad_records(), &wanted);
+    }
+    fixture.put_at(21, &key, b"{".to_vec());
+    assert_eq!(fixture.bad("json"), 2, "it was written anew");
+    fixture.list(30, &[(&key, b"{".to_vec(), 25)]);
+    assert_eq!(fixture.bad("json"), 3, "and once more, unseen");
+}
+
+#[test]
 fn a_bad_value_in_a_list_keeps_the_last_good_one_too() {
     let mut fixture = Fixture::new(&[]);
     fixture.put_instance(&instance("a", 1));

@@ -32,9 +32,10 @@ pub trait Source {
     /// one that is asked: a member that lags does not answer before it is there.
     fn newest(&mut self) -> impl Future<Output = Result<Head, Self::Error>> + Send;
 
-    /// Whether the files that the connection was made with are others by now.
-    fn is_outdated(&self) -> bool {
-        false
+    /// Whether the files that the connection was made with are others by now. `false`
+    /// as well while that takes long to find out.
+    fn is_outdated(&mut self) -> impl Future<Output = bool> + Send {
+        std::future::ready(false)
     }
 
     /// Whether a progress message's revision is a promise that every change up

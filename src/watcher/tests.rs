@@ -181,7 +181,7 @@ impl Source for Script {
         Ok(head.unwrap_or(Head { cluster_id: CLUSTER, revision: i64::MAX }))
     }
 
-    fn is_outdated(&self) -> bool {
+    async fn is_outdated(&mut self) -> bool {
         self.is_outdated.load(Relaxed)
     }
 
@@ -754,7 +754,7 @@ async fn an_endpoint_that_lags_is_left_and_nothing_goes_back() {
 /// Says something each 4 s, so that it is never asked.
 fn lives(first: i64) -> impl Iterator<Item = Say> {
     let created = [Say::Message(created(first))];
-    let signs = (1..200).map(move |n| Say::After(4 * SECOND, puts("s", first + n)));
+    let signs = (1..5000).map(move |n| Say::After(4 * SECOND, puts("s", first + n)));
     created.into_iter().chain(signs)
 }
 
@@ -821,6 +821,64 @@ async fn an_audit_that_fails_tells_nothing_and_costs_neither_stream_nor_change()
         assert_eq!(events[3..], changes);
         assert!(changes.len() > 160, "an audit that hangs is given up after 10 s");
         assert_eq!(script.times_of(&Call::Connect).len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_audit_that_was_given_up_the_next_one_waits_twice_as_long() {
+    let fails = || Answer::List(error("no"));
+    let completes = Answer::List(Ok(page(i64::MAX, &[("a", 3)], false)));
+    // The last one hangs.
+    let script = Script::new([
+        connects(),
+        lists(10, &[("a", 3)]),
+        watches(lives(10)),
+        fails(),
+        fails(),
+        completes,
+        fails(),
+    ]);
+    script.facts_within(7300 * SECOND).await;
+    let times: Vec<_> = lists_of(&script).into_iter().map(|(at, _)| at).collect();
+    // Between two signs of life nobody looks whether it is time.
+    let expected = [(300, 604), (600, 1204), (1200, 2404), (300, 604), (600, 1204)];
+    let waits = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs());
+    for (wait, (least, most)) in waits.zip(expected) {
+        assert!((least..=most).contains(&wait), "{times:?}");
+    }
+    assert!(times.len() > expected.len(), "{times:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn however_many_were_given_up_there_is_an_audit_each_half_hour_to_hour() {
+    let mut watcher = Watcher::new(Script::new([]), Timing::default(), SmallRng::seed_from_u64(7));
+    for given_up in [3, 4, 31, 32, u32::MAX] {
+        watcher.audits_given_up = given_up;
+        watcher.put_off_audit();
+        let wait = watcher.audit_at - Instant::now();
+        assert!((1800 * SECOND..=3600 * SECOND).contains(&wait), "{wait:?} after {given_up}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_audit_is_not_told_where_the_message_that_waits_breaks_the_stream() {
+    let of_another = Message { cluster_id: 0xbad, ..puts("b", 11) };
+    let canceled = Message { canceled: Some("no leader".into()), ..header(11) };
+    let compacted = Message { compact_revision: 50, ..header(11) };
+    let bad = [of_another, canceled, compacted, puts("b", 9)].map(|message| (message, false));
+    for (message, is_good) in bad.into_iter().chain([(puts("b", 11), true)]) {
+        let script = Script::new([lists(i64::MAX, &[("a", 3)])]);
+        let says = [Say::Message(message.clone())].into();
+        let since = Instant::now();
+        let watch = ScriptedWatch { script: script.clone(), says, since, asked: false };
+        let head = Head { cluster_id: CLUSTER, revision: 10 };
+        let cursor = Cursor { head, witness: None };
+        let watching = Watching { watch, cursor, since, asked: false, proof: Proof::default() };
+        let mut watcher = Watcher::new(script, Timing::default(), SmallRng::seed_from_u64(7));
+        let (events, state) = watcher.audit(watching).await;
+        let told = [Event::Audit, Event::Init, put("a", 3), init_done(10), put("b", 11)];
+        assert_eq!(events, if is_good { &told[..] } else { &[] }, "{message:?}");
+        assert_eq!(matches!(state, State::Failed { .. }), !is_good, "{message:?}");
     }
 }
 

@@ -278,6 +278,21 @@ fn after_an_outage_words_from_before_it_wait() {
 }
 
 #[test]
+fn after_a_restore_words_of_its_lower_revisions_count() {
+    let mut fixture = Fixture::new();
+    let (mut one, mut two) = (fixture.join("gw-1"), fixture.join("gw-2"));
+    let twos = fixture.ours(&mut two);
+    fixture.revision = 5;
+    fixture.sharers.since = 5;
+    for gateway in [&mut one, &mut two] {
+        assert!(!fixture.look(gateway), "it is shared as before");
+    }
+    fixture.tell(&mut two, &twos[..1]);
+    fixture.write(&two);
+    assert_eq!(fixture.heard(&mut one), [vec![twos[0]], vec![]]);
+}
+
+#[test]
 fn news_is_told_once_and_again_to_who_comes_or_where_it_was_lost() {
     let mut fixture = Fixture::new();
     let mut one = fixture.join("gw-1");

@@ -76,6 +76,19 @@ fn a_list_without_a_gateway_ends_it() {
 }
 
 #[test]
+fn where_etcd_was_restored_the_last_coming_is_no_later_than_what_it_holds_now() {
+    let mut fixture = sharing();
+    fixture.revision = 1000;
+    fixture.say("gw-1", &checks(1000));
+    fixture.say("gw-2", &checks(1000));
+    let word = |revision| encode_checks(&checks(revision));
+    fixture.list(2000, &[(&key("gw-1"), word(1000), 1001), (&key("gw-2"), word(1000), 1002)]);
+    assert_eq!(fixture.sharers(), (vec!["gw-1", "gw-2"], 1002), "a list says nothing new");
+    fixture.list(5, &[(&key("gw-1"), word(3), 4)]);
+    assert_eq!(fixture.sharers(), (vec!["gw-1"], 5));
+}
+
+#[test]
 fn where_checks_are_not_shared_other_gateways_words_are_nothing() {
     for check in ["{}", r#"{"tcp": true}"#] {
         let mut fixture = checking(check);

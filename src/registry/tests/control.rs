@@ -70,15 +70,45 @@ fn one_that_came_before_the_services_first_instance_is_in_force_for_it() {
 fn it_lapses_at_its_time() {
     let mut fixture = of_two();
     let at = |time| humantime::format_rfc3339(time).to_string();
-    let (past, future) = (SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(3600));
+    let future = SystemTime::now() + Duration::from_secs(3600);
     fixture.control(&format!(r#"{{"drain": ["a"], "expires": "{}"}}"#, at(future)));
     fixture.pass(1000);
     assert_eq!(fixture.ids(), ["b"]);
-    fixture.control(&format!(r#"{{"drain": ["a"], "expires": "{}"}}"#, at(past)));
+    let control = fixture.registry.controls.get_mut("chat").unwrap();
+    control.expires = Some(SystemTime::UNIX_EPOCH);
     assert_eq!(fixture.ids(), ["a", "b"], "at once");
     fixture.registry.take_dirty();
     fixture.pass(1000);
     assert_eq!(fixture.registry.take_dirty(), ["chat"], "so that it is published");
+}
+
+#[test]
+fn one_that_has_lapsed_ends_the_one_before_and_is_not_revived_by_a_list() {
+    let mut fixture = of_two();
+    let [a, b] = ["a", "b"].map(|id| instance_key("chat", id));
+    let lapsed = br#"{"drain": ["a"], "expires": "2001-01-01T00:00:00Z", "by": "ann"}"#.to_vec();
+    fixture.control(r#"{"drain": ["b"], "by": "bob"}"#);
+    fixture.registry.take_urgent();
+    fixture.put(&key(), lapsed.clone());
+    assert_eq!(
+        (fixture.ids(), fixture.registry.take_urgent()),
+        (vec!["a".into(), "b".into()], vec!["chat".into()])
+    );
+    fixture.pass(1000);
+    fixture.registry.take_dirty();
+    let revision = fixture.revision;
+    let log = logged(|| {
+        fixture.apply(Event::Audit);
+        let value = |id, port| wire::encode_instance(&instance(id, port));
+        fixture.list(
+            revision,
+            &[(&key(), lapsed, revision), (&a, value("a", 1), 11), (&b, value("b", 2), 12)],
+        );
+        assert!(fixture.registry.controls.is_empty());
+        fixture.pass(1000);
+    });
+    assert_eq!(log, "");
+    assert!(fixture.registry.take_urgent().is_empty() && fixture.registry.take_dirty().is_empty());
 }
 
 #[test]
