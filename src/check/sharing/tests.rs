@@ -66,6 +66,12 @@ impl Gateway {
         self.tenancy.send_modify(|tenancy| tenancy.standing = standing);
     }
 
+    /// What it says was written, whoever has seen that.
+    fn wrote(&self) {
+        let version = self.wanted.borrow().version;
+        self.tenancy.send_modify(|tenancy| tenancy.written = version);
+    }
+
     /// What it wants to be in etcd, and how often anew.
     fn says(&self) -> (Option<Checks>, u64) {
         let wanted = self.wanted.borrow();
@@ -136,8 +142,7 @@ impl Fixture {
     /// What it says now is written.
     fn write(&mut self, gateway: &Gateway) {
         let checks = gateway.says().0.unwrap();
-        let version = gateway.wanted.borrow().version;
-        gateway.tenancy.send_modify(|tenancy| tenancy.written = version);
+        gateway.wrote();
         self.put(&gateway.sharing.me.clone(), checks);
     }
 }
@@ -317,6 +322,7 @@ fn news_is_told_once_and_again_to_who_comes_or_where_it_was_lost() {
     // Somebody deletes it. What is under way is not lost yet.
     fixture.delete("gw-1");
     fixture.tell(&mut one, &["a"]);
+    one.wrote();
     assert_eq!(one.says().1, 0);
     fixture.now += SECOND;
     fixture.tell(&mut one, &["a"]);
@@ -340,7 +346,7 @@ fn what_is_not_written_yet_is_not_lost() {
     }
     assert_eq!(one.says(), told);
     // Written, and not seen.
-    one.tenancy.send_modify(|tenancy| tenancy.written = 1);
+    one.wrote();
     fixture.now += SECOND;
     fixture.tell(&mut one, &["a"]);
     assert_eq!(one.says(), told);
