@@ -98,7 +98,7 @@ fn run_once(
         let health = Health::new(config, board, SmallRng::from_rng(&mut rng));
         let checker = Checker::new(SmallRng::from_rng(&mut rng));
         let (wanted, notices) = watch::channel(Notices::default());
-        let sought = Tenancy { standing: Standing::Sought, failures: 0 };
+        let sought = Tenancy { standing: Standing::Sought, written: 0, failures: 0 };
         let (sender_of_tenancy, tenancy) = watch::channel(sought);
         let sharing = Sharing::new(config, wanted, tenancy);
         let ttl = sharing.as_ref().map_or(Duration::ZERO, Sharing::ttl);

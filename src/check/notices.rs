@@ -25,6 +25,8 @@ pub struct Notices {
     /// Another number has everything written anew: somebody else wrote or deleted
     /// some of it.
     pub round: u64,
+    /// Another one with each change.
+    pub version: u64,
 }
 
 /// What became of it.
@@ -32,6 +34,8 @@ pub struct Notices {
 pub struct Tenancy {
     /// Whether it is there.
     pub standing: Standing,
+    /// The last [`Notices::version`] of which everything was written.
+    pub written: u64,
     /// Writes that failed, and connections, since the start.
     pub failures: u64,
 }
@@ -62,6 +66,18 @@ pub struct Announcer {
     is_refused: bool,
 }
 
+/// A connection, and the lease that is kept alive over it.
+struct Kept {
+    etcd: Connection,
+    lease: LeaseId,
+    /// Once it was renewed.
+    stream: Option<LeaseKeepAlive>,
+    /// When the lease was asked for, or for the last time to be renewed.
+    begun: Instant,
+    /// Whether everything was written once.
+    is_whole: bool,
+}
+
 impl Announcer {
     /// Reaches nothing yet.
     pub fn new(
@@ -79,11 +95,17 @@ impl Announcer {
     pub async fn keep(mut self) -> Infallible {
         loop {
             let Err(error) = self.session().await;
-            self.failed(&error);
-            if let Some(pause) = self.tenure.pause_after(&error) {
-                // Who lost etcd together does not come back together.
-                sleep(pause.mul_f64(self.rng.random_range(0.5..1.5))).await;
+            let is_outdated = self.tenure.is_outdated_by(&error);
+            self.failed(&error, error.is_auth_failure() && !is_outdated);
+            if is_outdated {
+                continue;
             }
+            // A lease that is lost before everything is written under it must not be
+            // followed by the next one at once, for ever.
+            let least = self.tenure.shortest_pause();
+            let pause = self.tenure.pause_after(&error).unwrap_or(least);
+            // Who lost etcd together does not come back together.
+            sleep(pause.mul_f64(self.rng.random_range(1.0..2.0))).await;
         }
     }
 
@@ -102,57 +124,70 @@ impl Announcer {
             Ok(())
         };
         let lease = self.tenure.hold(&etcd, begin_anew).await?;
-        // Before the lease is renewed: whoever finds a key finds what is true.
-        self.write(&etcd, lease).await?;
-        let mut keep_alive = etcd.keep_lease(lease).await?;
-        self.held_from(begun);
+        let mut kept = Kept { etcd, lease, stream: None, begun, is_whole: false };
+        // Before the lease is renewed, if that takes no longer: whoever finds a key finds
+        // what is true.
+        self.write(&mut kept).await?;
+        kept.is_whole = true;
+        self.renew(&mut kept).await?;
         let renewal = self.tenure.renewal();
         let mut renewals = interval_at(Instant::now() + renewal, renewal);
         renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = renewals.tick() => self.renew(&mut keep_alive).await?,
+                _ = renewals.tick() => self.renew(&mut kept).await?,
                 changed = self.wanted.changed() => {
                     if changed.is_err() {
                         return std::future::pending().await;
                     }
-                    self.write(&etcd, lease).await?;
+                    self.write(&mut kept).await?;
                     sleep(APART).await;
                 }
             }
         }
     }
 
-    async fn renew(&mut self, keep_alive: &mut LeaseKeepAlive) -> Result<(), EtcdError> {
+    async fn renew(&mut self, kept: &mut Kept) -> Result<(), EtcdError> {
         let begun = Instant::now();
-        keep_alive.renew().await?;
-        self.held_from(begun);
+        match &mut kept.stream {
+            Some(stream) => {
+                stream.renew().await?;
+            }
+            // This renews it, too.
+            None => kept.stream = Some(kept.etcd.keep_lease(kept.lease).await?),
+        }
+        kept.begun = begun;
+        if kept.is_whole {
+            self.is_refused = false;
+            let standing = Standing::Held { until: begun + self.tenure.ttl() };
+            self.tenancy.send_modify(|tenancy| tenancy.standing = standing);
+        }
         Ok(())
     }
 
-    fn held_from(&mut self, begun: Instant) {
-        self.is_refused = false;
-        let standing = Standing::Held { until: begun + self.tenure.ttl() };
-        self.tenancy.send_modify(|tenancy| tenancy.standing = standing);
-    }
-
-    /// Writes what is not there as it is wanted.
-    async fn write(&mut self, etcd: &Connection, lease: LeaseId) -> Result<(), EtcdError> {
+    /// Writes what is not there as it is wanted. Many keys take longer than a lease
+    /// lives, so it is kept alive meanwhile.
+    async fn write(&mut self, kept: &mut Kept) -> Result<(), EtcdError> {
         let wanted = self.wanted.borrow_and_update().clone();
         if wanted.round != self.written.round {
-            self.written = Notices { keys: BTreeMap::new(), round: wanted.round };
+            self.written.keys.clear();
+            self.written.round = wanted.round;
         }
         for (key, value) in &wanted.keys {
-            if self.written.keys.get(key) != Some(value) {
-                etcd.put(key, value.clone(), Some(lease)).await?;
-                self.written.keys.insert(key.clone(), value.clone());
+            if self.written.keys.get(key) == Some(value) {
+                continue;
             }
+            if kept.begun.elapsed() > self.tenure.renewal() {
+                self.renew(kept).await?;
+            }
+            kept.etcd.put(key, value.clone(), Some(kept.lease)).await?;
+            self.written.keys.insert(key.clone(), value.clone());
         }
+        self.tenancy.send_modify(|tenancy| tenancy.written = wanted.version);
         Ok(())
     }
 
-    fn failed(&mut self, error: &EtcdError) {
-        let is_refused = error.is_auth_failure();
+    fn failed(&mut self, error: &EtcdError, is_refused: bool) {
         self.tenancy.send_modify(|tenancy| {
             tenancy.failures += 1;
             if is_refused {

@@ -15,6 +15,8 @@
 //! - A gateway that cannot hold its key, or has not heard of etcd for a lease's time,
 //!   checks every instance itself, and its checks begin within an interval; as long as
 //!   its key is not seen in etcd, it owns none for the others either.
+//! - A gateway that checks other instances, or in another way, is believed for those
+//!   that it says fail, and for no other: its part is checked here, too ([`peers`]).
 //!
 //! No clock and no I/O here: time is an argument, and what is to be written goes to
 //! [`notices`](super::notices).
@@ -27,6 +29,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::peers::{Peers, Silence};
 use super::notices::{Notices, Standing, Tenancy};
 use super::{Duty, Word};
 use crate::config::{CheckBy, Config};
@@ -35,6 +38,12 @@ use crate::registry::Sharers;
 use crate::rendezvous;
 use crate::wire::Key;
 use crate::wire::checks::{Checks, Failing, MAX_FAILING, encode_checks};
+
+mod peers;
+
+/// So often has what this gateway wrote to be overwritten, each time within a lease's
+/// time of the last one, before somebody else is taken to have its name.
+const LOSSES: u32 = 3;
 
 /// A lease lives for so many of the shortest interval...
 const INTERVALS_PER_TTL: u32 = 3;
@@ -85,17 +94,21 @@ pub struct Sharing {
     /// Since when etcd is not heard of.
     deaf_since: Option<Instant>,
     looked: Option<Instant>,
+    /// Whether somebody else writes this gateway's keys, which is said once.
+    is_contested: bool,
 }
 
 /// The instances of one service.
-#[derive(Default)]
 struct Division {
+    peers: Peers,
     owners: HashMap<Arc<str>, Owner>,
     /// Words from before this revision were not written for this division.
     base: i64,
     /// When the last word that waits counts.
     settles: Option<Instant>,
     told: Option<Told>,
+    /// How often in a row that was overwritten, and when it last was.
+    losses: (u32, Option<Instant>),
 }
 
 /// Who checks an instance.
@@ -112,6 +125,9 @@ struct Told {
     checks: Checks,
     /// To which gateways.
     since: i64,
+    /// As which of the [`Notices::version`]s.
+    version: u64,
+    /// When, or when it was last known not to be written yet.
     at: Instant,
 }
 
@@ -141,13 +157,14 @@ impl Sharing {
             ttl: (shortest * INTERVALS_PER_TTL).clamp(SHORTEST_TTL, LONGEST_TTL),
             services: shared
                 .into_iter()
-                .map(|(name, _)| (name.clone(), Division::default()))
+                .map(|(name, check)| (name.clone(), Division::new(Peers::new(check))))
                 .collect(),
             wanted,
             tenancy,
             state: State::Alone,
             deaf_since: None,
             looked: None,
+            is_contested: false,
         })
     }
 
@@ -208,6 +225,7 @@ impl Sharing {
             }
             for division in self.services.values_mut() {
                 division.owners.clear();
+                division.peers.forget();
                 division.base = revision;
             }
             return true;
@@ -233,10 +251,18 @@ impl Sharing {
         now: Instant,
     ) -> Option<Vec<(Arc<str>, Duty<'a>)>> {
         let division = self.services.get_mut(service)?;
+        division.peers.follow(&instances, now, self.ttl);
         let is_shared = self.state == State::Shared && sharers.checks.contains_key(&self.me);
         if !is_shared {
             division.owners.clear();
             return Some(instances.into_iter().map(|(id, _)| (id, Duty::Ours)).collect());
+        }
+        let (agree, again) = division.peers.compare(service, &self.me, sharers, now, self.ttl);
+        division.settles = division.settles.max(again);
+        for owner in division.owners.values_mut().filter(|it| agree.contains(&it.gateway)) {
+            // It may not have checked yet whom it did not know, and who was checked here.
+            owner.since = sharers.checks[&owner.gateway].revision + 1;
+            owner.settles = now + self.ttl;
         }
         let mut before = std::mem::take(&mut division.owners);
         let mut duties = Vec::with_capacity(instances.len());
@@ -256,8 +282,12 @@ impl Sharing {
                 division.settles = division.settles.max(Some(owner.settles));
                 Duty::Theirs(gateway, Word::None)
             } else {
-                let fails = fails(sharers, gateway, &id, addr);
-                Duty::Theirs(gateway, fails.map_or(Word::Passes, Word::Fails))
+                match (fails(sharers, gateway, &id, addr), division.peers.silence(gateway)) {
+                    (Some(fails), _) => Duty::Theirs(gateway, Word::Fails(fails)),
+                    (None, Silence::Passes) => Duty::Theirs(gateway, Word::Passes),
+                    (None, Silence::Nothing) => Duty::Theirs(gateway, Word::None),
+                    (None, Silence::Ignorance) => Duty::Ours,
+                }
             };
             duties.push((Arc::clone(&id), duty));
             division.owners.insert(id, owner);
@@ -278,27 +308,65 @@ impl Sharing {
         while failing.len() > MAX_FAILING {
             failing.pop_last();
         }
+        let follows = Some(division.peers.here());
         // What was said to other gateways may not have been for these to hear.
         let is_known = |told: &Told| {
             told.checks.failing == failing && (failing.is_empty() || told.since == sharers.since)
         };
         let mut is_lost = false;
         if let Some(told) = division.told.as_mut().filter(|told| is_known(told)) {
-            // It was to be seen by now; it is not if somebody else wrote it, too.
-            let is_seen = sharers.checks.get(&self.me) == Some(&told.checks);
-            is_lost = !is_seen && told.at + self.ttl / INTERVALS_PER_TTL <= now;
-            if !is_lost {
+            if self.tenancy.borrow().written < told.version {
+                told.at = now;
                 return;
             }
+            // It was to be seen by now; it is not if somebody else wrote it, too. What is
+            // followed changes with each registration, and can wait as long.
+            let seen = sharers.checks.get(&self.me);
+            is_lost = seen != Some(&told.checks);
+            let is_old = told.checks.follows != follows;
+            if !(is_lost || is_old) || now < told.at + self.ttl / INTERVALS_PER_TTL {
+                return;
+            }
+            // What is not heard now may be there.
+            let is_heard = self.state == State::Shared && self.deaf_since.is_none();
+            if is_lost && seen.is_some() && is_heard {
+                let (count, last) = division.losses;
+                let is_soon = last.is_some_and(|last| now < last + self.ttl);
+                let count = if is_soon { count + 1 } else { 1 };
+                division.losses = (count, Some(now));
+                if count >= LOSSES && !std::mem::replace(&mut self.is_contested, true) {
+                    tracing::warn!(
+                        "somebody else writes this gateway's key checks/{}/{service}: set \
+                         gateway.id to another name for each gateway",
+                        self.me
+                    );
+                }
+            }
         }
-        let checks = Checks { revision, failing };
+        let checks = Checks { revision, follows, failing };
         let key = Key::Checks { gateway: self.me.clone(), service: service.to_owned() };
         let (key, value) = (key.to_path(&self.prefix), encode_checks(&checks));
-        division.told = Some(Told { checks, since: sharers.since, at: now });
+        let mut version = 0;
         self.wanted.send_modify(|wanted| {
             wanted.keys.insert(key, value);
             wanted.round += u64::from(is_lost);
+            wanted.version += 1;
+            version = wanted.version;
         });
+        division.told = Some(Told { checks, since: sharers.since, version, at: now });
+    }
+}
+
+impl Division {
+    fn new(peers: Peers) -> Self {
+        Self {
+            peers,
+            owners: HashMap::new(),
+            base: 0,
+            settles: None,
+            told: None,
+            losses: (0, None),
+        }
     }
 }
 

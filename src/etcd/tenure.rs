@@ -21,12 +21,15 @@ pub struct Tenure {
     connector: Connector,
     ttl: Duration,
     lease: Option<LeaseId>,
+    /// Whether the last try to connect succeeded, and its files were not found to be
+    /// old since then.
+    is_connected: bool,
 }
 
 impl Tenure {
     /// Reaches nothing yet. The lease ends `ttl` after it was last renewed.
     pub fn new(config: &EtcdConfig, ttl: Duration) -> Self {
-        Self { connector: Connector::new(config), ttl, lease: None }
+        Self { connector: Connector::new(config), ttl, lease: None, is_connected: false }
     }
 
     /// How long the lease outlives its last renewal.
@@ -49,7 +52,23 @@ impl Tenure {
     /// # Errors
     /// As [`Connector::connect`].
     pub async fn connect(&mut self) -> Result<Connection, EtcdError> {
-        self.connector.connect().await
+        let connected = self.connector.connect().await;
+        self.is_connected = connected.is_ok();
+        connected
+    }
+
+    /// Whether etcd refused a user whose connection was made with a password, or a
+    /// certificate, that was replaced since then: the next connection may well be
+    /// taken, and can be made at once. True once for each connection.
+    pub fn is_outdated_by(&mut self, error: &EtcdError) -> bool {
+        error.is_auth_failure()
+            && self.connector.is_outdated()
+            && std::mem::take(&mut self.is_connected)
+    }
+
+    /// Between tries, so that a lease's time has room for some of them.
+    pub fn shortest_pause(&self) -> Duration {
+        self.ttl / RECONNECTS_PER_TTL
     }
 
     /// The lease, or else a new one, once `establish` has put under it what it is
@@ -80,7 +99,54 @@ impl Tenure {
         }
         Some(match error.is_auth_failure() {
             true => REFUSED_PAUSE,
-            false => self.ttl / RECONNECTS_PER_TTL,
+            false => self.shortest_pause(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+    use crate::etcd::error::Cause;
+
+    fn refused(status: Status) -> EtcdError {
+        EtcdError::new("put a", "http://h:1", Cause::from(etcd_client::Error::GRpcStatus(status)))
+    }
+
+    #[test]
+    fn who_is_refused_with_an_old_password_tries_the_new_one_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("password");
+        std::fs::write(&file, "old").unwrap();
+        let password_file = file.to_str().unwrap().to_owned();
+        let config = EtcdConfig { password_file, ..EtcdConfig::default() };
+        let mut tenure = Tenure::new(&config, Duration::from_secs(3));
+        let (auth, away) = (
+            refused(Status::unauthenticated("invalid auth token")),
+            refused(Status::unavailable("no leader")),
+        );
+        assert!(!tenure.is_outdated_by(&auth), "it was never connected");
+
+        tenure.connector.files = tenure.connector.stamps();
+        tenure.is_connected = true;
+        assert!(!tenure.is_outdated_by(&auth), "nothing has changed");
+        std::fs::write(&file, "another").unwrap();
+        assert!(!tenure.is_outdated_by(&away));
+        assert!(tenure.is_outdated_by(&auth));
+        assert!(!tenure.is_outdated_by(&auth), "it was no better");
+    }
+
+    #[test]
+    fn a_lease_that_is_lost_is_sought_at_once_and_a_refusal_waits() {
+        let mut tenure = Tenure::new(&EtcdConfig::default(), Duration::from_secs(3));
+        let lost = refused(Status::not_found("etcdserver: requested lease not found"));
+        tenure.lease = Some(LeaseId(1));
+        assert_eq!((tenure.pause_after(&lost), tenure.lease), (None, None));
+        let away = refused(Status::unavailable("no leader"));
+        assert_eq!(tenure.pause_after(&away), Some(Duration::from_millis(300)));
+        let auth = refused(Status::permission_denied(""));
+        assert_eq!(tenure.pause_after(&auth), Some(REFUSED_PAUSE));
     }
 }

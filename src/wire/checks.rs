@@ -2,7 +2,7 @@
 //! service's instances for all gateways, and those of them that fail.
 //!
 //! ```json
-//! {"revision":812,"failing":{"chat-2":{"addr":"10.0.0.6:8080","since_unix_ms":1795212345678,"reason":"timeout"}}}
+//! {"revision":812,"follows":{"count":3,"digest":2868486144},"failing":{"chat-2":{"addr":"10.0.0.6:8080","since_unix_ms":1795212345678,"reason":"timeout"}}}
 //! ```
 //!
 //! Whoever can write into etcd can have written one. It is taken whole or not at all,
@@ -33,9 +33,24 @@ pub struct Checks {
     /// The revision of etcd that the gateway knew when it wrote this: who it checks
     /// follows from the keys of then.
     pub revision: i64,
-    /// Of those that it checks, who fails. All others pass, or are not known.
+    /// Whom all it follows; `None` if it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follows: Option<Follows>,
+    /// Of those that it checks, who fails. All others that it follows pass, or were not
+    /// checked yet.
     #[serde(default)]
     pub failing: BTreeMap<String, Failing>,
+}
+
+/// The instances of a service that a gateway follows, its own to check and the
+/// others', in short: two that follow the same ones at the same addresses, and check
+/// them in the same way, say the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Follows {
+    /// How many they are.
+    pub count: u32,
+    /// A hash of them, whatever their order, and of the check.
+    pub digest: u32,
 }
 
 /// An instance that fails its checks.
@@ -134,7 +149,8 @@ mod tests {
     }
 
     fn checks(all: impl IntoIterator<Item = (String, Failing)>) -> Checks {
-        Checks { revision: 812, failing: all.into_iter().collect() }
+        let follows = Some(Follows { count: 3, digest: u32::MAX });
+        Checks { revision: 812, follows, failing: all.into_iter().collect() }
     }
 
     #[test]
@@ -143,13 +159,16 @@ mod tests {
         let bytes = encode_checks(&some);
         assert_eq!(
             String::from_utf8_lossy(&bytes),
-            r#"{"revision":812,"failing":{"chat-2":{"addr":"10.0.0.6:8080","since_unix_ms":1795212345678,"reason":"timeout"}}}"#
+            r#"{"revision":812,"follows":{"count":3,"digest":4294967295},"failing":{"chat-2":{"addr":"10.0.0.6:8080","since_unix_ms":1795212345678,"reason":"timeout"}}}"#
         );
         assert_eq!(decode_checks(&bytes).unwrap(), some);
         let short = br#"{"revision":1,"failing":{"a":{"addr":"[::1]:9"}},"newer":[]}"#;
         let failing = Failing { since_unix_ms: 0, ..failing("[::1]:9", "") };
         let read = decode_checks(short).unwrap();
-        assert_eq!(read, Checks { revision: 1, ..checks([("a".to_owned(), failing)]) });
+        assert_eq!(
+            read,
+            Checks { revision: 1, follows: None, ..checks([("a".to_owned(), failing)]) }
+        );
         assert!(decode_checks(br#"{"revision":0}"#).unwrap().failing.is_empty());
     }
 
@@ -162,6 +181,8 @@ mod tests {
             (r#"{"revision":-1}"#, "expected 0 or more"),
             (r#"{"revision":1.5}"#, "i64"),
             (r#"{"revision":1,"failing":["a"]}"#, "map"),
+            (r#"{"revision":1,"follows":{"count":1}}"#, "digest"),
+            (r#"{"revision":1,"follows":{"count":-1,"digest":1}}"#, "u32"),
             (r#"{"revision":1,"failing":{"a":{}}}"#, "addr"),
             (r#"{"revision":1,"failing":{"a":{"addr":"host:1"}}}"#, "address"),
             (r#"{"revision":1,"failing":{"a":{"addr":"1.2.3.4:0"}}}"#, "address"),

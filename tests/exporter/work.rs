@@ -51,20 +51,26 @@ async fn hostile_instances_are_not_put_and_delay_nobody() {
     first_status(&connection).await;
 
     let asked = well.asked.load(Ordering::Relaxed);
-    let mut seen = std::collections::BTreeSet::new();
-    let end = Instant::now() + 10 * INTERVAL;
-    while Instant::now() < end {
+    let mut seen = std::collections::BTreeMap::new();
+    let begun = Instant::now();
+    while begun.elapsed() < 20 * INTERVAL {
         let statuses = statuses(&connection).await.unwrap();
         let ids: Vec<&str> = statuses.iter().map(|(id, _)| id.as_str()).collect();
         assert_eq!(ids, ["chat-1"]);
         let status = &statuses[0].1;
-        assert!(status.age < TIMEOUT * 3 / 2, "it waited {:?} for the others", status.age);
-        seen.insert(status.seq);
+        seen.insert(status.seq, status.age);
         sleep(Duration::from_millis(5)).await;
     }
-    let asked = well.asked.load(Ordering::Relaxed) - asked;
-    assert!((8..=12).contains(&asked), "asked {asked} times in 10 intervals");
-    assert!(seen.len() >= 8, "written {} times in 10 intervals", seen.len());
+    let asked = (well.asked.load(Ordering::Relaxed) - asked) as f64;
+    // A machine that stands still for a while makes some of them late, and skips some.
+    // Who waited for the others would be late with all, and skip two of three.
+    let intervals = begun.elapsed().as_secs_f64() / INTERVAL.as_secs_f64();
+    let (few, many) = (intervals / 2.0, intervals * 1.1 + 2.0);
+    assert!((few..many).contains(&asked), "asked {asked} times in {intervals} intervals");
+    assert!(seen.len() as f64 > few, "written {} times in {intervals} intervals", seen.len());
+    let mut ages: Vec<_> = seen.into_values().collect();
+    ages.sort_unstable();
+    assert!(ages[ages.len() / 2] < 2 * INTERVAL, "it waits for the others: {ages:?}");
 
     let (_, page) = exporter.page("/metrics").await;
     for id in 2..=8 {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::wire::checks::Follows;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -34,6 +35,14 @@ fn failing(ids: &[&str]) -> BTreeMap<String, Failing> {
     ids.iter().map(|id| ((*id).to_owned(), failing())).collect()
 }
 
+/// What a gateway says that follows all of them.
+fn followed() -> Option<Follows> {
+    let config = config("gw-0", r#"{"tcp": true, "by": "one"}"#);
+    let mut peers = Peers::new(&config.services["chat"].check);
+    peers.follow(&instances(), Instant::now(), SECOND);
+    Some(peers.here())
+}
+
 fn config(id: &str, check: &str) -> Config {
     let text =
         format!(r#"{{"gateway": {{"id": "{id}"}}, "services": {{"chat": {{"check": {check}}}}}}}"#);
@@ -47,7 +56,7 @@ impl Gateway {
 
     fn with(config: &Config) -> Option<Self> {
         let (sender, wanted) = watch::channel(Notices::default());
-        let sought = Tenancy { standing: Standing::Sought, failures: 0 };
+        let sought = Tenancy { standing: Standing::Sought, written: 0, failures: 0 };
         let (tenancy, receiver) = watch::channel(sought);
         let sharing = Sharing::new(config, sender, receiver)?;
         Some(Self { sharing, wanted, tenancy })
@@ -55,6 +64,12 @@ impl Gateway {
 
     fn stand(&self, standing: Standing) {
         self.tenancy.send_modify(|tenancy| tenancy.standing = standing);
+    }
+
+    /// What it says was written, whoever has seen that.
+    fn wrote(&self) {
+        let version = self.wanted.borrow().version;
+        self.tenancy.send_modify(|tenancy| tenancy.written = version);
     }
 
     /// What it wants to be in etcd, and how often anew.
@@ -88,7 +103,7 @@ impl Fixture {
     /// A gateway that has written its key, and holds it.
     fn join(&mut self, id: &str) -> Gateway {
         let mut gateway = Gateway::new(id);
-        self.put(id, Checks { revision: self.revision, ..Checks::default() });
+        self.put(id, Checks { revision: self.revision, follows: followed(), ..Checks::default() });
         gateway.stand(Standing::Held { until: self.now + 3600 * SECOND });
         self.look(&mut gateway);
         assert_eq!(gateway.sharing.state(), State::Shared);
@@ -127,6 +142,7 @@ impl Fixture {
     /// What it says now is written.
     fn write(&mut self, gateway: &Gateway) {
         let checks = gateway.says().0.unwrap();
+        gateway.wrote();
         self.put(&gateway.sharing.me.clone(), checks);
     }
 }
@@ -236,7 +252,8 @@ fn until_the_next_owner_has_spoken_what_was_known_stands_for_a_lease_s_time_at_m
     assert!(!taken.is_empty());
     assert_eq!(fixture.heard(one), [vec![threes[0]], taken.clone()]);
     // Written after that, and before its writer knew of it.
-    let stale = Checks { revision: fixture.revision - 1, failing: failing(&[]) };
+    let stale =
+        Checks { revision: fixture.revision - 1, follows: followed(), failing: failing(&[]) };
     fixture.put("gw-3", stale);
     assert_eq!(fixture.heard(one), [vec![], taken.clone()]);
     fixture.tell(three, &taken[..1]);
@@ -320,6 +337,7 @@ fn news_is_told_once_and_again_to_who_comes_or_where_it_was_lost() {
     // Somebody deletes it. What is under way is not lost yet.
     fixture.delete("gw-1");
     fixture.tell(&mut one, &["a"]);
+    one.wrote();
     assert_eq!(one.says().1, 0);
     fixture.now += SECOND;
     fixture.tell(&mut one, &["a"]);
@@ -329,6 +347,135 @@ fn news_is_told_once_and_again_to_who_comes_or_where_it_was_lost() {
     assert_eq!(one.says().1, 1);
     fixture.tell(&mut one, &["a"]);
     assert_eq!(one.says().1, 1);
+}
+
+#[test]
+fn what_is_not_written_yet_is_not_lost() {
+    let mut fixture = Fixture::new();
+    let mut one = fixture.join("gw-1");
+    fixture.tell(&mut one, &["a"]);
+    let told = one.says();
+    for _ in 0..10 {
+        fixture.now += SECOND;
+        fixture.tell(&mut one, &["a"]);
+    }
+    assert_eq!(one.says(), told);
+    // Written, and not seen.
+    one.wrote();
+    fixture.now += SECOND;
+    fixture.tell(&mut one, &["a"]);
+    assert_eq!(one.says(), told);
+    fixture.now += SECOND;
+    fixture.tell(&mut one, &["a"]);
+    assert_eq!(one.says().1, 1);
+}
+
+#[test]
+fn who_overwrites_a_gateway_s_key_again_and_again_has_its_name() {
+    let mut fixture = Fixture::new();
+    let mut one = fixture.join("gw-1");
+    let overwrite = |fixture: &mut Fixture, one: &mut Gateway| {
+        fixture.tell(one, &["a"]);
+        fixture.write(one);
+        fixture.tell(one, &["a"]);
+        fixture.put("gw-1", Checks::default());
+        fixture.now += 2 * SECOND;
+        fixture.tell(one, &["a"]);
+        one.sharing.is_contested
+    };
+    // Now and then, that may be a hand.
+    for _ in 0..5 {
+        assert!(!overwrite(&mut fixture, &mut one));
+        fixture.now += 6 * SECOND;
+    }
+    let said = [(); 4].map(|()| overwrite(&mut fixture, &mut one));
+    assert_eq!(said, [false, false, true, true]);
+}
+
+#[test]
+fn what_is_followed_is_told_though_not_at_each_change() {
+    let mut fixture = Fixture::new();
+    let mut one = fixture.join("gw-1");
+    fixture.ours(&mut one);
+    fixture.tell(&mut one, &[]);
+    fixture.write(&one);
+    let told = one.says().0.unwrap();
+    assert_eq!(told.follows, followed());
+    let fewer = instances()[1..].to_vec();
+    one.sharing.divide("chat", &fixture.sharers, fewer, fixture.now);
+    fixture.now += SECOND;
+    fixture.tell(&mut one, &[]);
+    assert_eq!(one.says().0.unwrap(), told);
+    fixture.now += SECOND;
+    fixture.tell(&mut one, &[]);
+    let (now_told, round) = one.says();
+    assert_eq!(now_told.unwrap().follows.unwrap().count, told.follows.unwrap().count - 1);
+    assert_eq!(round, 0, "nothing was lost");
+}
+
+#[test]
+fn who_follows_others_is_believed_for_those_that_fail_alone_and_its_part_is_checked_here() {
+    let mut fixture = Fixture::new();
+    let (mut one, mut two) = (fixture.join("gw-1"), fixture.join("gw-2"));
+    fixture.look(&mut one);
+    let (ones, twos) = (fixture.ours(&mut one), fixture.ours(&mut two));
+    let (fails, silent) = (vec![twos[0]], twos[1..].to_vec());
+    let other = followed().map(|it| Follows { digest: it.digest ^ 1, ..it });
+    let say = |fixture: &mut Fixture, follows| {
+        let revision = fixture.revision;
+        fixture.put("gw-2", Checks { revision, follows, failing: failing(&twos[..1]) });
+    };
+    for follows in [other, None] {
+        // A difference may be on its way to the one or the other.
+        say(&mut fixture, follows);
+        assert_eq!(fixture.heard(&mut one), [fails.clone(), silent.clone()]);
+        fixture.now += 5 * SECOND;
+        assert!(!fixture.look(&mut one));
+        assert_eq!(fixture.heard(&mut one), [fails.clone(), silent.clone()]);
+        fixture.now += SECOND;
+        assert!(fixture.look(&mut one), "that is to be taken in");
+        assert_eq!(fixture.heard(&mut one), [fails.clone(), vec![]]);
+        assert_eq!(fixture.ours(&mut one).len(), ones.len() + silent.len());
+
+        // It has learnt of them, and is given time to check them.
+        say(&mut fixture, followed());
+        assert_eq!(fixture.heard(&mut one), [vec![], twos.clone()]);
+        fixture.now += 5 * SECOND;
+        assert!(!fixture.look(&mut one));
+        say(&mut fixture, followed());
+        assert_eq!(fixture.heard(&mut one), [fails.clone(), vec![]]);
+        assert_eq!(fixture.ours(&mut one), ones);
+        fixture.now += SECOND;
+        fixture.look(&mut one);
+    }
+}
+
+#[test]
+fn what_was_followed_here_within_a_lease_s_time_is_no_difference() {
+    let mut fixture = Fixture::new();
+    let (mut one, mut two) = (fixture.join("gw-1"), fixture.join("gw-2"));
+    fixture.look(&mut one);
+    let twos = fixture.ours(&mut two);
+    fixture.tell(&mut two, &[]);
+    fixture.write(&two);
+    assert_eq!(fixture.heard(&mut one), [vec![], Vec::<&str>::new()]);
+    // One more is registered, of which the other one does not say that it knows.
+    let sharers = fixture.sharers.clone();
+    let divide = |fixture: &Fixture, one: &mut Gateway| {
+        let more = instances().into_iter().chain([(Arc::from("new"), addr())]).collect();
+        let duties = one.sharing.divide("chat", &sharers, more, fixture.now).unwrap();
+        let silent = duties.into_iter().filter(|(id, _)| twos.contains(&&**id));
+        let mut all: Vec<_> = silent.map(|(_, duty)| duty).collect();
+        all.dedup();
+        all
+    };
+    assert_eq!(divide(&fixture, &mut one), [Duty::Theirs("gw-2", Word::Passes)]);
+    fixture.now += 6 * SECOND;
+    assert!(fixture.look(&mut one));
+    assert_eq!(divide(&fixture, &mut one), [Duty::Theirs("gw-2", Word::None)]);
+    fixture.now += 6 * SECOND;
+    assert!(fixture.look(&mut one));
+    assert_eq!(divide(&fixture, &mut one), [Duty::Ours]);
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn sharing() -> Fixture {
 fn checks(revision: i64) -> Checks {
     let failing =
         Failing { addr: ([10, 0, 0, 1], 1).into(), since_unix_ms: 1, reason: "timeout".into() };
-    Checks { revision, failing: BTreeMap::from([("a".to_owned(), failing)]) }
+    Checks { revision, follows: None, failing: BTreeMap::from([("a".to_owned(), failing)]) }
 }
 
 impl Fixture {
