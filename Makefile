@@ -51,6 +51,7 @@ bench: ## Prints the performance tables, ours beside the peers'; BENCH_SECONDS=n
 	@cargo bench --locked --bench gateway
 	@cargo bench --locked --bench status
 	@cargo bench --locked --bench peers
+	@target/release/ipconfigctl simulate examples/simulate/13-two-speeds.json --seed 1
 
 .PHONY: deny
 deny: ## Checks licences, advisories and sources of the dependencies (needs cargo-deny).

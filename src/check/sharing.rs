@@ -16,7 +16,7 @@
 //!   checks every instance itself, and its checks begin within an interval; as long as
 //!   its key is not seen in etcd, it owns none for the others either.
 //! - A gateway that checks other instances, or in another way, is believed for those
-//!   that it says fail, and for no other: its part is checked here, too ([`peers`]).
+//!   that it says fail, and for no other: its part is checked here, too.
 //!
 //! No clock and no I/O here: time is an argument, and what is to be written goes to
 //! [`notices`](super::notices).
