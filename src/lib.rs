@@ -28,6 +28,7 @@
 pub mod config;
 mod error;
 pub mod model;
+mod printable;
 pub mod reckon;
 mod rendezvous;
 pub mod wire;

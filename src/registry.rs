@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::config::{CheckBy, CheckConfig, Config, Discover, Rule, ServiceConfig, WindowConfig};
 use crate::model::{Allow, Instance, InstanceReport};
+use crate::printable;
 use crate::reckon::Figures;
 use crate::rejects::Rejects;
 use crate::snapshot::{Record, Records, Snapshot};
@@ -501,7 +502,7 @@ impl Registry {
             // Well-formed, and none of them says what exists.
             Ok(Key::Policy { .. } | Key::Exporter { .. }) => {}
             Err(error) => {
-                self.rejects.reject_at(&printable(key), mod_revision, error.reason(), error);
+                self.rejects.reject_at(&printable::key(key), mod_revision, error.reason(), error);
             }
         }
     }
@@ -510,7 +511,7 @@ impl Registry {
     /// none of this gateway's.
     fn note_key(&mut self, key: &[u8], service: &str, mod_revision: i64) -> bool {
         if !self.services.contains_key(service) && !self.discover.allows(service) {
-            if self.rejects.is_new(&printable(key), mod_revision) {
+            if self.rejects.is_new(&printable::key(key), mod_revision) {
                 let error = "the configuration neither names this service nor discovers it";
                 self.rejects.reject(service, "unknown_service", error);
             }
@@ -535,7 +536,7 @@ impl Registry {
     ) {
         // Whatever is refused, the last good registration stays, as long as the
         // key does.
-        let subject = printable(key);
+        let subject = printable::key(key);
         let mut instance = match wire::decode_instance(id, value) {
             Ok(instance) => instance,
             Err(error) => {
@@ -553,7 +554,7 @@ impl Registry {
 
     /// Takes in an operator's value whole, or leaves the one before in force.
     fn put_control(&mut self, key: &[u8], service: &str, value: &[u8], mod_revision: i64) {
-        let subject = printable(key);
+        let subject = printable::key(key);
         match wire::control::decode_control(value) {
             Err(error) => self.rejects.reject_at(&subject, mod_revision, error.reason(), error),
             Ok(control) => {
@@ -587,7 +588,7 @@ impl Registry {
         value: &[u8],
         mod_revision: i64,
     ) {
-        let subject = printable(key);
+        let subject = printable::key(key);
         match wire::checks::decode_checks(value) {
             Err(error) => self.rejects.reject_at(&subject, mod_revision, error.reason(), error),
             Ok(checks) => {
@@ -637,7 +638,7 @@ impl Registry {
     ) {
         let mut batch = match wire::decode_batch(value) {
             Ok(batch) => batch,
-            Err(error) => return self.rejects.reject(&printable(key), error.reason(), error),
+            Err(error) => return self.rejects.reject(&printable::key(key), error.reason(), error),
         };
         let cluster = self.prefixes.of_exporter(exporter);
         if !cluster.is_empty() {
@@ -660,7 +661,7 @@ impl Registry {
         }
 
         let are_unknown = self.are_unknown(key, &strangers, now_ms);
-        let subject = printable(key);
+        let subject = printable::key(key);
         let reasons = batch.bad.iter().map(|bad| bad.reason());
         let reasons: Vec<_> = reasons.chain(are_unknown.then_some(UNKNOWN_INSTANCE)).collect();
         self.rejects.forget_except(&subject, &reasons);
@@ -730,7 +731,7 @@ impl Registry {
     fn remove_key(&mut self, key: &[u8]) {
         self.keys.remove(key);
         self.kept.remove(key);
-        self.rejects.forget_except(&printable(key), &[]);
+        self.rejects.forget_except(&printable::key(key), &[]);
         match self.prefixes.parse(key) {
             Some(Ok(Key::Instance { service: name, id })) => {
                 let Some(service) = self.services.get_mut(&name) else { return };
@@ -761,11 +762,6 @@ impl Registry {
 
 fn in_force<'a>(controls: &'a BTreeMap<String, Control>, name: &str) -> Option<&'a Control> {
     controls.get(name).filter(|control| !control.has_lapsed(SystemTime::now()))
-}
-
-/// A key for the log: any bytes may have been put into etcd.
-fn printable(key: &[u8]) -> String {
-    key.escape_ascii().to_string()
 }
 
 fn to_ms(duration: Duration) -> u64 {

@@ -10,6 +10,7 @@ use super::view::{
     BadRecord, ControlLine, ExporterLine, Exporters, Figures, HandLine, InstanceLine, Instances,
     ReportLine, ReportState, Services,
 };
+use crate::printable;
 
 mod control;
 mod explain;
@@ -183,7 +184,7 @@ pub fn simulated(of: &Simulated) -> String {
     let seeds: Vec<_> = of.seeds.iter().map(u64::to_string).collect();
     let word = if seeds.len() == 1 { "seed" } else { "seeds" };
     let title = format!("{}{about} ({word} {}; ms)", of.scenario, seeds.join(", "));
-    format!("{}\n{}\n", printable(&title), table(rows))
+    format!("{}\n{}\n", printable::text(&title), table(rows))
 }
 
 /// Milliseconds, to three digits or to the whole one.
@@ -246,7 +247,7 @@ fn figure_rows(figures: &Figures) -> Vec<Vec<String>> {
 
 fn bad_records(bad: &[BadRecord]) -> String {
     bad.iter().fold(String::new(), |mut lines, BadRecord { key, error, .. }| {
-        _ = writeln!(lines, "bad: {}: {}", printable(key), printable(error));
+        _ = writeln!(lines, "bad: {}: {}", printable::text(key), printable::text(error));
         lines
     })
 }
@@ -254,7 +255,7 @@ fn bad_records(bad: &[BadRecord]) -> String {
 /// Rows with their columns aligned; the last one is as long as it is.
 fn table(mut rows: Vec<Vec<String>>) -> String {
     for cell in rows.iter_mut().flatten() {
-        *cell = printable(cell);
+        *cell = printable::text(cell);
     }
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
@@ -280,15 +281,6 @@ fn or_none(text: &str) -> String {
 
 fn duration(time: Duration) -> String {
     humantime::format_duration(time).to_string()
-}
-
-/// Anybody may have written it: an escape sequence is shown, and not obeyed.
-fn printable(text: &str) -> String {
-    let escape = |c: char| match c.is_control() {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
-    };
-    text.chars().map(escape).collect()
 }
 
 #[cfg(test)]

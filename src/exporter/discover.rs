@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::config::Config;
 use crate::model::{Allow, Instance, StatusUrl};
+use crate::printable;
 use crate::rejects::Rejects;
 use crate::rendezvous;
 use crate::watcher::{Event, WatchState};
@@ -102,7 +103,7 @@ impl Fleet {
             }
             Event::Delete { key: path, .. } => match wire::parse_key(&self.prefix, &path) {
                 Ok(key) => return self.delete(&key),
-                Err(_) => self.rejects.forget_except(&printable(&path), &[]),
+                Err(_) => self.rejects.forget_except(&printable::key(&path), &[]),
             },
             Event::InitDone { .. } => return self.finish_list(),
             Event::Audit | Event::Progress { .. } => {}
@@ -136,7 +137,7 @@ impl Fleet {
         let key = match wire::parse_key(&self.prefix, path) {
             Ok(key) => key,
             Err(error) => {
-                self.rejects.reject_at(&printable(path), mod_revision, error.reason(), error);
+                self.rejects.reject_at(&printable::key(path), mod_revision, error.reason(), error);
                 return Vec::new();
             }
         };
@@ -174,7 +175,7 @@ impl Fleet {
         mod_revision: i64,
     ) -> Vec<Change> {
         if let Err(error) = wire::decode_exporter(value) {
-            self.rejects.reject_at(&printable(path), mod_revision, error.reason(), error);
+            self.rejects.reject_at(&printable::key(path), mod_revision, error.reason(), error);
             return Vec::new();
         }
         match self.exporters.insert(id) {
@@ -270,10 +271,6 @@ impl Fleet {
         let Name { service, id } = name;
         rendezvous::owner(&self.exporters, service, id) == Some(&self.own_id)
     }
-}
-
-fn printable(key: &[u8]) -> String {
-    key.escape_ascii().to_string()
 }
 
 #[cfg(test)]

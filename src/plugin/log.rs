@@ -12,6 +12,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 
+use crate::printable;
+
 /// One line, without its end.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Line {
@@ -87,7 +89,8 @@ impl Write for LineWriter {
 
 impl Drop for LineWriter {
     fn drop(&mut self) {
-        let text = String::from_utf8_lossy(&self.text).trim_end().to_owned();
+        // An error may quote what anybody wrote: one call is one line.
+        let text = printable::text(String::from_utf8_lossy(&self.text).trim_end());
         let mut lines = LINES.lock();
         if lines.len() == CAPACITY {
             lines.pop_front();
@@ -109,6 +112,16 @@ mod tests {
         tracing::error!("nobody listens any more");
         let lines: Vec<_> = std::iter::from_fn(next).collect();
         let text = "dropped a record key=\"/ipconfig/v1/instances/a/b\"".to_owned();
+        assert_eq!(lines, [Line { level: 5, text }]);
+    }
+
+    #[test]
+    fn what_a_stranger_wrote_makes_no_line_of_its_own() {
+        let guard = collect();
+        tracing::warn!("dropped: {}", "x\n2026/01/01 [alert] forged \x1b[2J");
+        drop(guard);
+        let lines: Vec<_> = std::iter::from_fn(next).collect();
+        let text = "dropped: x\\n2026/01/01 [alert] forged \\u{1b}[2J".to_owned();
         assert_eq!(lines, [Line { level: 5, text }]);
     }
 }

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::printable;
+
 /// Keys that one audit names in the log.
 const MAX_LOGGED: u64 = 5;
 
@@ -35,7 +37,7 @@ impl Audits {
         let Some(count) = &mut self.now else { return };
         *count += 1;
         if *count <= MAX_LOGGED {
-            let key = super::printable(key);
+            let key = printable::key(key);
             tracing::warn!(key, "an audit found a key that was {how} here");
         }
     }

@@ -4,10 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
 
-use super::{cells, duration, or_none, printable, table};
+use super::{cells, duration, or_none, table};
 use crate::ctl::control::Standing;
 use crate::ctl::hand::Steered;
 use crate::ctl::shares::{Out, ShareLine, Shares, Source};
+use crate::printable;
 
 /// The order of the keys; others follow.
 const KEYS: [&str; 8] = ["mode", "weights", "strategy", "drain", "disable", "by", "why", "expires"];
@@ -115,7 +116,7 @@ fn table_of(shares: &Shares) -> String {
              registrations, since a gateway shows no others while manual weights are in force"
         ),
     };
-    format!("{}{}\n", table(rows), printable(&by))
+    format!("{}{}\n", table(rows), printable::text(&by))
 }
 
 #[cfg(test)]
