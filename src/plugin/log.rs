@@ -104,24 +104,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_arrives_once_with_its_level_and_nothing_of_other_threads() {
+    fn a_line_arrives_once_as_one_with_its_level_and_nothing_of_other_threads() {
         let guard = collect();
         tracing::warn!(key = "/ipconfig/v1/instances/a/b", "dropped a record");
         tracing::debug!("not for the log");
+        tracing::warn!("dropped: {}", "what a stranger wrote\n2026/01/01 [alert] forged");
         drop(guard);
         tracing::error!("nobody listens any more");
         let lines: Vec<_> = std::iter::from_fn(next).collect();
         let text = "dropped a record key=\"/ipconfig/v1/instances/a/b\"".to_owned();
-        assert_eq!(lines, [Line { level: 5, text }]);
-    }
-
-    #[test]
-    fn what_a_stranger_wrote_makes_no_line_of_its_own() {
-        let guard = collect();
-        tracing::warn!("dropped: {}", "x\n2026/01/01 [alert] forged \x1b[2J");
-        drop(guard);
-        let lines: Vec<_> = std::iter::from_fn(next).collect();
-        let text = "dropped: x\\n2026/01/01 [alert] forged \\u{1b}[2J".to_owned();
-        assert_eq!(lines, [Line { level: 5, text }]);
+        let forged = "dropped: what a stranger wrote\\n2026/01/01 [alert] forged".to_owned();
+        assert_eq!(lines, [Line { level: 5, text }, Line { level: 5, text: forged }]);
     }
 }
