@@ -25,7 +25,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,7 @@ pub mod sharing;
 pub use self::plan::{Duty, Word};
 use self::plan::{Job, Plan, Turned};
 use self::probe::Failure;
+use crate::clock::unix_ms;
 use crate::config::CheckConfig;
 use crate::model::Instance;
 use crate::wire::checks::Failing;
@@ -225,11 +226,6 @@ impl Checker {
             tracing::error!("{failure}; instances count as they did before");
         }
     }
-}
-
-fn unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@
 //! known to [`wire`], etcd-client to [`etcd`], and `unsafe` stands in [`ffi`]
 //! and [`board`]. The modules below are in the order of the flow.
 
+mod clock;
 pub mod config;
 mod error;
 pub mod model;

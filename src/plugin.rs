@@ -20,6 +20,7 @@ use crate::board::{self, Board, Budget, SourceState};
 use crate::check::notices::{Announcer, Notices, Standing, Tenancy};
 use crate::check::sharing::Sharing;
 use crate::check::{self, Checker};
+use crate::clock::unix_ms;
 use crate::config::{BudgetConfig, Config, Discover};
 use crate::etcd::{EtcdSource, Tenure};
 use crate::explain::Explanation;
@@ -29,7 +30,7 @@ use crate::model::Instance;
 use crate::publish::{PublishError, Publisher, Store};
 use crate::ranking::{self, Entry, Ranking, State};
 use crate::registry::{Registry, audits};
-use crate::snapshot::{self, Keeper, Snapshot, unix_ms};
+use crate::snapshot::{self, Keeper, Snapshot};
 use crate::value::{self, ValueError};
 use crate::watcher::{self, Timing, WatchState};
 

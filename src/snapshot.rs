@@ -32,7 +32,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 pub use self::disk::{Generation, Loaded, SaveError, Saved, load, save};
-pub use self::keeper::{Keeper, LOADED, Missed, RESULTS_OF_A_WRITE, Report, Timing, unix_ms};
+pub use self::keeper::{Keeper, LOADED, Missed, RESULTS_OF_A_WRITE, Report, Timing};
 
 const MAGIC: &str = "ipconfig-snapshot";
 

@@ -15,14 +15,14 @@ use std::net::SocketAddr;
 pub use show::{Counters, ServiceHealth};
 pub use tries::Tries;
 use tries::outcome_of;
-pub(crate) use view::{governed_priors, most_ejected};
+pub(crate) use view::governed_priors;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use routes::Rules;
 use smallvec::SmallVec;
 
-use self::reach::{Bars, Known, Try};
+use self::reach::{Bars, Try};
 use self::view::{Read, View};
 use crate::board::{self, Board, Budget, Open, Outcome, Refusal, RowId, ServiceId};
 use crate::config::{
@@ -410,12 +410,6 @@ impl Worker {
             None => 0,
             Some(_) => flight.rules_of(request, view.peers.version),
         };
-        let beforehand = Known {
-            is_limited: view.is_limited,
-            has_rests: known.failure.rest_ms > 0,
-            is_weightless: view.is_weightless,
-            most_ejected: view.most_ejected,
-        };
         let mut now = Try {
             board: self.board,
             service: known.id,
@@ -426,7 +420,7 @@ impl Worker {
             tried: &flight.tried,
             key: request.key,
             now_ms,
-            bars: Bars::new(self.board, known.id, beforehand, now_ms),
+            bars: Bars::new(self.board, known.id, view.known, now_ms),
         };
         let mut is_paid_for = !request.is_retry || !request.has_reached;
         let mut others = 0..OVERTAKEN;
@@ -450,7 +444,8 @@ impl Worker {
                 self.board.count_request(slot, identity, now_ms);
                 break (index, rule, Open::default());
             }
-            let max = if view.is_limited { view.ranking.records[index].max_in_flight } else { 0 };
+            let max =
+                if view.known.is_limited { view.ranking.records[index].max_in_flight } else { 0 };
             if let Some(open) = self.board.begin_within(self.row, slot, identity, max, now_ms) {
                 break (index, rule, open);
             }

@@ -19,7 +19,7 @@ mod shard;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::{SmallRng, SysRng};
@@ -34,6 +34,7 @@ use self::discover::Fleet;
 use self::put::{Registrar, Registrations, Told, WriteHealth};
 use self::rounds::Rounds;
 use self::serve::Pages;
+use crate::clock::unix_ms;
 use crate::config::Config;
 use crate::etcd::EtcdSource;
 use crate::metrics::ExporterMetrics;
@@ -142,13 +143,11 @@ pub async fn run(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
 /// `exporters/<id>`: what this exporter says of itself.
 fn announcement(config: &Config, registrations: String) -> Vec<u8> {
     let exporter = &config.exporter;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     encode_exporter(&ExporterRecord {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         listen: exporter.listen,
-        interval_ms: milliseconds(exporter.interval),
-        started_unix_ms: milliseconds(now),
+        interval_ms: u64::try_from(exporter.interval.as_millis()).unwrap_or(u64::MAX),
+        started_unix_ms: unix_ms(),
         registrations,
     })
 }

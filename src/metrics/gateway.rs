@@ -15,9 +15,10 @@ use super::VERSION;
 use crate::board::{Board, Refusal};
 use crate::check::RESULTS;
 use crate::check::sharing::State;
+use crate::clock::unix_ms;
 use crate::plugin::Status;
 use crate::ranking::Basis;
-use crate::snapshot::{LOADED, RESULTS_OF_A_WRITE, unix_ms};
+use crate::snapshot::{LOADED, RESULTS_OF_A_WRITE};
 use crate::watcher::WatchState;
 use crate::worker::{MODES, Worker};
 

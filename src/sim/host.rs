@@ -109,12 +109,7 @@ impl Host {
             failure: Failure::new(&service.failure),
             open: HashMap::new(),
             slots: Vec::new(),
-            known: Known {
-                is_limited: false,
-                has_rests: false,
-                is_weightless: false,
-                most_ejected: None,
-            },
+            known: Known::default(),
             is_panic: false,
             beaten_ms: 0,
             rng,
@@ -143,12 +138,7 @@ impl Host {
         let Ok(ranking) = ranking else { return };
         let instances = self.publisher.published().flat_map(|(_, _, instances)| instances);
         let (slots, priors): (Vec<_>, Vec<_>) = instances.map(|it| (it.slot, it.weight)).unzip();
-        self.known = Known {
-            is_limited: ranking.records.iter().any(|record| record.max_in_flight > 0),
-            has_rests: self.failure.rest_ms > 0,
-            is_weightless: ranking.records.iter().all(|record| record.weight == 0.0),
-            most_ejected: worker::most_ejected(&priors, &ranking, self.panic_percent()),
-        };
+        self.known = Known::new(&ranking, &priors, &self.failure, self.panic_percent());
         self.is_panic = ranking.is_panic();
         self.slots = slots;
     }

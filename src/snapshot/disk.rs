@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{MAX_LEN, Miss, Snapshot, unix_ms};
+use super::{MAX_LEN, Miss, Snapshot};
+use crate::clock::unix_ms;
 
 /// For its owner, which is the user of nginx's workers, and for its group to read.
 const MODE: u32 = 0o640;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot::{Receiver, channel, error::TryRecvError};
@@ -11,6 +11,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::{Loaded, Miss, SaveError, Saved, Snapshot, load, save};
+use crate::clock::unix_ms;
 use crate::config::Config;
 use crate::error::with_causes;
 
@@ -289,12 +290,6 @@ impl Keeper {
     fn count(&mut self, result: &str) {
         *self.report.writes.entry(result.to_owned()).or_default() += 1;
     }
-}
-
-/// Unix time in milliseconds.
-pub fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Does what may wait for a disk on a thread of its own. The receiver is closed if it

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::disk::Draft;
 use super::*;
+use crate::clock::unix_ms;
 use crate::config::{Config, Discover, ServiceConfig, SnapshotConfig};
 
 const PREFIX: &str = "/ipconfig/v1";

@@ -1,9 +1,12 @@
 //! Which instances a request may go to, at the moment when it is to go somewhere.
 
+use super::Failure;
 use super::view::Peers;
 use crate::board::{Board, NO_SLOT, Refusal, ServiceId};
+use crate::health;
 use crate::picker::{Live, Moment};
-use crate::value::Record;
+use crate::ranking::State;
+use crate::value::{RankingValue, Record};
 
 /// What keeps a request from instances that it has not tried: nothing, mostly, and
 /// then nobody asks.
@@ -21,7 +24,7 @@ pub struct Bars {
 }
 
 /// What is known beforehand of a service and its ranking: what there is to ask for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Known {
     /// Some instance has a limit of requests in flight.
     pub is_limited: bool,
@@ -31,6 +34,33 @@ pub struct Known {
     pub is_weightless: bool,
     /// So many may be ejected until there is a panic; `None` if there is one.
     pub most_ejected: Option<u32>,
+}
+
+impl Known {
+    /// Of a ranking over instances with these fallback weights.
+    pub fn new(
+        ranking: &RankingValue,
+        priors: &[f64],
+        failure: &Failure,
+        panic_percent: u32,
+    ) -> Self {
+        Known {
+            is_limited: ranking.records.iter().any(|record| record.max_in_flight > 0),
+            has_rests: failure.rest_ms > 0,
+            is_weightless: ranking.records.iter().all(|record| record.weight == 0.0),
+            most_ejected: most_ejected(priors, ranking, panic_percent),
+        }
+    }
+}
+
+/// How many may be ejected until there is a panic; `None` if there is one.
+fn most_ejected(priors: &[f64], ranking: &RankingValue, panic_percent: u32) -> Option<u32> {
+    if ranking.is_panic() {
+        return None;
+    }
+    let offered = priors.iter().zip(&ranking.records).filter(|(prior, _)| **prior > 0.0);
+    let failing = offered.clone().filter(|(_, record)| record.state == State::Failing).count();
+    health::most_without_panic(offered.count(), failing, panic_percent)
 }
 
 impl Bars {

@@ -8,9 +8,9 @@ use serde::Serialize;
 use super::view::View;
 use super::{Service, Worker};
 use crate::board::{self, Refusal};
+use crate::clock::unix_ms;
 use crate::config::Rule;
 use crate::ranking::Basis;
-use crate::snapshot::unix_ms;
 use crate::value::ControlValue;
 
 /// What the board counts for one instance, of all workers of this host.

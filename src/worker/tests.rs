@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::board::NO_SLOT;
+use crate::clock::unix_ms;
 use crate::config::Strategy;
 use crate::picker::{Live, Moment};
 use crate::ranking::{Basis, State};
 use crate::reckon::Figures;
-use crate::snapshot::unix_ms;
 use crate::value::{self, InstanceValue, RankingValue, Record, ServiceValue, seal};
 
 mod failures;

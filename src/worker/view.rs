@@ -7,13 +7,12 @@ use std::net::SocketAddr;
 
 use rand::rngs::SmallRng;
 
+use super::reach::Known;
 use super::routes::{Plan, Routes};
 use super::{Flight, MAX_TRIES, Service, tries};
 use crate::board::{self, Board, NO_SLOT};
 use crate::config::{BalanceConfig, Strategy};
-use crate::health;
 use crate::picker::{self, Memory, Picker, Ranked};
-use crate::ranking::State;
 use crate::value::{
     self, ControlValue, InstanceValue, RankingValue, Record, ServiceValue, ValueError,
 };
@@ -27,14 +26,9 @@ pub(super) struct View {
     /// The weight of all instances whose requests in flight are counted; 0 where
     /// none is without a slot.
     pub(super) counted_weight: f64,
-    /// So many may be ejected until there is a panic; `None` if there is one.
-    pub(super) most_ejected: Option<u32>,
     /// Where there are rules.
     pub(super) routes: Option<Box<Routes>>,
-    /// Whether any of its instances has a limit of requests in flight.
-    pub(super) is_limited: bool,
-    /// Whether no instance has a weight, so that all are alike.
-    pub(super) is_weightless: bool,
+    pub(super) known: Known,
 }
 
 /// The instances of one version, kept from ranking to ranking.
@@ -124,35 +118,17 @@ impl Service {
         } else {
             0.0
         };
-        let most_ejected = most_ejected(&peers.priors, &ranking, self.health.panic);
-        let is_limited = ranking.records.iter().any(|record| record.max_in_flight > 0);
-        let is_weightless = ranking.records.iter().all(|record| record.weight == 0.0);
+        let known = Known::new(&ranking, &peers.priors, &self.failure, self.health.panic);
         Ok(Read::View(Box::new(View {
             version,
             peers,
             ranking,
             picker,
             counted_weight,
-            most_ejected,
             routes,
-            is_limited,
-            is_weightless,
+            known,
         })))
     }
-}
-
-/// How many may be ejected until there is a panic; `None` if there is one.
-pub(crate) fn most_ejected(
-    priors: &[f64],
-    ranking: &RankingValue,
-    panic_percent: u32,
-) -> Option<u32> {
-    if ranking.is_panic() {
-        return None;
-    }
-    let offered = priors.iter().zip(&ranking.records).filter(|(prior, _)| **prior > 0.0);
-    let failing = offered.clone().filter(|(_, record)| record.state == State::Failing).count();
-    health::most_without_panic(offered.count(), failing, panic_percent)
 }
 
 impl View {
