@@ -89,8 +89,7 @@ __DATA__
 --- workers: 2
 --- ipconfig eval: ::ipconfig_with_snapshot('')
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
+register chat a b
 --- script
 kept('a b');
 say slurp($::file) =~ /\Aipconfig-snapshot 1 [0-9a-f]{8} [0-9a-f]{16}\n\{"as_of_ms":\d+,/ ? 'a header' : slurp($::file);
@@ -128,9 +127,7 @@ there is no snapshot
 --- workers: 2
 --- ipconfig eval: ::ipconfig_with_snapshot('')
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
+register chat a b c
 put control/chat {"drain":["b"]}
 --- script
 kept('a b c');
@@ -174,9 +171,7 @@ qr/etcd as of \S+ ago serves, from the snapshot \S+: instances: 3, services: 1/
 --- workers: 2
 --- ipconfig eval: ::ipconfig_with_snapshot('')
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
+register chat a b c
 --- script
 kept('a b c');
 kill_gateway();
@@ -215,7 +210,7 @@ mode live: etcd is watched
 --- workers: 2
 --- ipconfig eval: ::ipconfig_with_snapshot('')
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
+register chat a
 --- script
 kept('a');
 put('instances/chat/b', '{"addr":"$BACKEND_B"}');
@@ -250,7 +245,7 @@ qr/\[warn\] .* the snapshot \S+ is not used: its checksum is [0-9a-f]{8} where i
 --- workers: 2
 --- ipconfig eval: ::ipconfig_with_snapshot('{ "id": "e", "addr": "$BACKEND_E" }')
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
+register chat a
 --- script
 kept('a');
 put('instances/chat/b', '{"addr":"$BACKEND_B"}');
@@ -286,7 +281,7 @@ mode static: etcd was never read
 --- workers: 2
 --- ipconfig eval: ::ipconfig_with_snapshot('{ "id": "e", "addr": "$BACKEND_E" }')
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
+register chat a
 --- script
 kept('a');
 kill_gateway();
@@ -318,8 +313,7 @@ mode snapshot
 --- workers: 2
 --- ipconfig eval: ::ipconfig_with_snapshot('')
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
+register chat a b
 --- script
 kept('a b');
 put('instances/chat/c', '{"addr":"$BACKEND_C"}');
@@ -348,9 +342,7 @@ serves, from the snapshot
 --- workers: 2
 --- ipconfig eval: ::ipconfig_with_snapshot('')
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
-put instances/chat/b {"addr":"$BACKEND_B"}
-put instances/chat/c {"addr":"$BACKEND_C"}
+register chat a b c
 put control/chat {"disable":["b"]}
 --- script
 kept('a b c');
@@ -381,7 +373,7 @@ mkdir $folder;
 $::mounted = system("mount -t tmpfs -o size=16k none $folder 2>/dev/null") == 0;
 ::ipconfig_with_snapshot('', $folder)
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
+register chat a
 --- script
 kept('a');
 my ($folder) = $::file =~ m{(.*)/};
@@ -426,7 +418,7 @@ $::mounted ? qr/stays as it was, and is tried again: failed to write a file in \
 { "snapshot": { "path": "/nonexistent/ipconfig/etcd" },
   "services": { "chat": { "balance": { "strategy": "round_robin" }, "instances": [] } } }
 --- etcd
-put instances/chat/a {"addr":"$BACKEND_A"}
+register chat a
 --- script
 await('it is told', sub { told()->{error} });
 say told()->{error};

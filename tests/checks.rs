@@ -18,7 +18,8 @@ use ipconfig::etcd::Tenure;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde_json::{Value, json};
-use support::{Etcd, Link, free_port, wait_until};
+use support::wire::Wire;
+use support::{Etcd, free_port, wait_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -405,7 +406,7 @@ async fn without_etcd_every_gateway_checks_all_and_shares_again_when_it_is_back(
 #[tokio::test]
 async fn a_gateway_that_alone_lost_etcd_checks_all_and_so_do_the_others_for_it() {
     let fleet = Fleet::start().await;
-    let link = Link::to(fleet.etcd.address()).await;
+    let link = Wire::to(fleet.etcd.address()).await;
     let mut config = fleet.config("gw-1");
     config["etcd"]["endpoints"] = json!([link.endpoint()]);
     let two = [Gateway::start(&config).await, fleet.gateway("gw-2").await];

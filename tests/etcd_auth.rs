@@ -24,17 +24,7 @@ const PASSWORD: &str = "correct-horse";
 /// An etcd with a user `reader` that may read and write `/t/` only.
 async fn etcd_with_users(flags: &[&str]) -> Etcd {
     let etcd = Etcd::start_with(flags).await;
-    for args in [
-        &["user", "add", "root:rootpw"][..],
-        &["user", "grant-role", "root", "root"],
-        &["user", "add", &format!("reader:{PASSWORD}")],
-        &["role", "add", "t"],
-        &["role", "grant-permission", "t", "readwrite", "/t/", "/t0"],
-        &["user", "grant-role", "reader", "t"],
-        &["auth", "enable"],
-    ] {
-        etcd.ctl(args);
-    }
+    etcd.admit("reader", PASSWORD, "/t/", "/t0");
     etcd
 }
 
@@ -58,7 +48,7 @@ async fn a_token_that_etcd_forgot_is_replaced_without_an_error() {
     for args in [
         &["user", "delete", "reader"][..],
         &["user", "add", &format!("reader:{PASSWORD}")],
-        &["user", "grant-role", "reader", "t"],
+        &["user", "grant-role", "reader", "reader"],
     ] {
         etcd.ctl(&[&["--user", "root:rootpw"], args].concat());
     }
@@ -203,7 +193,9 @@ async fn a_token_from_before_a_change_of_rights_is_renewed_once_for_all_calls() 
     let root = ["--user", "root:rootpw"];
     for number in 0..TRIES {
         let elsewhere = format!("/elsewhere/{number}");
-        etcd.ctl(&[&root[..], &["role", "grant-permission", "t", "read", &elsewhere]].concat());
+        etcd.ctl(
+            &[&root[..], &["role", "grant-permission", "reader", "read", &elsewhere]].concat(),
+        );
         let before = authentications(&etcd).await;
         let begun = Instant::now();
         use_at_once(&connection).await;

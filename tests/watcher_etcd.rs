@@ -12,7 +12,7 @@ use ipconfig::etcd::{Connection, Connector, EtcdSource};
 use ipconfig::watcher::{Event, PageRequest, Source, Timing, Watch, WatchState};
 use support::follower::{Follower, SOON, TIMING, config, texts};
 use support::wire::{Weather, Wire};
-use support::{Etcd, Link, free_port, wait_until};
+use support::{Etcd, free_port, wait_until};
 
 async fn connect(etcd: &Etcd) -> Connection {
     let connection = Connector::new(&config(&[etcd.endpoint()])).connect().await;
@@ -85,7 +85,7 @@ async fn thousands_of_keys_are_listed_in_pages_while_they_are_written() {
 async fn compaction_while_disconnected_ends_in_a_list_of_exactly_what_there_is() {
     let etcd = Etcd::start().await;
     let writer = connect(&etcd).await;
-    let link = Link::to(etcd.address()).await;
+    let link = Wire::to(etcd.address()).await;
     writer.put("/t/goes", "1", None).await.unwrap();
     writer.put("/t/stays", "1", None).await.unwrap();
     let follower = Follower::start(&[link.endpoint()]);
@@ -111,7 +111,7 @@ async fn compaction_while_disconnected_ends_in_a_list_of_exactly_what_there_is()
 
 /// Follows `/t` and two other clusters around it, one of them with more keys than a
 /// page has.
-async fn of_clusters(etcd: &Etcd, link: &Link) -> (Connection, Follower) {
+async fn of_clusters(etcd: &Etcd, link: &Wire) -> (Connection, Follower) {
     let writer = connect(etcd).await;
     for key in ["/s/a", "/t/a", "/tt/outside", "/w/a", "/x/outside", "/a/outside"] {
         writer.put(key, "1", None).await.unwrap();
@@ -131,7 +131,7 @@ async fn of_clusters(etcd: &Etcd, link: &Link) -> (Connection, Follower) {
 #[tokio::test]
 async fn several_prefixes_are_listed_as_one_and_watched_as_one() {
     let etcd = Etcd::start().await;
-    let link = Link::to(etcd.address()).await;
+    let link = Wire::to(etcd.address()).await;
     let (writer, follower) = of_clusters(&etcd, &link).await;
     let listed = follower.keys();
     assert_eq!(listed.len(), 1503, "and nothing from outside");
@@ -149,7 +149,7 @@ async fn several_prefixes_are_listed_as_one_and_watched_as_one() {
 #[tokio::test]
 async fn several_prefixes_are_resumed_and_after_compaction_listed_alike() {
     let etcd = Etcd::start().await;
-    let link = Link::to(etcd.address()).await;
+    let link = Wire::to(etcd.address()).await;
     let (writer, follower) = of_clusters(&etcd, &link).await;
     link.cut();
     follower.wait_for("the cut is noticed", |seen| seen.state() == Some(WatchState::Backoff)).await;
@@ -178,7 +178,7 @@ async fn several_prefixes_are_resumed_and_after_compaction_listed_alike() {
 async fn a_cut_without_compaction_is_made_up_for_by_the_watch_alone() {
     let etcd = Etcd::start().await;
     let writer = connect(&etcd).await;
-    let link = Link::to(etcd.address()).await;
+    let link = Wire::to(etcd.address()).await;
     writer.put("/t/goes", "1", None).await.unwrap();
     let follower = Follower::start(&[link.endpoint()]);
     follower.wait_for_key("/t/goes", "1").await;
@@ -244,7 +244,7 @@ async fn an_etcd_that_was_wiped_is_listed_and_its_old_keys_are_gone() {
 /// then goes further than the one before, and sees it again.
 async fn replaced_in_secret(mut replace: impl AsyncFnMut(&mut Etcd)) -> (Follower, Etcd) {
     let mut etcd = Etcd::start().await;
-    let link = Link::to(etcd.address()).await;
+    let link = Wire::to(etcd.address()).await;
     connect(&etcd).await.put("/t/stays", "1", None).await.unwrap();
     etcd.save();
     etcd.restart().await;

@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::support::{Etcd, Link, wait_until};
+use crate::support::wire::Wire;
+use crate::support::{Etcd, wait_until};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
@@ -203,7 +204,7 @@ async fn an_etcd_that_is_full_is_counted_and_told_and_written_again_when_it_has_
 #[tokio::test]
 async fn what_left_while_etcd_was_out_of_reach_and_compacted_is_dropped() {
     let etcd = Etcd::start().await;
-    let link = Link::to(etcd.address()).await;
+    let link = Wire::to(etcd.address()).await;
     let (_, addr) = Service::start(Manner::Answers).await;
     let exporter = Exporter::start(&config(&link.endpoint(), &[]));
     let connection = connect(&etcd).await;
@@ -239,7 +240,7 @@ async fn an_announcement_that_was_deleted_is_put_again() {
 async fn a_status_key_that_an_outage_left_behind_goes_with_the_next_session() {
     let etcd = Etcd::start().await;
     let (_, addr) = Service::start(Manner::Answers).await;
-    let link = Link::to(etcd.address()).await;
+    let link = Wire::to(etcd.address()).await;
     let _exporter = Exporter::start(&config(&link.endpoint(), &[addr]));
     let connection = connect(&etcd).await;
     first_status(&connection).await;

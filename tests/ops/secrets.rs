@@ -14,17 +14,7 @@ const PASSWORD: &str = "correct-horse-battery";
 
 async fn etcd_with_an_exporters_user() -> Etcd {
     let etcd = Etcd::start().await;
-    for args in [
-        &["user", "add", "root:rootpw"][..],
-        &["user", "grant-role", "root", "root"],
-        &["user", "add", &format!("exporter:{PASSWORD}")],
-        &["role", "add", "ipconfig"],
-        &["role", "grant-permission", "ipconfig", "readwrite", "/ipconfig/v1/", "/ipconfig/v10"],
-        &["user", "grant-role", "exporter", "ipconfig"],
-        &["auth", "enable"],
-    ] {
-        etcd.ctl(args);
-    }
+    etcd.admit("exporter", PASSWORD, "/ipconfig/v1/", "/ipconfig/v10");
     etcd
 }
 

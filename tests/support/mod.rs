@@ -20,8 +20,6 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Below the range that the kernel takes for connections, 32768 and up by default:
@@ -298,6 +296,22 @@ impl Etcd {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// Lets in root and one user, who by a role of the same name may read and write the
+    /// keys from `from` up to `to`.
+    pub fn admit(&self, user: &str, password: &str, from: &str, to: &str) {
+        for args in [
+            &["user", "add", "root:rootpw"][..],
+            &["user", "grant-role", "root", "root"],
+            &["user", "add", &format!("{user}:{password}")],
+            &["role", "add", user],
+            &["role", "grant-permission", user, "readwrite", from, to],
+            &["user", "grant-role", user, user],
+            &["auth", "enable"],
+        ] {
+            self.ctl(args);
+        }
+    }
+
     fn running(&self) -> &Process {
         self.process.as_ref().expect("etcd was killed")
     }
@@ -340,62 +354,4 @@ async fn healthy(address: SocketAddr) -> bool {
         std::io::Result::Ok(answer.contains(r#""health":"true""#))
     };
     matches!(timeout(Duration::from_secs(10), ask).await, Ok(Ok(true)))
-}
-
-/// A way to an address that can be cut: the process behind it goes on, and
-/// whoever comes this way cannot reach it.
-pub struct Link {
-    address: SocketAddr,
-    up: watch::Sender<bool>,
-    accepting: JoinHandle<()>,
-}
-
-impl Link {
-    /// Opens a port of its own that leads to `target`.
-    pub async fn to(target: SocketAddr) -> Self {
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
-        let listener = listener.expect("a free loopback port");
-        let address = listener.local_addr().expect("a bound address");
-        let (up, is_up) = watch::channel(true);
-        let accepting = tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(carry(client, target, is_up.clone()));
-            }
-        });
-        Self { address, up, accepting }
-    }
-
-    /// `http://127.0.0.1:port` of this way.
-    pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    /// Breaks all connections, and each new one at once.
-    pub fn cut(&self) {
-        self.up.send_replace(false);
-    }
-
-    /// Lets new connections through again.
-    pub fn mend(&self) {
-        self.up.send_replace(true);
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.accepting.abort();
-        self.cut();
-    }
-}
-
-/// Copies both ways between `client` and `target` while the link is up.
-async fn carry(mut client: TcpStream, target: SocketAddr, mut is_up: watch::Receiver<bool>) {
-    if !*is_up.borrow() {
-        return;
-    }
-    let Ok(mut server) = TcpStream::connect(target).await else { return };
-    tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-        _ = is_up.wait_for(|up| !up) => {}
-    }
 }

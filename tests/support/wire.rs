@@ -62,6 +62,16 @@ impl Wire {
         self.weather.send_replace(weather);
     }
 
+    /// Breaks all connections, and each new one at once.
+    pub fn cut(&self) {
+        self.set(Weather::Cut);
+    }
+
+    /// Lets everything through again.
+    pub fn mend(&self) {
+        self.set(Weather::Fair);
+    }
+
     /// Puts nonsense before one of the next frames of HTTP/2 that come back, and so
     /// breaks what a connection says without breaking it. Not within a frame, where
     /// nothing but a checksum could tell it from what was meant.
