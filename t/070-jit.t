@@ -11,6 +11,14 @@ package IpconfigTest::Script;
 # The lines that jit.v wrote: "[TRACE  11 ipconfig.lua:281 return]".
 sub traces { split /\n/, slurp(IpconfigTest::Parts::folder() . '/traces') }
 
+# Whether a trace enters this function, wherever it begins: what was hot first is
+# chance, and may be a caller.
+sub is_entered {
+    my $function = shift;
+    return grep { $_ eq $function }
+        split /\n/, slurp(IpconfigTest::Parts::folder() . '/entries');
+}
+
 # What the compiler makes of the request path, which $requests takes.
 sub say_what_is_compiled {
     my $requests = shift;
@@ -34,12 +42,10 @@ sub say_what_is_compiled {
         while (<$source>) {
             $is_on_the_path{"$file:$."}++ if /^(?:local )?function (?:$names)\b/ .. /^end$/;
             next if $path ne 'ipconfig.lua' || !/^function _M\.(balance|log)\b/;
-            # it begins there, or with who calls: whichever was hot first
-            my $caller = { balance => 'balancer_by_lua', log => 'log_by_lua' }->{$1};
-            my $begin = qr/\[TRACE\s+\d+ (?:ipconfig\.lua:$.|$caller\(.*?\):1) /;
-            await("$1 is compiled", sub { $requests->(); grep { $_ =~ $begin } traces() })
-                if !grep { $_ =~ $begin } traces();
-            say("$1: compiled");
+            my ($name, $entry) = ($1, "$file:$.");
+            await("$name is compiled", sub { $requests->(); is_entered($entry) })
+                if !is_entered($entry);
+            say("$name: compiled");
         }
     }
     # what rules.lua makes of a service's rules is of no file
@@ -51,12 +57,40 @@ sub say_what_is_compiled {
 
 package main;
 
-our $Traced = <<'_EOC_' =~ s/FOLDER/IpconfigTest::Parts::folder()/er;
+our $Traced = <<'_EOC_' =~ s/FOLDER/IpconfigTest::Parts::folder()/ger;
     lua_shared_dict ipconfig 32m;
     init_by_lua_block { require("resty.ipconfig").init() }
     init_worker_by_lua_block {
         require("resty.ipconfig").init_worker()
+
+        -- jit.v says where a trace begins and not what it enters
+        local funcinfo = require("jit.util").funcinfo
+        local out, attach, entered = io.open("FOLDER/entries", "w"), jit.attach
+        local function enter(func)
+            local info = funcinfo(func)
+            if info.source then
+                local name = info.source:match("[^/]+$") .. ":" .. info.linedefined
+                entered[name] = true
+            end
+        end
+        jit.attach = function(say)
+            attach(function(what, tr, func, pc, parent, ...)
+                if what == "start" then
+                    entered = {}
+                    if not parent then enter(func) end
+                end
+                for name in pairs(what == "stop" and entered or {}) do
+                    out:write(name, "\n")
+                end
+                out:flush()
+                say(what, tr, func, pc, parent, ...)
+            end, "trace")
+            attach(function(_, func, pc)
+                if pc == 0 then enter(func) end
+            end, "record")
+        end
         require("jit.v").on("FOLDER/traces")
+        jit.attach = attach
     }
     log_by_lua_block { require("resty.ipconfig").log() }
 _EOC_
