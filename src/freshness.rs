@@ -290,7 +290,7 @@ mod tests {
     /// Whether a service that is on this step for long with so many reports is fresh.
     fn settles_fresh(from: Step, fresh: u32, expected: u32) -> bool {
         let mut ladder = Ladder::resume(from, 1000, 1000);
-        walk(&mut ladder, 2, &vec![(fresh, expected); 20]);
+        walk(&mut ladder, 2, &[(fresh, expected); 20]);
         ladder.step() == Step::Fresh
     }
 
