@@ -5,8 +5,8 @@
 //! master. It holds what changes too often for the shared dict:
 //!
 //! ```text
-//! header    epoch, store gate, heartbeat, source state
-//! services  name -> version of the ranking in the shared dict, ejected
+//! header    epoch, store gate, heartbeat, source state, what is vouched for
+//! services  name -> version of the ranking in the shared dict, ejected, freshness
 //! slots     instance -> counters, in-flight and live averages (of the whole host),
 //!           ejection
 //! rows      worker   -> owner's pid, its part of each slot's and service's in-flight
@@ -25,6 +25,7 @@ pub(crate) mod average;
 mod budget;
 mod clock;
 mod ejections;
+mod freshness;
 mod refusals;
 mod report;
 mod rests;
@@ -42,6 +43,7 @@ use once_cell::sync::OnceCell;
 pub use budget::Budget;
 pub use clock::{coarse_ms, monotonic_ms};
 pub use ejections::{Ejection, Reason};
+pub use freshness::{Freshness, Vouched};
 pub use refusals::Refusal;
 use refusals::Refusals;
 pub use report::LOOK_EVERY_MS;
@@ -110,6 +112,9 @@ struct Header {
     revision: AtomicI64,
     confirmed_ms: AtomicU64,
     lost_since_ms: AtomicU64,
+    /// See [`Vouched`].
+    vouched_revision: AtomicI64,
+    vouched_ms: AtomicU64,
     publish_errors: AtomicU64,
     view_errors: AtomicU64,
     /// Slots at and past this one were never used.
@@ -141,6 +146,7 @@ struct Service {
     ejections: [AtomicU64; Reason::ALL.len()],
     hot: OwnLine<Hot>,
     refusals: Refusals,
+    freshness: freshness::Cell,
 }
 
 /// What requests that fail write, and each one reads.

@@ -333,6 +333,7 @@ mod tests {
             weight,
             fallback_weight: 10.0 + f64::from(index),
             ability: None,
+            reported_ms: 0,
             estimate: Estimate::default(),
             state: State::Reporting,
             max_in_flight: 0,
@@ -390,8 +391,13 @@ mod tests {
         let mut course = Course::default();
         for (count, now_ms) in [(4, 0), (6, 10_000)] {
             let instances: Vec<Instance> = ranking.entries[..count].iter().map(instance).collect();
-            let member =
-                |instance| Member { instance, state: State::Unreported, load: None, boot_id: None };
+            let member = |instance| Member {
+                instance,
+                state: State::Unreported,
+                load: None,
+                boot_id: None,
+                report_age_ms: None,
+            };
             let members: Vec<_> = instances.iter().map(member).collect();
             course.see(&members, terms, true, now_ms);
         }

@@ -46,6 +46,8 @@ pub mod score;
 
 pub mod ranking;
 
+pub mod freshness;
+
 pub mod check;
 pub mod govern;
 mod health;

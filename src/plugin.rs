@@ -1,6 +1,7 @@
 //! What the plugin's thread does: follow the source, keep the registry, publish
 //! rankings. One current-thread runtime; nothing here knows nginx.
 
+mod ladders;
 pub mod log;
 mod pace;
 mod refusal;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
+use self::ladders::Ladders;
 use self::pace::Pace;
 use crate::board::{self, Board, Budget, SourceState};
 use crate::check::notices::{Announcer, Notices, Standing, Tenancy};
@@ -24,6 +26,7 @@ use crate::clock::unix_ms;
 use crate::config::{BudgetConfig, Config, Discover};
 use crate::etcd::{EtcdSource, Tenure};
 use crate::explain::Explanation;
+use crate::freshness::Reports;
 use crate::govern::{self, Course, Facts, Gateway, Terms};
 use crate::health::Health;
 use crate::model::Instance;
@@ -196,6 +199,7 @@ struct Conductor<S> {
     synced: bool,
     /// The mode that was logged last.
     mode: &'static str,
+    ladders: Ladders,
     restarts: u32,
     /// The last publishing error of each service, so that it is logged once.
     failing: HashMap<String, PublishError>,
@@ -214,6 +218,8 @@ impl<S: Store> Conductor<S> {
         restarts: u32,
     ) -> Self {
         let now = Instant::now();
+        let serves =
+            |name: &str| config.services.contains_key(name) || config.discover.allows(name);
         Conductor {
             board,
             registry: Registry::new(config, now),
@@ -237,6 +243,7 @@ impl<S: Store> Conductor<S> {
             discover: config.discover.clone(),
             synced: false,
             mode: "",
+            ladders: Ladders::new(board, serves, board::monotonic_ms()),
             restarts,
             failing: HashMap::new(),
             budgets: config
@@ -292,6 +299,7 @@ impl<S: Store> Conductor<S> {
             self.show_source();
             self.look_at_sharing();
             self.publish();
+            self.vouch();
             if self.watch_state != self.registry.watch_state() {
                 self.watch_state = self.registry.watch_state();
                 self.publish_status();
@@ -397,6 +405,9 @@ impl<S: Store> Conductor<S> {
         self.pace.add(moving.map(|(service, _)| service.clone()).collect::<Vec<_>>());
         let moving = self.courses.iter().filter(|(_, (_, course))| course.is_moving());
         self.pace.add(moving.map(|(service, _)| service.clone()).collect::<Vec<_>>());
+        if !self.publisher.is_superseded() {
+            self.ladders.look(board::monotonic_ms());
+        }
         self.keep();
         self.publish_status();
     }
@@ -463,6 +474,14 @@ impl<S: Store> Conductor<S> {
             self.publish_service(service);
         }
         self.pace.finish(&round, started, Instant::now());
+    }
+
+    /// Says up to where the rankings are those of what the source said, where none of
+    /// them waits or failed.
+    fn vouch(&self) {
+        if self.registry.is_whole() && self.pace.is_idle() && self.failing.is_empty() {
+            self.publisher.vouch(self.registry.revision(), board::monotonic_ms());
+        }
     }
 
     /// Checks the instances that these services have now.
@@ -611,6 +630,7 @@ impl<S: Store> Conductor<S> {
         self.go_on(service);
         let Some(mut reading) = self.registry.service(service, Instant::now()) else {
             self.courses.remove(service);
+            self.ladders.forget(service);
             return Some(Ranking::default()); // a discovered service that is gone
         };
         if !synced && reading.members.is_empty() {
@@ -625,6 +645,9 @@ impl<S: Store> Conductor<S> {
             (terms, course)
         });
         course.see(&reading.members, terms, synced, now_ms);
+        if synced {
+            self.ladders.hear(service, Reports::of(&reading.members), now_ms);
+        }
         let (size, prefers_zone) = (reading.config.subset.size, reading.config.zone.prefer);
         self.gateway.choose(&mut reading.members, size, prefers_zone);
         let observed: Vec<_> = reading

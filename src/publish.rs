@@ -12,10 +12,10 @@ use thiserror::Error;
 
 mod left;
 
-use crate::board::{self, Board, NO_SLOT, ServiceId};
+use crate::board::{self, Board, NO_SLOT, ServiceId, Vouched};
 use crate::govern::{CourseLeft, Governed, Share};
 use crate::model::Instance;
-use crate::ranking::{Observed, Ranking};
+use crate::ranking::{Entry, Observed, Ranking};
 use crate::value::{
     self, ControlValue, InstanceValue, RankingValue, Record, ServiceValue, ValueError,
 };
@@ -142,7 +142,14 @@ impl<S: Store> Publisher<S> {
             }
         };
         let id = published.id;
-        let acquire = |identity| self.slots.acquire(identity, id, now_ms);
+        let acquire = |identity, entry: &Entry| {
+            let slot = self.slots.acquire(identity, id, now_ms);
+            // What is not known here is on the board already.
+            if entry.reported_ms > 0 {
+                self.board.set_reported(slot, entry.reported_ms);
+            }
+            slot
+        };
         let (value, records) = values_of(service, governed, acquire);
         let known = published.records.is_some() && !self.board.is_damaged(published.id);
         let same_instances = known && published.value == value;
@@ -209,6 +216,13 @@ impl<S: Store> Publisher<S> {
         published.uncounted = uncounted;
         let all = self.services.values().map(|published| published.uncounted as u64).sum();
         self.board.set_uncounted(all);
+    }
+
+    /// Says that all that the source said up to a revision is in what is published.
+    pub fn vouch(&self, revision: i64, now_ms: u64) {
+        let vouched = Vouched { revision, at_ms: now_ms };
+        // A newer writer vouches for its own.
+        let _ = self.board.fenced(self.epoch, || self.board.vouch(vouched));
     }
 
     /// Publishes the plugin's own state: any text.
@@ -347,7 +361,7 @@ fn set(store: &impl Store, key: String, version: u64, body: &[u8]) -> Result<(),
 fn values_of(
     service: &str,
     governed: &Governed<'_>,
-    mut acquire: impl FnMut(u64) -> u32,
+    mut acquire: impl FnMut(u64, &Entry) -> u32,
 ) -> (ServiceValue, Vec<Record>) {
     let (instances, records) = by_id(governed)
         .into_iter()
@@ -358,7 +372,7 @@ fn values_of(
                 addr: entry.addr,
                 zone: entry.zone.clone(),
                 weight: share.prior,
-                slot: acquire(board::identity(service, &entry.id, &entry.addr)),
+                slot: acquire(board::identity(service, &entry.id, &entry.addr), entry),
             };
             (instance, record)
         })
@@ -525,6 +539,7 @@ mod tests {
             weight: if index == 0 { first_weight } else { 1.0 },
             fallback_weight: 1.0,
             ability: None,
+            reported_ms: 0,
             estimate: Estimate::default(),
             state: State::Reporting,
             max_in_flight: 0,

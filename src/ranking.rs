@@ -28,6 +28,7 @@ use crate::score;
 mod estimate;
 mod shares;
 
+pub(crate) use estimate::KEPT_MS;
 use estimate::{Abilities, Subject};
 pub use estimate::{Estimate, FAILURE_FACTOR, Left, Observed};
 pub use shares::{Ability, wait};
@@ -120,6 +121,9 @@ pub struct Entry {
     /// What it can do, or what a typical one of its service can; `None` if nothing
     /// is known of any.
     pub ability: Option<Ability>,
+    /// When its last good report was true, on the clock of [`Ranking::made_ms`]; 0 if
+    /// this thread heard of none.
+    pub reported_ms: u64,
     /// What the next ranking goes on from.
     pub(crate) estimate: Estimate,
 }
@@ -214,6 +218,8 @@ fn rank_scored(candidates: &[Candidate<'_>], previous: Option<&Ranking>, now_ms:
             state: member.state,
             max_in_flight: max_in_flight(member),
             ability: abilities.of.get(index).copied(),
+            // 0 is never.
+            reported_ms: member.report_age_ms.map_or(0, |age| now_ms.saturating_sub(age).max(1)),
             estimate: estimates[index],
         }
     };
@@ -324,8 +330,13 @@ mod tests {
         let limit = |registered, reported: Option<u32>| {
             let instance = Instance { max_in_flight: registered, ..instance("a", 1.0) };
             let load = reported.map(|max_in_flight| Load { max_in_flight, ..Load::default() });
-            let member =
-                Member { instance: &instance, state: State::Reporting, load, boot_id: None };
+            let member = Member {
+                instance: &instance,
+                state: State::Reporting,
+                load,
+                boot_id: None,
+                report_age_ms: None,
+            };
             let ranking = rank(&[member], &ScoreConfig::default(), &[Observed::default()], None, 0);
             ranking.entries[0].max_in_flight
         };
@@ -342,8 +353,13 @@ mod tests {
     }
 
     fn rank_owned(instances: &[(Instance, f64)], previous: Option<&Ranking>) -> Ranking {
-        let member =
-            |(instance, _)| Member { instance, state: State::Reporting, load: None, boot_id: None };
+        let member = |(instance, _)| Member {
+            instance,
+            state: State::Reporting,
+            load: None,
+            boot_id: None,
+            report_age_ms: None,
+        };
         let members: Vec<_> = instances.iter().map(|(it, score)| member((it, score))).collect();
         let candidate = |(member, &(_, score)): (_, &(Instance, f64))| Candidate {
             member,

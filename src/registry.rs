@@ -78,6 +78,9 @@ pub struct Member<'a> {
     /// The process that it is, as an exporter heard last: another one after each
     /// start. `None` if none ever did.
     pub boot_id: Option<u64>,
+    /// How old the figures of its last good report are, fresh or not; `None` if there
+    /// was none.
+    pub report_age_ms: Option<u64>,
 }
 
 /// A registered instance, offered or not.

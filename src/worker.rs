@@ -12,7 +12,7 @@ use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 
-pub use show::{Counters, ServiceHealth};
+pub use show::{Counters, Proof, ServiceFreshness, ServiceHealth};
 pub use tries::Tries;
 use tries::outcome_of;
 pub(crate) use view::governed_priors;

@@ -42,7 +42,7 @@ __DATA__
 --- script
 say shape('v1/services', 'age_ms');
 --- response_body
-{"services":[{"age_ms":N,"instances":2,"mode":"live","service":"chat"},{"age_ms":N,"instances":0,"mode":"live","service":"mail"}]}
+{"services":[{"age_ms":N,"freshness":"board","instances":2,"mode":"live","service":"chat"},{"age_ms":N,"freshness":"board","instances":0,"mode":"live","service":"mail"}]}
 
 
 
@@ -66,15 +66,15 @@ put instances/chat/y {"addr":"$BACKEND_B","weight":1,"status":"grpc://127.0.0.1:
 my $view = api('v1/services/chat');
 my $instances = delete $view->{instances};
 say json($_) for @$instances;
-say shape('v1/services/chat?n=0', qw(age_ms revision version));
+say shape('v1/services/chat?n=0', qw(age_ms revision version applied_revision confirmed_age_ms ranking_age_ms));
 say 'revision: ', $view->{revision} == IpconfigTest::Parts::revision() ? 'that of etcd' : $view->{revision};
 say 'version: ', $view->{version} >= 1 ? '1 or more' : $view->{version};
 say 'age: ', $view->{age_ms} < 30_000 ? 'young' : $view->{age_ms};
 --- response_body eval
 <<"_EOC_";
-{"addr":"127.0.0.1:@{[ $ENV{TEST_NGINX_SERVER_PORT} + 3 ]}","id":"z","in_flight":0,"rank":1,"score":0,"share":0.75,"state":"unreported","weight":3,"zone":"east"}
-{"addr":"127.0.0.1:@{[ $ENV{TEST_NGINX_SERVER_PORT} + 4 ]}","id":"y","in_flight":0,"rank":2,"score":0,"share":0.25,"state":"unknown","weight":1,"zone":""}
-{"age_ms":N,"basis":"priors","count":2,"instances":[],"mode":"live","revision":N,"service":"chat","strategy":"adaptive","version":N,"zones":[{"share":0.25,"zone":""},{"share":0.75,"zone":"east"}]}
+{"addr":"127.0.0.1:@{[ $ENV{TEST_NGINX_SERVER_PORT} + 3 ]}","id":"z","in_flight":0,"rank":1,"score":0,"share":0.75,"state":"unreported","status_age_ms":null,"weight":3,"zone":"east"}
+{"addr":"127.0.0.1:@{[ $ENV{TEST_NGINX_SERVER_PORT} + 4 ]}","id":"y","in_flight":0,"rank":2,"score":0,"share":0.25,"state":"unknown","status_age_ms":null,"weight":1,"zone":""}
+{"age_ms":N,"applied_revision":N,"basis":"priors","confirmed_age_ms":N,"count":2,"freshness":"board","instances":[],"mode":"live","ranking_age_ms":N,"reports":{"expected":1,"fresh":0},"revision":N,"service":"chat","strategy":"adaptive","version":N,"zones":[{"share":0.25,"zone":""},{"share":0.75,"zone":"east"}]}
 revision: that of etcd
 version: 1 or more
 age: young
@@ -238,9 +238,9 @@ allow 127.0.0.0/8; allow ::1; deny all;
 === TEST 12: a gateway that has read etcd once is healthy
 --- script
 await("the thread's state is there", sub { api('healthz')->{plugin} });
-say shape('healthz', 'revision');
+say shape('healthz', qw(revision applied_revision confirmed_age_ms ranking_age_ms pid));
 --- response_body
-{"mode":"live","not_ready":[],"plugin":{"audits":{"complete":0,"differences":0},"bad_records":{},"restarts":0,"revision":N,"services":1,"watch":"watching"},"ready":true}
+{"applied_revision":N,"confirmed_age_ms":N,"fresh":true,"mode":"live","not_fresh":[],"not_ready":[],"plugin":{"audits":{"complete":0,"differences":0},"bad_records":{},"restarts":0,"revision":N,"services":1,"watch":"watching"},"ranking_age_ms":N,"ready":true,"worker":{"id":0,"pid":N}}
 
 
 

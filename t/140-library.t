@@ -163,8 +163,8 @@ my $health = api('healthz');
 say "$answer->{status} ", json([$health->{ready}, $health->{not_ready}]);
 --- response_body eval
 <<"_EOC_";
-{"services":[{"age_ms":0,"instances":2,"mode":"static","service":"chat"},{"age_ms":0,"instances":0,"mode":"static","service":"empty"}]}
-{"age_ms":0,"basis":"priors","count":2,"instances":[{"addr":"127.0.0.1:@{[ $ENV{TEST_NGINX_SERVER_PORT} + 3 ]}","id":"a","in_flight":0,"rank":1,"score":0,"share":0.75,"state":"unknown","weight":3,"zone":"east"},{"addr":"127.0.0.1:@{[ $ENV{TEST_NGINX_SERVER_PORT} + 4 ]}","id":"b","in_flight":0,"rank":2,"score":0,"share":0.25,"state":"unknown","weight":1,"zone":""}],"mode":"static","revision":0,"service":"chat","strategy":"adaptive","version":0}
+{"services":[{"age_ms":0,"freshness":"static","instances":2,"mode":"static","service":"chat"},{"age_ms":0,"freshness":"static","instances":0,"mode":"static","service":"empty"}]}
+{"age_ms":0,"basis":"priors","count":2,"freshness":"static","instances":[{"addr":"127.0.0.1:@{[ $ENV{TEST_NGINX_SERVER_PORT} + 3 ]}","id":"a","in_flight":0,"rank":1,"score":0,"share":0.75,"state":"unknown","weight":3,"zone":"east"},{"addr":"127.0.0.1:@{[ $ENV{TEST_NGINX_SERVER_PORT} + 4 ]}","id":"b","in_flight":0,"rank":2,"score":0,"share":0.25,"state":"unknown","weight":1,"zone":""}],"mode":"static","revision":0,"service":"chat","strategy":"adaptive","version":0}
 ["a"]
 404 400
 503 [false,["empty"]]

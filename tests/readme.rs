@@ -81,6 +81,7 @@ fn the_worked_example_of_adaptive_is_what_the_code_computes() {
                 state: State::Reporting,
                 load: Some(if number < 5 { fast } else { slow }),
                 boot_id: None,
+                report_age_ms: None,
             })
             .collect();
         let observed = [Observed::default(); 10];

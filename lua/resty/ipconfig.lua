@@ -14,6 +14,7 @@ pcall(ffi.cdef, "int usleep(unsigned int microseconds);")
 local C      = ffi.C
 local error  = error
 local floor  = math.floor
+local huge   = math.huge
 local open   = io.open
 local type   = type
 local log    = ngx.log
@@ -44,6 +45,11 @@ local MAX_NAME = 128
 -- the modes, from the least that is known to the most
 local FRESHNESS = { static = 1, fallback = 2, snapshot = 3, stale = 4,
                     manual = 5, live = 6 }
+
+
+-- a ranking that the plugin's thread has not vouched for in so many ms is not
+-- known to be the newest: it vouches four times a second
+local CONFIRMED_WITHIN = 10000
 
 
 -- what this VM knows
@@ -397,6 +403,7 @@ local function describe_in_lua(service, n)
     return {
         service   = service,
         mode      = mode,
+        freshness = mode,
         strategy  = fallback.strategy(list, self.config, service),
         basis     = "priors",
         version   = list.version or 0,
@@ -434,8 +441,9 @@ end
 -- context: any but init_by_lua*
 --
 -- The best `n` (default: all) instances of a service in rank order: a list of
--- tables with id, addr, zone, rank, score, weight, share, in_flight and state.
--- nil and a message for a service that is not known.
+-- tables with id, addr, zone, rank, score, weight, share, in_flight, state and,
+-- of one that ever reported, status_age_ms. nil and a message for a service that
+-- is not known.
 function _M.best(service, n)
     check_service(service, 2)
 
@@ -446,6 +454,12 @@ function _M.best(service, n)
     local view, err = _M.describe(service, math.min(n or 65536, 65536))
     if not view then
         return nil, err
+    end
+
+    for _, instance in ipairs(view.instances) do
+        if instance.status_age_ms == cjson.null then
+            instance.status_age_ms = nil
+        end
     end
 
     return view.instances
@@ -496,13 +510,53 @@ function _M.is_configured(service)
 end
 
 
+-- Whether a service is served by all that its instances promise to report, as
+-- of now. One whose instances promise nothing is.
+local function is_fresh(view)
+    return (view.mode == "live" or view.mode == "manual")
+           and (view.freshness == "fresh" or view.reports.expected == 0)
+           and view.confirmed_age_ms <= CONFIRMED_WITHIN
+end
+
+
+-- Adds to a status how fresh one of the services is.
+local function add_freshness(status, service, view)
+    view = view or { mode = "static", freshness = "static" }
+
+    if not is_fresh(view) then
+        status.fresh = false
+        status.not_fresh[#status.not_fresh + 1] = {
+            service          = service,
+            mode             = view.mode,
+            freshness        = view.freshness,
+            confirmed_age_ms = view.confirmed_age_ms,
+        }
+    end
+
+    -- Lua alone does not know of these
+    if view.applied_revision then
+        for _, age in ipairs({ "ranking_age_ms", "confirmed_age_ms" }) do
+            status[age] = math.max(status[age] or 0, view[age])
+        end
+
+        status.applied_revision = math.min(view.applied_revision,
+                                           status.applied_revision or huge)
+    end
+end
+
+
 -- syntax: status = ipconfig.status()
 -- context: any but init_by_lua*
 --
 -- How this worker serves: a table with mode (of the service that is served by
 -- the oldest knowledge), ready, not_ready (the services
--- that have neither a ranking nor configured instances), error (why the library
--- is not used) and, while the library is used, plugin (the thread's own state).
+-- that have neither a ranking nor configured instances), fresh, not_fresh (the
+-- services that are served by less than their instances promise to report, each
+-- with its service, mode, freshness and confirmed_age_ms), worker (its id and
+-- pid), error (why the library is not used) and, while the library is used,
+-- plugin (the thread's own state) and, of the rankings that this worker picks
+-- by, ranking_age_ms, confirmed_age_ms (each of the oldest one) and
+-- applied_revision (the lowest one).
 function _M.status()
     check_init(2)
 
@@ -511,6 +565,9 @@ function _M.status()
         error     = self.load_error,
         ready     = true,
         not_ready = {},
+        fresh     = true,
+        not_fresh = {},
+        worker    = { id = ngx.worker.id(), pid = ngx.worker.pid() },
     }
 
     for name in pairs(fallback.services()) do
@@ -524,6 +581,17 @@ function _M.status()
         local mode = view and view.mode or "static"
         if FRESHNESS[mode] < FRESHNESS[status.mode] then
             status.mode = mode
+        end
+
+        add_freshness(status, name, view)
+    end
+
+    for _, name in ipairs(_M.services()) do
+        local view = not _M.is_configured(name) and _M.describe(name, 0)
+
+        -- one that was discovered and is gone is no service any more
+        if view and view.count > 0 then
+            add_freshness(status, name, view)
         end
     end
 

@@ -128,6 +128,8 @@ pub(super) struct Slot {
     pub(super) is_told: AtomicU8,
     /// See [`Board::rest`].
     pub(super) resting_until_ms: AtomicU64,
+    /// When its last report was true, by the precise clock; 0 if it never reported.
+    pub(super) reported_ms: AtomicU64,
 }
 
 /// A request that counts nowhere.
@@ -328,6 +330,7 @@ impl Slot {
         self.times_ejected.store(0, Relaxed);
         self.is_told.store(0, Relaxed);
         self.resting_until_ms.store(0, Relaxed);
+        self.reported_ms.store(0, Relaxed);
         self.last_pick_ms.store(now_ms, Relaxed);
         self.latency.forget();
         self.peak.forget();

@@ -208,8 +208,13 @@ fn governed(
     base: &BTreeMap<&str, f64>,
     facts: impl Fn(&Instance) -> Facts,
 ) -> (BTreeMap<String, f64>, bool) {
-    let member =
-        |instance| Member { instance, state: State::Unreported, load: None, boot_id: None };
+    let member = |instance| Member {
+        instance,
+        state: State::Unreported,
+        load: None,
+        boot_id: None,
+        report_age_ms: None,
+    };
     let members: Vec<_> = offered.iter().copied().map(member).collect();
     let observed = vec![Observed::default(); members.len()];
     let mut ranking = rank(&members, &ScoreConfig::default(), &observed, None, 0);

@@ -99,8 +99,13 @@ mod tests {
     }
 
     fn chosen(of: &[Instance], gateway: &Gateway, size: usize) -> BTreeSet<String> {
-        let member =
-            |instance| Member { instance, state: State::Unreported, load: None, boot_id: None };
+        let member = |instance| Member {
+            instance,
+            state: State::Unreported,
+            load: None,
+            boot_id: None,
+            report_age_ms: None,
+        };
         let mut members: Vec<_> = of.iter().map(member).collect();
         gateway.choose(&mut members, size, true);
         assert!(members.is_sorted_by_key(|member| {

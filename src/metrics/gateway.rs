@@ -16,6 +16,7 @@ use crate::board::{Board, Refusal};
 use crate::check::RESULTS;
 use crate::check::sharing::State;
 use crate::clock::unix_ms;
+use crate::freshness::{STEPS, Step};
 use crate::plugin::Status;
 use crate::ranking::Basis;
 use crate::snapshot::{LOADED, RESULTS_OF_A_WRITE};
@@ -41,6 +42,7 @@ pub fn gateway_page(
     page.instances(worker);
     page.failures(worker);
     page.rankings(worker, now_ms);
+    page.freshness(worker, fallback, now_ms);
     page.health(worker);
     page.state(worker, status, fallback, now_ms);
     page.snapshot(status);
@@ -234,6 +236,62 @@ impl Page {
             "zone_share",
             "The zone's part of this gateway's traffic, by the ranking's weights",
             zones,
+        );
+    }
+
+    fn freshness(&mut self, worker: &Worker, fallback: Fallback, now_ms: u64) {
+        let all: Vec<_> = worker.freshness(now_ms).collect();
+        let label = |service| vec![("service", service)];
+        let steps = all.iter().flat_map(|it| {
+            let step = if fallback.active { "fallback" } else { it.step };
+            STEPS.map(|known| {
+                (vec![("service", it.service), ("step", known)], one_if(known == step))
+            })
+        });
+        self.add(
+            MetricType::Gauge,
+            "freshness",
+            "1 for the step of the ladder that the service is on",
+            steps,
+        );
+        let transitions = all.iter().flat_map(|it| {
+            Step::ALL.into_iter().zip(it.steps).map(|(step, count)| {
+                (vec![("service", it.service), ("step", step.as_str())], count as f64)
+            })
+        });
+        self.add(
+            MetricType::Counter,
+            "freshness_transitions",
+            "Times that the service went to this step",
+            transitions,
+        );
+        let expected = all.iter().map(|it| (label(it.service), f64::from(it.expected)));
+        self.add(
+            MetricType::Gauge,
+            "reports_expected",
+            "Instances that declare a status, or reported of late",
+            expected,
+        );
+        let fresh = all.iter().map(|it| (label(it.service), f64::from(it.fresh)));
+        self.add(MetricType::Gauge, "reports_fresh", "Those that have a fresh report", fresh);
+        let oldest =
+            all.iter().filter_map(|it| Some((label(it.service), it.oldest_ms? as f64 / 1e3)));
+        self.add_seconds(
+            "status_age_max",
+            "Age of the oldest of the instances' last reports",
+            oldest,
+        );
+        let proofs = || all.iter().filter_map(|it| Some((label(it.service), it.proof?)));
+        self.add_seconds(
+            "ranking_confirmed_age",
+            "Time since the ranking that this worker picks by was last said to be the newest",
+            proofs().map(|(labels, proof)| (labels, proof.age_ms as f64 / 1e3)),
+        );
+        self.add(
+            MetricType::Gauge,
+            "applied_revision",
+            "The etcd revision up to which all is in the ranking that this worker picks by",
+            proofs().map(|(labels, proof)| (labels, proof.revision as f64)),
         );
     }
 

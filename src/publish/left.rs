@@ -86,6 +86,7 @@ pub fn ranking(
             state: record.state,
             max_in_flight: record.max_in_flight,
             ability: None,
+            reported_ms: 0,
             estimate: Estimate::resumed(left, now_ms),
         }
     };
@@ -180,7 +181,13 @@ mod tests {
             let instances = instances(ids);
             let state = if reports { State::Reporting } else { State::Unknown };
             let load = |instance: &Instance| reports.then(|| report(&instance.id));
-            let member = |instance| Member { instance, state, load: load(instance), boot_id: None };
+            let member = |instance| Member {
+                instance,
+                state,
+                load: load(instance),
+                boot_id: None,
+                report_age_ms: None,
+            };
             let members: Vec<_> = instances.iter().map(member).collect();
             let observed: Vec<Observed> =
                 instances.iter().map(|it| self.publisher.observed("chat", it, now_ms)).collect();

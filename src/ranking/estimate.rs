@@ -105,7 +105,7 @@ pub struct Abilities {
 const SOUND: std::ops::RangeInclusive<f64> = 1e-6..=1e12;
 
 /// How long what was known of an instance is used without a report.
-const KEPT_MS: u64 = 60_000;
+pub(crate) const KEPT_MS: u64 = 60_000;
 
 /// Over so long this host's own rates are averaged, in seconds: as long as the
 /// reports' window, whose weights fall with age, reaches back on average twice.

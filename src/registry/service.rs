@@ -342,7 +342,13 @@ impl Record {
     fn member(&mut self, rule: Rule, now_ms: u64) -> Option<Member<'_>> {
         let state = self.state(rule, now_ms)?;
         let load = (state == State::Reporting).then(|| self.window.load(now_ms));
-        Some(Member { instance: self.current()?, state, load, boot_id: self.boot_id })
+        Some(Member {
+            instance: self.current()?,
+            state,
+            load,
+            boot_id: self.boot_id,
+            report_age_ms: self.reach.age_ms(now_ms),
+        })
     }
 
     /// `None` if the instance was put out.

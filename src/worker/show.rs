@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::view::View;
 use super::{Service, Worker};
-use crate::board::{self, Refusal};
+use crate::board::{self, Freshness, Refusal, Vouched};
 use crate::clock::unix_ms;
 use crate::config::Rule;
+use crate::freshness::Step;
 use crate::ranking::Basis;
 use crate::value::ControlValue;
 
@@ -35,7 +36,75 @@ pub struct ServiceHealth<'a> {
     pub is_panic: bool,
 }
 
+/// How fresh what this worker serves of a service is.
+pub struct ServiceFreshness<'a> {
+    pub service: &'a str,
+    /// One of [`STEPS`](crate::freshness::STEPS).
+    pub step: &'static str,
+    /// Instances that should report, and those of them that have a fresh report.
+    pub expected: u32,
+    pub fresh: u32,
+    /// How often the service went to each of [`Step::ALL`], since nginx was started.
+    pub steps: [u64; Step::ALL.len()],
+    /// How old the oldest of the instances' last reports is; `None` if none of them
+    /// ever reported.
+    pub oldest_ms: Option<u64>,
+    /// Of the ranking that this worker picks by; `None` while it has none.
+    pub proof: Option<Proof>,
+}
+
+/// What is known of the ranking that this worker picks by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proof {
+    /// The source's revision up to which all that it said is in it.
+    pub revision: i64,
+    /// How long ago the plugin's thread last said so, in milliseconds.
+    pub age_ms: u64,
+}
+
 impl Worker {
+    /// How fresh a service is, by one word. In fallback it is Lua that serves.
+    fn step_of(&self, known: Option<Freshness>, now_ms: u64) -> &'static str {
+        match (self.mode(now_ms), known) {
+            ("static", _) => "static",
+            (_, known) => known.map_or(Step::Board, |it| it.step).as_str(),
+        }
+    }
+
+    /// What is known of a view: as of now where it is still the newest ranking, else as
+    /// of when that was made.
+    fn proof(&self, service: &Service, view: &View, now_ms: u64) -> Proof {
+        // Before the version: whoever vouches has announced all that it vouches for.
+        let Vouched { revision, at_ms } = self.board.vouched();
+        let is_newest = view.version >= self.board.version(service.id);
+        let made_ms = view.ranking.published_ms;
+        match is_newest && at_ms >= made_ms {
+            true => Proof { revision, age_ms: now_ms.saturating_sub(at_ms) },
+            false => {
+                Proof { revision: view.ranking.revision, age_ms: now_ms.saturating_sub(made_ms) }
+            }
+        }
+    }
+
+    /// How fresh each service is.
+    pub fn freshness(&self, now_ms: u64) -> impl Iterator<Item = ServiceFreshness<'_>> {
+        self.services.iter().map(move |service| {
+            let known = self.board.freshness(service.id);
+            let instances = service.view.iter().flat_map(|view| &view.peers.instances);
+            let ages = instances.filter_map(|it| self.board.status_age_ms(it.slot, now_ms));
+            let (expected, fresh) = known.map_or((0, 0), |it| (it.expected, it.fresh));
+            ServiceFreshness {
+                service: &service.name,
+                step: self.step_of(known, now_ms),
+                expected,
+                fresh,
+                steps: self.board.steps(service.id),
+                oldest_ms: ages.max(),
+                proof: service.view.as_ref().map(|view| self.proof(service, view, now_ms)),
+            }
+        })
+    }
+
     /// The best `n` of a service as the HTTP API shows them, as JSON. `None`
     /// while this worker has no ranking of it.
     pub fn best(&self, service: u32, n: usize, now_ms: u64) -> Option<String> {
@@ -61,11 +130,20 @@ impl Worker {
                 in_flight: self.board.in_flight(instance.slot),
                 max_in_flight: record.max_in_flight,
                 state: record.state.as_str(),
+                status_age_ms: self.board.status_age_ms(instance.slot, now_ms),
             }
         });
+        let known = self.board.freshness(service.id);
+        let Proof { revision: applied_revision, age_ms: confirmed_age_ms } =
+            self.proof(service, view, now_ms);
         let view = ServiceView {
             service: &service.name,
             mode: self.mode_of(view, now_ms),
+            freshness: self.step_of(known, now_ms),
+            reports: known.map_or(ReportsView { expected: 0, fresh: 0 }, |it| ReportsView {
+                expected: it.expected,
+                fresh: it.fresh,
+            }),
             strategy: view.peers.strategy.unwrap_or(service.balance.strategy).as_str(),
             control: view.peers.control.as_ref(),
             rules: self.rule_counts(service, view),
@@ -77,6 +155,9 @@ impl Worker {
                 as_of_ms if as_of_ms != 0 && !source.synced => unix_ms().saturating_sub(as_of_ms),
                 _ => now_ms.saturating_sub(view.ranking.published_ms.max(source.confirmed_ms)),
             },
+            ranking_age_ms: now_ms.saturating_sub(view.ranking.published_ms),
+            confirmed_age_ms,
+            applied_revision,
             count: view.ranking.records.len(),
             zones: view.zones().into_iter().map(|(zone, share)| ZoneView { zone, share }).collect(),
             instances: instances.collect(),
@@ -174,6 +255,8 @@ impl Worker {
 struct ServiceView<'a> {
     service: &'a str,
     mode: &'static str,
+    freshness: &'static str,
+    reports: ReportsView,
     strategy: &'static str,
     /// The operator's hand; left out where there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -188,11 +271,23 @@ struct ServiceView<'a> {
     version: u64,
     revision: i64,
     age_ms: u64,
+    /// Since the ranking that this worker picks by was made.
+    ranking_age_ms: u64,
+    /// See [`Proof`].
+    confirmed_age_ms: u64,
+    applied_revision: i64,
     count: usize,
     /// Left out where no instance says its zone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     zones: Vec<ZoneView<'a>>,
     instances: Vec<InstanceView<'a>>,
+}
+
+/// As in [`ServiceFreshness`].
+#[derive(Serialize)]
+struct ReportsView {
+    expected: u32,
+    fresh: u32,
 }
 
 /// A rule, beside the instances that it selects and the requests that it took.
@@ -224,6 +319,8 @@ struct InstanceView<'a> {
     #[serde(skip_serializing_if = "is_zero")]
     max_in_flight: u32,
     state: &'static str,
+    /// `None` if it never reported.
+    status_age_ms: Option<u64>,
 }
 
 fn is_zero(limit: &u32) -> bool {

@@ -3,9 +3,10 @@ mod rules;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::board::NO_SLOT;
+use crate::board::{Freshness, NO_SLOT, Vouched};
 use crate::clock::unix_ms;
 use crate::config::Strategy;
+use crate::freshness::Step;
 use crate::picker::{Live, Moment};
 use crate::ranking::{Basis, State};
 use crate::reckon::Figures;
@@ -818,18 +819,76 @@ fn best_gives_each_field_of_the_api_in_rank_order() {
         ..Default::default()
     });
     gateway.send(1);
+    gateway.board.vouch(Vouched { revision: 41, at_ms: 4_200 });
+    let known = Freshness { step: Step::Aging, expected: 2, fresh: 0, fresh_ms: 3_000 };
+    gateway.board.set_freshness(gateway.id(), Some(known));
+    gateway.board.set_reported(gateway.slot('b'), 3_000);
     let expected = json!({
-        "service": "chat", "mode": "live", "strategy": "best", "basis": "reports", "version": 1, "revision": 42, "age_ms": 500, "count": 2,
+        "service": "chat", "mode": "live", "freshness": "aging", "reports": {"expected": 2, "fresh": 0},
+        "strategy": "best", "basis": "reports", "version": 1, "revision": 42, "age_ms": 500, "count": 2,
+        "ranking_age_ms": 3500, "confirmed_age_ms": 300, "applied_revision": 41,
         "zones": [{"zone": "z", "share": 1.0}],
         "instances": [
             {"id": "b", "addr": "127.0.0.1:9002", "zone": "z", "rank": 1, "score": 0.0,
-             "weight": 3.0, "share": 0.75, "in_flight": 1, "state": "unreported"},
+             "weight": 3.0, "share": 0.75, "in_flight": 1, "state": "unreported", "status_age_ms": 1500},
             {"id": "a", "addr": "127.0.0.1:9001", "zone": "z", "rank": 2, "score": -1.0,
-             "weight": 1.0, "share": 0.25, "in_flight": 0, "state": "unreported"},
+             "weight": 1.0, "share": 0.25, "in_flight": 0, "state": "unreported", "status_age_ms": null},
         ],
     });
     assert_eq!(gateway.best(2, 4_500), Some(expected.clone()));
     assert_eq!(gateway.best(99, 4_500), Some(expected));
+}
+
+/// Age and revision that the worker knows its ranking by.
+fn proof(gateway: &Gateway, now_ms: u64) -> (u64, i64) {
+    let proofs: Vec<_> = gateway.worker.freshness(now_ms).filter_map(|it| it.proof).collect();
+    let [Proof { revision, age_ms }] = proofs[..] else { panic!("one service") };
+    (age_ms, revision)
+}
+
+#[test]
+fn a_worker_claims_of_the_newest_ranking_what_the_thread_vouches_for_and_of_an_older_one_no_more_than_it_says()
+ {
+    let mut gateway = Gateway::new(&json!({}));
+    assert!(gateway.worker.freshness(0).all(|it| it.proof.is_none()));
+    gateway.publish("ab"); // at 1 s, as of revision 17
+    gateway.load().unwrap();
+    assert_eq!(proof(&gateway, 9000), (8000, 17), "nobody has vouched for it");
+    gateway.board.vouch(Vouched { revision: 40, at_ms: 8500 });
+    assert_eq!(proof(&gateway, 9000), (500, 40));
+    // A newer one was announced, and what is vouched for is vouched for with it.
+    gateway.publish("abc");
+    gateway.board.vouch(Vouched { revision: 41, at_ms: 9000 });
+    assert_eq!(proof(&gateway, 9000), (8000, 17));
+    gateway.load().unwrap();
+    assert_eq!(proof(&gateway, 9000), (0, 41));
+}
+
+#[test]
+fn what_was_vouched_for_before_a_ranking_was_made_says_nothing_of_it() {
+    let mut gateway = Gateway::new(&json!({}));
+    gateway.board.vouch(Vouched { revision: 99, at_ms: 500 }); // of an etcd that was wiped
+    gateway.publish("ab");
+    gateway.load().unwrap();
+    assert_eq!(proof(&gateway, 1000), (0, 17));
+}
+
+#[test]
+fn a_service_is_on_its_step_unless_etcd_was_never_read() {
+    let gateway = Gateway::ranked("best", 2, "ab");
+    let step = |gateway: &Gateway| gateway.worker.freshness(0).map(|it| it.step).next().unwrap();
+    assert_eq!(step(&gateway), "static");
+    gateway.board.set_source(board::SourceState { synced: true, ..Default::default() });
+    assert_eq!(step(&gateway), "board", "nothing was told");
+    for known in Step::ALL {
+        let told = Freshness { step: known, expected: 2, fresh: 1, fresh_ms: 0 };
+        gateway.board.set_freshness(gateway.id(), Some(told));
+        assert_eq!(step(&gateway), known.as_str());
+    }
+    gateway.board.set_reported(gateway.slot('b'), 2_000);
+    gateway.board.set_reported(gateway.slot('a'), 3_000);
+    let oldest: Vec<_> = gateway.worker.freshness(5_000).map(|it| it.oldest_ms).collect();
+    assert_eq!(oldest, [Some(3_000)]);
 }
 
 #[test]

@@ -26,20 +26,25 @@ local function send(status, body, content_type)
 end
 
 
--- A JSON object with one member that is a list. cjson takes an empty Lua table
--- for an object, so the list is put together here.
-local function with_list(object, name, list)
-    local items = {}
-    for i = 1, #list do
-        items[i] = cjson.encode(list[i])
+-- A JSON object whose members of these names are lists. cjson takes an empty
+-- Lua table for an object, so the lists are put together here.
+local function with_lists(object, names)
+    local members = {}
+
+    for i, name in ipairs(names) do
+        local items = {}
+        for j, item in ipairs(object[name]) do
+            items[j] = cjson.encode(item)
+        end
+
+        object[name] = nil
+        members[i] = '"' .. name .. '":[' .. table.concat(items, ",") .. "]"
     end
 
-    object[name] = nil
     local head = cjson.encode(object)
     local comma = next(object) and "," or ""
 
-    return head:sub(1, -2) .. comma .. '"' .. name .. '":['
-           .. table.concat(items, ",") .. "]}"
+    return head:sub(1, -2) .. comma .. table.concat(members, ",") .. "}"
 end
 
 
@@ -59,13 +64,14 @@ local function services()
             list[#list + 1] = {
                 service   = name,
                 mode      = view.mode,
+                freshness = view.freshness,
                 instances = view.count,
                 age_ms    = view.age_ms,
             }
         end
     end
 
-    return send(200, with_list({}, "services", list))
+    return send(200, with_lists({ services = list }, { "services" }))
 end
 
 
@@ -87,7 +93,7 @@ local function service(name)
         return send_error(404, err)
     end
 
-    return send(200, with_list(view, "instances", view.instances))
+    return send(200, with_lists(view, { "instances" }))
 end
 
 
@@ -114,13 +120,15 @@ local function explain(name)
 end
 
 
+-- With ?fresh the status says whether it is fresh, too: a question of monitors.
+-- Who asks whether to send requests here asks without: an old ranking serves.
 local function healthz()
     local status = ipconfig.status()
-    local not_ready = status.not_ready
-    status.not_ready = nil
+    local is_well = status.ready
+                    and (status.fresh or not ngx.req.get_uri_args().fresh)
 
-    return send(status.ready and 200 or 503,
-                with_list(status, "not_ready", not_ready))
+    return send(is_well and 200 or 503,
+                with_lists(status, { "not_fresh", "not_ready" }))
 end
 
 
