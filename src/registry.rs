@@ -694,7 +694,9 @@ impl Registry {
         let returned = before.saturating_sub(service.doubts());
         if before > 0 {
             // It may have the address of a doubtful one.
-            self.unsettled.insert(name.to_owned());
+            if self.unsettled.insert(name.to_owned()) {
+                service.note_there(in_force(&self.controls, name), self.now_ms);
+            }
             self.note_ends(name, returned, Outcome::Returned);
         }
         self.after_change(name, change);
@@ -892,10 +894,10 @@ impl Registry {
             Some(Ok(Key::Instance { service: name, id })) => {
                 let Some(service) = self.services.get_mut(&name) else { return };
                 let control = in_force(&self.controls, &name);
-                let change = service.deregister(&id, loss, control);
-                if loss.is_some() {
-                    self.unsettled.insert(name.clone());
+                if loss.is_some() && self.unsettled.insert(name.clone()) {
+                    service.note_there(control, self.now_ms);
                 }
+                let change = service.deregister(&id, loss, control);
                 self.forget_gone(&name);
                 self.after_change(&name, change);
             }

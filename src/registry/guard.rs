@@ -7,11 +7,13 @@
 //! service's instances are lost within `window`,
 //!
 //! ```text
-//! 100 * lost > max_loss * (there + lost)
+//! lost = min(gone, most - there)          100 * lost > max_loss * (there + lost)
 //! ```
 //!
-//! all that were lost in it are doubtful: they are there again, and offered. `there`
-//! has those that came meanwhile, so that who is replaced is no loss. What ends a doubt:
+//! the last of those that are `gone` are doubtful: they are there again, and offered.
+//! `most` is the largest number that there were in the window. `there` has those that
+//! came meanwhile, so that who is replaced is no loss, and neither is who comes and goes
+//! while the others stay. What ends a doubt:
 //!
 //! - It is registered again, or another one is at its address.
 //! - It is dead: a probe of it fails, or so many of its requests do in a row.
@@ -21,7 +23,7 @@
 //!
 //! The last two need a list. Without etcd there is none, and what is known stands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
@@ -94,6 +96,8 @@ pub struct Guard<T> {
     max_loss: u32,
     window: Duration,
     hold: Duration,
+    /// How many there were not long ago, and until when: ever fewer, and ever later.
+    had: VecDeque<(usize, u64)>,
     /// Lost not long ago, and believed.
     gone: BTreeMap<String, (Loss, T)>,
     doubts: BTreeMap<String, Doubt>,
@@ -114,8 +118,8 @@ pub struct Tally([usize; Outcome::ALL.len()]);
 impl<T> Guard<T> {
     pub fn new(config: &GuardConfig) -> Self {
         let GuardConfig { max_loss, window, hold } = *config;
-        let (gone, doubts) = (BTreeMap::new(), BTreeMap::new());
-        Self { max_loss, window, hold, gone, doubts, tally: Tally::default() }
+        let (had, gone, doubts) = (VecDeque::new(), BTreeMap::new(), BTreeMap::new());
+        Self { max_loss, window, hold, had, gone, doubts, tally: Tally::default() }
     }
 
     /// Whether there is a loss that is not believed.
@@ -126,6 +130,13 @@ impl<T> Guard<T> {
     /// Whether nothing is known of any loss.
     pub fn is_idle(&self) -> bool {
         self.gone.is_empty() && self.doubts.is_empty()
+    }
+
+    /// So many are `there` without doubt, of whom some are about to be lost.
+    pub fn note(&mut self, there: usize, now_ms: u64) {
+        let all = there + self.doubts.len();
+        while self.had.pop_back_if(|(had, _)| *had <= all).is_some() {}
+        self.had.push_back((all, now_ms));
     }
 
     /// An instance was lost, and is gone unless [`weigh`](Self::weigh) says otherwise.
@@ -149,15 +160,30 @@ impl<T> Guard<T> {
     /// to be taken back.
     pub fn weigh(&mut self, there: usize, now_ms: u64) -> Vec<(String, T)> {
         self.forget_old(now_ms);
-        if self.gone.is_empty() || !self.is_over(there) {
+        let lost = self.lost(there);
+        if lost == 0 || !self.is_over(there) {
             return Vec::new();
         }
-        let gone = std::mem::take(&mut self.gone).into_iter();
-        gone.map(|(id, (loss, what))| {
-            self.doubt(&id, loss);
-            (id, what)
-        })
-        .collect()
+        // Who left before them was no loss.
+        let mut last: Vec<_> = self.gone.iter().map(|(id, (loss, _))| (loss.at_ms, id)).collect();
+        last.sort_unstable_by(|one, other| other.cmp(one));
+        let last: Vec<_> = last.into_iter().take(lost).map(|(_, id)| id.clone()).collect();
+        let back = last.into_iter().filter_map(|id| self.gone.remove_entry(&id));
+        let back: Vec<_> = back.collect();
+        back.into_iter()
+            .map(|(id, (loss, what))| {
+                self.doubt(&id, loss);
+                (id, what)
+            })
+            .collect()
+    }
+
+    /// Forgets what was longer ago than losses are one.
+    pub fn forget_old(&mut self, now_ms: u64) {
+        let window_ms = to_ms(self.window);
+        let is_old = |at_ms: u64| now_ms.saturating_sub(at_ms) >= window_ms;
+        self.gone.retain(|_, (loss, _)| !is_old(loss.at_ms));
+        while self.had.pop_front_if(|(_, at_ms)| is_old(*at_ms)).is_some() {}
     }
 
     /// Ends a doubt; `false` if there was none. Who returns is no longer gone, either.
@@ -166,7 +192,7 @@ impl<T> Guard<T> {
             self.gone.remove(id);
         }
         let had_doubt = self.doubts.remove(id).is_some();
-        self.tally.0[outcome as usize] += usize::from(had_doubt);
+        self.count(outcome, usize::from(had_doubt));
         had_doubt
     }
 
@@ -205,22 +231,30 @@ impl<T> Guard<T> {
         is_over.then(|| std::mem::take(&mut self.tally))
     }
 
-    /// Forgets who is gone for longer than losses are one.
-    pub fn forget_old(&mut self, now_ms: u64) {
-        let window_ms = to_ms(self.window);
-        self.gone.retain(|_, (loss, _)| now_ms.saturating_sub(loss.at_ms) < window_ms);
+    /// How many of those that are gone are missing.
+    fn lost(&self, there: usize) -> usize {
+        let most = self.had.front().map_or(0, |(had, _)| *had);
+        self.gone.len().min(most.saturating_sub(there + self.doubts.len()))
     }
 
     fn is_over(&self, there: usize) -> bool {
-        let lost = self.gone.len() + self.doubts.len();
+        let lost = self.lost(there) + self.doubts.len();
         is_mass_loss(lost, there + lost, self.max_loss)
     }
 
     fn end_all(&mut self, leaves: impl Fn(&Doubt) -> bool, outcome: Outcome) -> Vec<String> {
         let left: Vec<_> =
             self.doubts.extract_if(.., |_, doubt| leaves(doubt)).map(|(id, _)| id).collect();
-        self.tally.0[outcome as usize] += left.len();
+        self.count(outcome, left.len());
         left
+    }
+
+    /// So many doubts have ended. Who is out for good counts as if it had not been there.
+    fn count(&mut self, outcome: Outcome, ended: usize) {
+        self.tally.0[outcome as usize] += ended;
+        if outcome != Outcome::Returned {
+            self.had.iter_mut().for_each(|(had, _)| *had = had.saturating_sub(ended));
+        }
     }
 }
 
@@ -256,6 +290,8 @@ mod tests {
         doubtful: BTreeSet<String>,
         /// Who left without a doubt, and when.
         left: BTreeMap<String, u64>,
+        /// How many there were before each loss, less those whose doubt ended since.
+        had: Vec<(usize, u64)>,
     }
 
     impl Model {
@@ -268,6 +304,7 @@ mod tests {
                 there: ids(0..count).collect(),
                 doubtful: BTreeSet::new(),
                 left: BTreeMap::new(),
+                had: Vec::new(),
             }
         }
 
@@ -280,6 +317,8 @@ mod tests {
 
         /// Takes away all of them at once.
         fn lose(&mut self, ids: impl IntoIterator<Item = String>) -> usize {
+            self.guard.note(self.there.len(), self.now_ms);
+            self.had.push((self.there.len() + self.doubtful.len(), self.now_ms));
             for id in ids {
                 if self.there.remove(&id) {
                     self.left.insert(id.clone(), self.now_ms);
@@ -312,18 +351,27 @@ mod tests {
         }
 
         fn let_go(&mut self, ids: Vec<String>) {
-            ids.iter().for_each(|id| assert!(self.doubtful.remove(id)));
+            for id in ids {
+                assert!(self.doubtful.remove(&id));
+                self.had.iter_mut().for_each(|(had, _)| *had = had.saturating_sub(1));
+            }
         }
 
         fn refute(&mut self, id: &str) {
-            assert_eq!(self.guard.end(id, Outcome::Dead), self.doubtful.remove(id));
+            let is_doubtful = self.doubtful.contains(id);
+            assert_eq!(self.guard.end(id, Outcome::Dead), is_doubtful);
+            self.let_go(self.doubtful.get(id).cloned().into_iter().collect());
         }
 
-        /// How many left of late without a doubt, and of how many.
+        /// How many of those that left of late without a doubt are missing, and of how
+        /// many.
         fn loss(&self) -> (usize, usize) {
-            let is_late = |at_ms: &&u64| self.now_ms - **at_ms < WINDOW_MS;
-            let lost = self.left.values().filter(is_late).count();
-            (lost, self.there.len() + self.doubtful.len() + lost)
+            let is_late = |at_ms: u64| self.now_ms - at_ms < WINDOW_MS;
+            let left = self.left.values().filter(|at_ms| is_late(**at_ms)).count();
+            let had = self.had.iter().filter(|(_, at_ms)| is_late(*at_ms)).map(|(had, _)| *had);
+            let offered = self.there.len() + self.doubtful.len();
+            let lost = left.min(had.max().unwrap_or(0).saturating_sub(offered));
+            (lost, offered + lost)
         }
     }
 
@@ -358,6 +406,17 @@ mod tests {
             assert_eq!(model.lose([id]), 0, "after {index}");
             model.pass(WINDOW_MS);
         }
+    }
+
+    #[test]
+    fn who_comes_and_goes_while_the_others_stay_is_no_loss() {
+        let mut model = Model::new(50, 3);
+        for n in 10..40 {
+            model.put(&format!("i{n}"));
+            model.pass(100);
+            assert_eq!(model.lose(ids(n..n + 1)), 0);
+        }
+        assert_eq!(model.lose(ids(0..3)), 3, "and who left before is not brought back");
     }
 
     #[test]
@@ -448,19 +507,18 @@ mod tests {
         ) {
             let mut model = Model::new(max_loss, count);
             for act in acts {
-                let had_doubts = !model.doubtful.is_empty();
+                let (before, had_doubts) = (model.loss(), !model.doubtful.is_empty());
                 match act {
                     Act::Put(n) => model.put(&format!("i{n:02}")),
                     Act::Lose(first, count) => {
-                        let (lost, _) = model.loss();
-                        let lots = ids(first..first + count).filter(|id| model.there.contains(id));
-                        let lots: Vec<_> = lots.collect();
-                        let (lost, of) = (lost + lots.len(), model.loss().1);
-                        let back = model.lose(lots);
-                        prop_assert!(
-                            had_doubts || (back > 0) == is_mass_loss(lost, of, max_loss),
-                            "{back} are back after {lost} of {of}"
-                        );
+                        let had = model.there.len();
+                        let back = model.lose(ids(first..first + count));
+                        let lost = had - model.there.len();
+                        if is_mass_loss(lost, had, max_loss) {
+                            prop_assert!(back >= lost, "{back} are back of {lost} of {had}");
+                        } else if !had_doubts && before == (0, had) {
+                            prop_assert_eq!(back, 0, "{} of {}", lost, had);
+                        }
                     }
                     Act::Refute(n) => model.refute(&format!("i{n:02}")),
                     Act::List => model.end_list(),

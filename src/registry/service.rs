@@ -198,6 +198,11 @@ impl Service {
         Change { eclipsed, is_repetition: false }
     }
 
+    /// Remembers how many there are, before some may be lost.
+    pub fn note_there(&mut self, control: Option<&Control>, now_ms: u64) {
+        self.guard.note(self.there(control), now_ms);
+    }
+
     /// Decides whether what was lost is to be believed.
     pub fn settle(&mut self, control: Option<&Control>, now_ms: u64) -> Settled {
         let claims = &self.claims;

@@ -449,6 +449,8 @@ fn a_discovered_service_exists_as_long_as_it_has_instances() {
     let reading = fixture.registry.service("mail-1", fixture.now).unwrap();
     assert_eq!((reading.config, reading.members.len()), (&ServiceConfig::default(), 1));
     fixture.registry.take_dirty();
+    let drains = Instance { drain: true, ..instance("a", 1) };
+    fixture.put(&instance_key("mail-1", "a"), wire::encode_instance(&drains));
     fixture.delete(&instance_key("mail-1", "a"));
     assert!(fixture.registry.service("mail-1", fixture.now).is_none());
     assert_eq!(fixture.registry.take_dirty(), ["mail-1"]);

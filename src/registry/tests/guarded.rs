@@ -41,7 +41,8 @@ impl Fixture {
         self.list(revision, &records);
     }
 
-    fn doubtful(&self) -> Vec<String> {
+    fn doubtful(&mut self) -> Vec<String> {
+        self.ids();
         let doubtful = self.registry.doubtful("chat").into_iter().flat_map(|(_, all)| all);
         doubtful.map(|it| it.id.clone()).collect()
     }
