@@ -306,8 +306,9 @@ impl<'a, S: Store> Conductor<'a, S> {
                     self.pace.add_urgent([service]);
                 }
                 dead = self.prober.dead() => {
-                    let Probed { service, id, addr } = dead;
-                    self.registry.refute(&service, &id, addr, Outcome::Dead);
+                    for Probed { service, id, addr } in dead {
+                        self.registry.refute(&service, &id, addr, Outcome::Dead);
+                    }
                 }
                 read = self.keeper.loaded() => self.restore(read),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}

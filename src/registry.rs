@@ -189,6 +189,10 @@ pub struct Registry {
     guards: guard::Figures,
     /// Services with losses that are to be weighed.
     unsettled: BTreeSet<String>,
+    /// What was wanted of services when etcd lost it, and when that was.
+    lost_controls: BTreeMap<String, (Control, u64)>,
+    /// Services whose control is in force for as long as they have doubtful instances.
+    held_controls: BTreeSet<String>,
     /// The time of the last event.
     now_ms: u64,
 
@@ -255,6 +259,8 @@ impl Registry {
             audits: Audits::default(),
             guards: guard::Figures::default(),
             unsettled: BTreeSet::new(),
+            lost_controls: BTreeMap::new(),
+            held_controls: BTreeSet::new(),
             now_ms: CLOCK_START_MS,
             rejects: Rejects::default(),
             dirty: config.services.keys().cloned().collect(),
@@ -376,6 +382,11 @@ impl Registry {
         self.now_ms = now_ms;
         self.settle();
         self.end_doubts(|service, _| service.expire(now_ms), Outcome::Deregistered);
+        let services = &self.services;
+        self.lost_controls.retain(|name, (_, lost_ms)| {
+            let window = services.get(name).map_or(Duration::ZERO, Service::loss_window);
+            now_ms.saturating_sub(*lost_ms) < to_ms(window)
+        });
         for (name, service) in &mut self.services {
             service.forget_old_losses(now_ms);
             let was_judged = !self.is_listing && service.judge(self.hears_all, now_ms);
@@ -637,6 +648,8 @@ impl Registry {
             Ok(control) => {
                 self.rejects.forget_except(&subject, &[]);
                 self.kept.put(key, service, Kind::Control, value, mod_revision);
+                self.lost_controls.remove(service);
+                self.held_controls.remove(service);
                 // Lists and audits repeat one that has lapsed for as long as its key
                 // exists.
                 if control.has_lapsed(SystemTime::now()) {
@@ -835,10 +848,23 @@ impl Registry {
                 self.guards.trips += 1;
             }
             if back > 0 {
+                self.hold_control(&name);
                 self.note_doubts(&name);
             }
             self.note_ends(&name, moved, Outcome::Replaced);
             self.forget_gone(&name);
+        }
+    }
+
+    /// Who is kept is used as its operator wished, where that was lost with it: who was
+    /// drained is not to get requests by a fault of etcd.
+    fn hold_control(&mut self, name: &str) {
+        if let Some((control, _)) = self.lost_controls.remove(name)
+            && !self.controls.contains_key(name)
+        {
+            self.controls.insert(name.to_owned(), control);
+            self.held_controls.insert(name.to_owned());
+            self.note_change(name);
         }
     }
 
@@ -871,7 +897,13 @@ impl Registry {
     fn note_doubts(&mut self, name: &str) {
         let Some(service) = self.services.get_mut(name) else { return };
         match service.doubts() as u64 {
-            0 => _ = self.guards.doubtful.remove(name),
+            0 => {
+                self.guards.doubtful.remove(name);
+                if self.held_controls.remove(name) && self.controls.remove(name).is_some() {
+                    self.dirty.insert(name.to_owned());
+                    self.urgent.insert(name.to_owned());
+                }
+            }
             count => _ = self.guards.doubtful.insert(name.to_owned(), count),
         }
         if let Some(tally) = service.take_tally() {
@@ -901,8 +933,12 @@ impl Registry {
                 self.forget_gone(&name);
                 self.after_change(&name, change);
             }
-            Some(Ok(Key::Control { service })) if self.controls.remove(&service).is_some() => {
+            Some(Ok(Key::Control { service })) => {
+                let Some(control) = self.controls.remove(&service) else { return };
                 self.note_change(&service);
+                if loss.is_some() {
+                    self.lost_controls.insert(service, (control, self.now_ms));
+                }
             }
             Some(Ok(Key::Checks { gateway, service })) => {
                 let Some(sharers) = self.sharers.get_mut(&service) else { return };

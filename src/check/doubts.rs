@@ -89,9 +89,9 @@ impl Prober {
         self.targets.retain(|_, target| target.who.service != service);
     }
 
-    /// Goes on probing until one of those that it follows is dead, and does not follow
-    /// that one any more. May be dropped and called again.
-    pub async fn dead(&mut self) -> Probed {
+    /// Goes on probing until some of those that it follows are dead, and does not follow
+    /// these any more. May be dropped and called again.
+    pub async fn dead(&mut self) -> Vec<Probed> {
         loop {
             let now = Instant::now();
             self.start(now);
@@ -99,7 +99,11 @@ impl Prober {
             let has_room = self.under_way.len() < AT_ONCE;
             tokio::select! {
                 Some(ended) = self.under_way.join_next() => {
-                    if let Some(dead) = self.finish(ended) {
+                    let mut dead = Vec::from_iter(self.finish(ended));
+                    while let Some(ended) = self.under_way.try_join_next() {
+                        dead.extend(self.finish(ended));
+                    }
+                    if !dead.is_empty() {
                         return dead;
                     }
                 }
@@ -179,12 +183,12 @@ mod tests {
         prober.follow("chat", &CheckConfig::default(), both.iter());
         let begin = Instant::now();
         let dead = prober.dead().await;
-        assert_eq!(dead, Probed { service: "chat".into(), id: "b".into(), addr: gone_addr });
+        assert_eq!(dead, [Probed { service: "chat".into(), id: "b".into(), addr: gone_addr }]);
         assert!(begin.elapsed() < Duration::from_millis(500), "at once");
         prober.follow("chat", &CheckConfig::default(), both[..1].iter());
         timeout(Duration::from_millis(100), prober.dead()).await.unwrap_err();
         drop(alive);
-        assert_eq!(timeout(2 * INTERVAL, prober.dead()).await.unwrap().id, "a");
+        assert_eq!(timeout(2 * INTERVAL, prober.dead()).await.unwrap()[0].id, "a");
         assert!(prober.targets.is_empty() && prober.waiting.is_empty());
     }
 
@@ -196,7 +200,7 @@ mod tests {
         prober.follow("chat", &CheckConfig::default(), [instance("a", addr)].iter());
         prober.follow("mail", &CheckConfig::default(), [instance("a", addr)].iter());
         prober.follow("chat", &CheckConfig::default(), [].iter());
-        assert_eq!(prober.dead().await.service, "mail");
+        assert_eq!(prober.dead().await[0].service, "mail");
         timeout(Duration::from_millis(300), prober.dead()).await.unwrap_err();
     }
 
@@ -207,7 +211,7 @@ mod tests {
         let check = CheckConfig { http: "/".into(), timeout, ..CheckConfig::default() };
         let mut prober = Prober::default();
         prober.follow("chat", &check, [instance("a", addr)].iter());
-        assert_eq!(prober.dead().await.id, "a", "it takes connections and answers nothing");
+        assert_eq!(prober.dead().await[0].id, "a", "it takes connections and answers nothing");
         drop(silent);
     }
 }

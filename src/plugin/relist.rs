@@ -62,9 +62,7 @@ mod tests {
         let mut relist = Relist::default();
         let times = (0..4 * seconds).map(|beat| beat as f64 / 4.0);
         times
-            .filter(|&s| {
-                relist.is_due(is_wanted(s), start + Duration::from_secs_f64(s), &mut rng)
-            })
+            .filter(|&s| relist.is_due(is_wanted(s), start + Duration::from_secs_f64(s), &mut rng))
             .collect()
     }
 

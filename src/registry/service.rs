@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -273,6 +274,11 @@ impl Service {
     /// What became of all that were doubtful, once none are any more.
     pub fn take_tally(&mut self) -> Option<Tally> {
         self.guard.take_tally()
+    }
+
+    /// Losses so near to each other are one.
+    pub fn loss_window(&self) -> Duration {
+        self.config.guard.window
     }
 
     /// Forgets losses that weigh no more.

@@ -129,6 +129,26 @@ fn who_drains_or_wants_no_requests_before_it_goes_is_no_loss() {
 }
 
 #[test]
+fn who_was_drained_stays_so_when_the_wish_is_lost_with_the_instances() {
+    let mut gateway = Fixture::guarded_with(4);
+    let (key, value) = (Key::Control { service: "chat".into() }, r#"{"drain":["i00"]}"#);
+    gateway.put(&key, value.into());
+    gateway.delete(&key);
+    gateway.delete_all(0..4);
+    assert_eq!(gateway.ids(), names(1..4));
+    (1..4).for_each(|n| gateway.put_instance(&numbered(n)));
+    assert_eq!(gateway.ids(), names(1..4));
+    gateway.put_instance(&numbered(0));
+    assert_eq!(gateway.ids(), names(0..4), "all are back, and nobody wishes otherwise");
+    // A wish that was taken back before is not remembered.
+    gateway.put(&key, value.into());
+    gateway.delete(&key);
+    gateway.pass(60_000);
+    gateway.delete_all(0..4);
+    assert_eq!(gateway.ids(), names(0..4));
+}
+
+#[test]
 fn those_of_the_file_remain_and_count() {
     let mut gateway = Fixture::with(Config {
         services: BTreeMap::from([(
