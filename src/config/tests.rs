@@ -924,7 +924,7 @@ fn the_reference_s_ranges_are_those_of_the_code() {
         assert!(!in_range(path, &above), "{path}: {above}");
         ranges += 1;
     }
-    assert_eq!(ranges, 48, "a range is not written as `low` to `high`");
+    assert_eq!(ranges, 51, "a range is not written as `low` to `high`");
 }
 
 /// The integer, or the duration in milliseconds, that is `steps` away.

@@ -416,7 +416,7 @@ mod tests {
             model.pass(100);
             assert_eq!(model.lose(ids(n..n + 1)), 0);
         }
-        assert_eq!(model.lose(ids(0..3)), 3, "and who left before is not brought back");
+        assert_eq!(model.lose(ids(0..3)), 4, "of those that left before, the last one alone");
     }
 
     #[test]

@@ -912,7 +912,7 @@ async fn an_audit_that_is_asked_for_is_made_at_once_or_when_there_is_a_stream() 
     let times: Vec<_> = lists_of(&script).into_iter().map(|(at, _)| at).collect();
     assert_eq!(times, [Duration::ZERO, Duration::ZERO, Duration::from_millis(101_500)]);
     let changes = events.iter().filter(|event| matches!(event, Event::Put { .. })).count();
-    assert_eq!(changes, 3 + 49, "nothing of the stream is lost");
+    assert_eq!(changes, 3 + 50, "nothing of the stream is lost");
     assert_eq!(script.times_of(&Call::Connect).len(), 1);
 }
 
