@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
+pub mod doubts;
 pub mod notices;
 mod plan;
 mod probe;

@@ -13,6 +13,7 @@
 mod check;
 mod failure;
 mod gateway;
+mod guard;
 mod health;
 pub(crate) mod rules;
 mod slow_start;
@@ -34,6 +35,7 @@ use thiserror::Error;
 pub use self::check::{CheckBy, CheckConfig};
 pub use self::failure::{BudgetConfig, FailureConfig, FailureMode};
 pub use self::gateway::GatewayConfig;
+pub use self::guard::GuardConfig;
 pub use self::health::{FailurePercentageConfig, HealthConfig, SuccessRateConfig};
 pub use self::rules::{MAX_RULES, Rule, Wanted};
 pub use self::slow_start::SlowStartConfig;
@@ -249,6 +251,9 @@ pub struct ServiceConfig {
     /// Who is left out for a while as its requests fail.
     #[serde(deserialize_with = "object")]
     pub health: HealthConfig,
+    /// How many instances it may lose at once.
+    #[serde(deserialize_with = "object")]
+    pub guard: GuardConfig,
     /// How fast a new instance gets its share.
     #[serde(deserialize_with = "object")]
     pub slow_start: SlowStartConfig,

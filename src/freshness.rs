@@ -73,11 +73,17 @@ pub struct Reports {
 impl Reports {
     /// Those of these members.
     pub fn of(members: &[Member<'_>]) -> Self {
-        let expected = || members.iter().filter(|it| it.state != State::Unreported);
+        // A doubtful one is missed if it ever reported: what it promised is gone with it.
+        let is_expected = |it: &&Member<'_>| match it.state {
+            State::Unreported => false,
+            State::Doubtful => it.report_age_ms.is_some(),
+            _ => true,
+        };
+        let expected = || members.iter().filter(is_expected);
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Reports {
             expected: count(expected().count()),
-            fresh: count(expected().filter(|it| it.state == State::Reporting).count()),
+            fresh: count(expected().filter(|it| it.load.is_some()).count()),
             oldest_ms: expected().filter_map(|it| it.report_age_ms).max(),
         }
     }

@@ -5,6 +5,7 @@ mod ladders;
 pub mod log;
 mod pace;
 mod refusal;
+mod relist;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,12 +14,14 @@ use std::time::Duration;
 use rand::SeedableRng;
 use rand::rngs::{SmallRng, SysRng};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use self::ladders::Ladders;
 use self::pace::Pace;
+use self::relist::Relist;
 use crate::board::{self, Board, Budget, SourceState};
+use crate::check::doubts::{Probed, Prober};
 use crate::check::notices::{Announcer, Notices, Standing, Tenancy};
 use crate::check::sharing::Sharing;
 use crate::check::{self, Checker};
@@ -32,6 +35,7 @@ use crate::health::Health;
 use crate::model::Instance;
 use crate::publish::{PublishError, Publisher, Store};
 use crate::ranking::{self, Entry, Ranking, State};
+use crate::registry::guard::{self, Outcome};
 use crate::registry::{Registry, audits};
 use crate::snapshot::{self, Keeper, Snapshot};
 use crate::value::{self, ValueError};
@@ -108,12 +112,14 @@ fn run_once(
         let ttl = sharing.as_ref().map_or(Duration::ZERO, Sharing::ttl);
         let tenure = Tenure::new(&config.etcd, ttl);
         let chance = SmallRng::from_rng(&mut rng);
+        let asks = Notify::new();
+        let relists = (&asks, SmallRng::from_rng(&mut rng));
         let announcer = Announcer::new(tenure, notices, sender_of_tenancy, chance);
         let mut conductor =
-            Conductor::new(config, store, board, health, (checker, sharing), restarts);
+            Conductor::new(config, store, board, health, (checker, sharing), relists, restarts);
         tokio::select! {
             () = stopped(stop) => {}
-            () = watcher::run(source, Timing::default(), rng, sender) => {}
+            () = watcher::run_asked(source, Timing::default(), rng, sender, &asks) => {}
             () = conductor.conduct(events) => {}
             () = refusal::serve(board) => {}
             never = announcer.keep() => match never {},
@@ -146,6 +152,9 @@ pub struct Status {
     /// Of each service whose instances are checked.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub checks: BTreeMap<String, check::Figures>,
+    /// What the guards against mass loss did.
+    #[serde(default)]
+    pub guard: guard::Figures,
     /// Whether checks are shared with other gateways; `None` if no service's are to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharing: Option<SharingStatus>,
@@ -172,7 +181,7 @@ impl Status {
 }
 
 /// Holds the stages together: registry, score, ranking, publisher.
-struct Conductor<S> {
+struct Conductor<'a, S> {
     board: Board,
     registry: Registry,
     publisher: Publisher<S>,
@@ -188,6 +197,11 @@ struct Conductor<S> {
     /// `None` if no service's checks are shared.
     sharing: Option<Sharing>,
     keeper: Keeper,
+    /// Of those that are doubtful.
+    prober: Prober,
+    relist: Relist,
+    /// Where lists are asked for, and chance.
+    relists: (&'a Notify, SmallRng),
     /// The services that are to be published.
     pace: Pace,
     lost_since_ms: u64,
@@ -208,13 +222,14 @@ struct Conductor<S> {
     last_beat: Instant,
 }
 
-impl<S: Store> Conductor<S> {
+impl<'a, S: Store> Conductor<'a, S> {
     fn new(
         config: &Config,
         store: S,
         board: Board,
         health: Health,
         (checker, sharing): (Checker, Option<Sharing>),
+        relists: (&'a Notify, SmallRng),
         restarts: u32,
     ) -> Self {
         let now = Instant::now();
@@ -231,6 +246,9 @@ impl<S: Store> Conductor<S> {
             checker,
             sharing,
             keeper: Keeper::new(config, snapshot::Timing::default()),
+            prober: Prober::default(),
+            relist: Relist::default(),
+            relists,
             asked: HashMap::new(),
             pace: Pace::new(now),
             // An outage does not begin anew with the thread that meets it.
@@ -283,6 +301,7 @@ impl<S: Store> Conductor<S> {
                     self.refill_retries();
                     self.hear_responses();
                     self.look_at_health();
+                    self.look_at_doubts();
                     self.look_for_questions();
                     if beat.is_multiple_of(BEATS_A_ROUND) {
                         self.round();
@@ -292,6 +311,11 @@ impl<S: Store> Conductor<S> {
                 service = self.checker.change() => {
                     self.tell_checks(&service);
                     self.pace.add_urgent([service]);
+                }
+                dead = self.prober.dead() => {
+                    for Probed { service, id, addr } in dead {
+                        self.registry.refute(&service, &id, addr, Outcome::Dead);
+                    }
                 }
                 read = self.keeper.loaded() => self.restore(read),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
@@ -389,6 +413,31 @@ impl<S: Store> Conductor<S> {
         }
     }
 
+    /// Lets doubtful instances go whose requests fail, and asks for a list where that
+    /// tells more.
+    fn look_at_doubts(&mut self) {
+        let names: Vec<_> = self.registry.guards().doubtful.keys().cloned().collect();
+        for service in names {
+            let limit = self.health.config(&service).consecutive_failures;
+            let Some((_, doubtful)) = self.registry.doubtful(&service).filter(|_| limit > 0) else {
+                continue;
+            };
+            let has_failed = |it: &&Instance| {
+                let slot = self.publisher.slot(&service, &it.id, &it.addr);
+                let identity = board::identity(&service, &it.id, &it.addr);
+                self.board.consecutive_failures(slot, identity) >= limit
+            };
+            let failed = doubtful.filter(has_failed).map(|it| (it.id.clone(), it.addr));
+            for (id, addr) in failed.collect::<Vec<_>>() {
+                self.registry.refute(&service, &id, addr, Outcome::Failed);
+            }
+        }
+        let (asks, rng) = &mut self.relists;
+        if self.relist.is_due(self.registry.wants_list(), Instant::now(), rng) {
+            asks.notify_one();
+        }
+    }
+
     /// What time alone changes.
     fn round(&mut self) {
         self.registry.tick(Instant::now());
@@ -463,6 +512,7 @@ impl<S: Store> Conductor<S> {
         self.pace.add(self.registry.take_dirty());
         let urgent = self.registry.take_urgent();
         self.follow_checked(&urgent);
+        self.probe_doubtful(&urgent);
         urgent.iter().for_each(|service| self.share_checks(service, false));
         self.pace.add_urgent(urgent);
         if !self.synced && self.registry.has_synced() {
@@ -511,6 +561,16 @@ impl<S: Store> Conductor<S> {
         }
     }
 
+    /// Probes the instances of these services that etcd lost and that are kept.
+    fn probe_doubtful(&mut self, services: &[String]) {
+        for service in services {
+            match self.registry.doubtful(service) {
+                Some((check, doubtful)) => self.prober.follow(service, check, doubtful),
+                None => self.prober.forget(service),
+            }
+        }
+    }
+
     /// Takes in whether the checks are shared now, and words that waited for their time.
     fn look_at_sharing(&mut self) {
         let Some(sharing) = &mut self.sharing else { return };
@@ -550,6 +610,15 @@ impl<S: Store> Conductor<S> {
     /// After the first complete list: what an earlier writer published is checked
     /// against it, services that etcd does not have any more included.
     fn take_over(&mut self) {
+        let now = Instant::now();
+        for service in self.board.service_names().filter(|name| self.publisher.has_ranking(name)) {
+            let Ok(left) = self.publisher.left(&service, board::monotonic_ms()) else { continue };
+            let doubtful = left.entries.into_iter().filter(|it| it.state == State::Doubtful);
+            let doubtful: Vec<_> = doubtful.map(Entry::into_instance).collect();
+            if !doubtful.is_empty() {
+                self.registry.recall(&service, doubtful, now);
+            }
+        }
         self.pace.add_urgent(self.registry.service_names().map(str::to_owned));
         let discovered = self.board.service_names().filter(|name| self.discover.allows(name));
         self.pace.add_urgent(discovered.filter(|name| self.publisher.has_ranking(name)));
@@ -687,6 +756,7 @@ impl<S: Store> Conductor<S> {
             restarts: self.restarts,
             snapshot: self.keeper.report(),
             checks: self.checker.figures(),
+            guard: self.registry.guards().clone(),
             sharing: self.sharing.as_ref().map(|sharing| SharingStatus {
                 state: sharing.state().as_str().to_owned(),
                 failures: sharing.failures(),

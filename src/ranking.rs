@@ -128,6 +128,22 @@ pub struct Entry {
     pub(crate) estimate: Estimate,
 }
 
+impl Entry {
+    /// As much of its registration as a ranking says: no labels, and no status.
+    pub fn into_instance(self) -> Instance {
+        Instance {
+            id: self.id,
+            addr: self.addr,
+            weight: self.fallback_weight,
+            zone: self.zone,
+            labels: std::collections::BTreeMap::new(),
+            status: None,
+            drain: false,
+            max_in_flight: self.max_in_flight,
+        }
+    }
+}
+
 /// An instance to be ranked.
 #[derive(Debug, Clone, Copy)]
 struct Candidate<'a> {

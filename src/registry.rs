@@ -3,11 +3,12 @@
 //!
 //! Nothing is lost to a fault on the way. A list replaces what was known only
 //! when it is complete, and then by difference, so that the windows of those that
-//! are still there live on. A bad record leaves the last good one in place. What
-//! is said against an instance is judged beside what is said of the others, and
+//! are still there live on. A bad record leaves the last good one in place. Where most
+//! of a service is lost at once, that is doubted (see `guard`). What is said against an instance is judged beside what is said of the others, and
 //! no report at all is held against nobody (see `reach`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -25,15 +26,17 @@ use crate::wire::control::Control;
 use crate::wire::{self, Key};
 
 pub mod audits;
+pub mod guard;
 mod kept;
 mod prefixes;
 mod reach;
 mod service;
 
 use audits::Audits;
+use guard::{Loss, Outcome};
 use kept::{Kept, Kind};
 pub(crate) use prefixes::Prefixes;
-use service::{Change, Layer, News, Service};
+use service::{Change, Layer, News, Service, Settled};
 
 /// What a member's place in the ranking rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,6 +53,8 @@ pub enum State {
     Ejected,
     /// It fails its checks, by this gateway or by the one that checks it for all.
     Failing,
+    /// etcd lost it together with most of its service, and it is offered all the same.
+    Doubtful,
 }
 
 impl State {
@@ -62,6 +67,7 @@ impl State {
             Self::Unreachable => "unreachable",
             Self::Ejected => "ejected",
             Self::Failing => "failing",
+            Self::Doubtful => "doubtful",
         }
     }
 }
@@ -73,7 +79,7 @@ pub struct Member<'a> {
     pub instance: &'a Instance,
     /// How much is known of it.
     pub state: State,
-    /// What its window says; of a [`State::Reporting`] one only.
+    /// What its window says, while a report is fresh.
     pub load: Option<Load>,
     /// The process that it is, as an exporter heard last: another one after each
     /// start. `None` if none ever did.
@@ -183,6 +189,15 @@ pub struct Registry {
     /// is open.
     hears_all: bool,
     audits: Audits,
+    guards: guard::Figures,
+    /// Services with losses that are to be weighed.
+    unsettled: BTreeSet<String>,
+    /// What was wanted of services when etcd lost it, and when that was.
+    lost_controls: BTreeMap<String, (Control, u64)>,
+    /// Services whose control is in force for as long as they have doubtful instances.
+    held_controls: BTreeSet<String>,
+    /// The time of the last event.
+    now_ms: u64,
 
     rejects: Rejects,
     dirty: BTreeSet<String>,
@@ -245,6 +260,11 @@ impl Registry {
             watch_state: WatchState::Connecting,
             hears_all: false,
             audits: Audits::default(),
+            guards: guard::Figures::default(),
+            unsettled: BTreeSet::new(),
+            lost_controls: BTreeMap::new(),
+            held_controls: BTreeSet::new(),
+            now_ms: CLOCK_START_MS,
             rejects: Rejects::default(),
             dirty: config.services.keys().cloned().collect(),
             urgent: BTreeSet::new(),
@@ -262,6 +282,7 @@ impl Registry {
     /// Takes in one event, received at `now`.
     pub fn apply(&mut self, event: &Event, now: Instant) {
         let now_ms = self.clock_ms(now);
+        self.now_ms = now_ms;
         match event {
             Event::State(state) => {
                 self.watch_state = *state;
@@ -361,7 +382,16 @@ impl Registry {
             tracing::info!("the control of {service} has lapsed");
             self.note_change(service);
         }
+        self.now_ms = now_ms;
+        self.settle();
+        self.end_doubts(|service, _| service.expire(now_ms), Outcome::Deregistered);
+        let services = &self.services;
+        self.lost_controls.retain(|name, (_, lost_ms)| {
+            let window = services.get(name).map_or(Duration::ZERO, Service::loss_window);
+            now_ms.saturating_sub(*lost_ms) < to_ms(window)
+        });
         for (name, service) in &mut self.services {
+            service.forget_old_losses(now_ms);
             let was_judged = !self.is_listing && service.judge(self.hears_all, now_ms);
             if service.has_moved(now_ms) || was_judged {
                 self.dirty.insert(name.clone());
@@ -372,6 +402,7 @@ impl Registry {
     /// The services whose readings may have changed since this was last called,
     /// in order of their names; a service that is gone is among them.
     pub fn take_dirty(&mut self) -> Vec<String> {
+        self.settle();
         std::mem::take(&mut self.dirty).into_iter().collect()
     }
 
@@ -379,6 +410,7 @@ impl Registry {
     /// come or left, and that were not returned before. None while a list is
     /// under way: it changes what is there once it is complete.
     pub fn take_urgent(&mut self) -> Vec<String> {
+        self.settle();
         match self.is_listing {
             true => Vec::new(),
             false => std::mem::take(&mut self.urgent).into_iter().collect(),
@@ -387,6 +419,7 @@ impl Registry {
 
     /// A service as of `now`; `None` if there is none of this name.
     pub fn service(&mut self, name: &str, now: Instant) -> Option<Reading<'_>> {
+        self.settle();
         let now_ms = self.clock_ms(now);
         let service = self.services.get_mut(name)?;
         // A list is judged as a whole: nobody is to be excused by a part of it.
@@ -398,6 +431,7 @@ impl Registry {
 
     /// All registered instances of a service as of `now`, by id, offered or not.
     pub fn known(&mut self, name: &str, now: Instant) -> Vec<Known<'_>> {
+        self.settle();
         let now_ms = self.clock_ms(now);
         let control = in_force(&self.controls, name);
         self.services.get_mut(name).map_or_else(Vec::new, |service| service.known(control, now_ms))
@@ -408,6 +442,60 @@ impl Registry {
     pub fn checked(&self, name: &str) -> Option<(&CheckConfig, impl Iterator<Item = &Instance>)> {
         let service = self.services.get(name).filter(|service| service.check().is_on())?;
         Some((service.check(), service.checked(in_force(&self.controls, name))))
+    }
+
+    /// The instances of a service that etcd lost and that are kept for now, and how the
+    /// service's instances are checked otherwise, if they are. May change with what
+    /// [`take_urgent`](Self::take_urgent) names.
+    pub fn doubtful(&self, name: &str) -> Option<(&CheckConfig, impl Iterator<Item = &Instance>)> {
+        let service = self.services.get(name)?;
+        Some((service.check(), service.doubtful()))
+    }
+
+    /// Lets a doubtful instance go that is found dead at this address.
+    pub fn refute(&mut self, name: &str, id: &str, addr: SocketAddr, outcome: Outcome) {
+        self.settle();
+        let Some(service) = self.services.get_mut(name) else { return };
+        if service.doubtful().any(|it| it.id == id && it.addr == addr) {
+            service.end_doubt(id, outcome);
+            self.note_ends(name, 1, outcome);
+        }
+    }
+
+    /// Whether a list of all keys, soon, would tell more of those that are doubtful.
+    pub fn wants_list(&self) -> bool {
+        let wants = |(name, service): (&String, &Service)| {
+            service.wants_list(in_force(&self.controls, name))
+        };
+        !self.guards.doubtful.is_empty() && self.services.iter().any(wants)
+    }
+
+    /// Takes in instances that an earlier thread doubted, once there is a list.
+    pub fn recall(&mut self, name: &str, doubtful: Vec<Instance>, now: Instant) {
+        if !self.services.contains_key(name) && !self.discover.allows(name) {
+            return;
+        }
+        let loss = Loss { at_ms: self.clock_ms(now), list: self.list };
+        let service = self
+            .services
+            .entry(name.to_owned())
+            .or_insert_with(|| Service::discovered(self.interval_ms));
+        let mut count = 0;
+        for instance in doubtful.into_iter().filter(|it| self.allow.check(it).is_ok()) {
+            count += usize::from(service.recall(instance, loss, &self.window));
+        }
+        if count > 0 {
+            tracing::warn!("{name}: instances that are still doubtful: {count}");
+            self.note_doubts(name);
+            self.note_change(name);
+        } else if service.is_gone() {
+            self.services.remove(name);
+        }
+    }
+
+    /// What the guards against mass loss did.
+    pub fn guards(&self) -> &guard::Figures {
+        &self.guards
     }
 
     /// The gateways that share the checks of a service's instances; none of a service
@@ -563,6 +651,8 @@ impl Registry {
             Ok(control) => {
                 self.rejects.forget_except(&subject, &[]);
                 self.kept.put(key, service, Kind::Control, value, mod_revision);
+                self.lost_controls.remove(service);
+                self.held_controls.remove(service);
                 // Lists and audits repeat one that has lapsed for as long as its key
                 // exists.
                 if control.has_lapsed(SystemTime::now()) {
@@ -610,13 +700,22 @@ impl Registry {
         self.urgent.insert(service.to_owned());
     }
 
-    fn register(&mut self, service: &str, instance: Instance, layer: Layer) {
-        let change = self
+    fn register(&mut self, name: &str, instance: Instance, layer: Layer) {
+        let service = self
             .services
-            .entry(service.to_owned())
-            .or_insert_with(|| Service::discovered(self.interval_ms))
-            .register(instance, layer, &self.window);
-        self.after_change(service, change);
+            .entry(name.to_owned())
+            .or_insert_with(|| Service::discovered(self.interval_ms));
+        let before = service.doubts();
+        let change = service.register(instance, layer, &self.window);
+        let returned = before.saturating_sub(service.doubts());
+        if before > 0 {
+            // It may have the address of a doubtful one.
+            if self.unsettled.insert(name.to_owned()) {
+                service.note_there(in_force(&self.controls, name), self.now_ms);
+            }
+            self.note_ends(name, returned, Outcome::Returned);
+        }
+        self.after_change(name, change);
     }
 
     fn after_change(&mut self, service: &str, change: Change) {
@@ -709,16 +808,21 @@ impl Registry {
         // Not `mod_revision` itself: a transaction may delete one key and put
         // another.
         self.absent_at = self.absent_at.max(mod_revision - 1);
-        self.remove_key(key);
+        self.remove_key(key, Some(Loss { at_ms: self.now_ms, list: self.list }));
     }
 
     fn finish_list(&mut self, revision: i64) {
+        // The first one is believed: what was restored may be old.
+        let loss = self.has_synced.then_some(Loss { at_ms: self.now_ms, list: self.list });
         let is_gone = |(_, state): &(&Vec<u8>, &KeyState)| state.list != self.list;
         let gone: Vec<_> = self.keys.iter().filter(is_gone).map(|(key, _)| key.clone()).collect();
         for key in gone {
             self.audits.differs(&key, "gone");
-            self.remove_key(&key);
+            self.remove_key(&key, loss);
         }
+        self.settle();
+        let list = self.list;
+        self.end_doubts(|service, control| service.end_list(list, control), Outcome::Replaced);
         self.audits.end();
         self.is_listing = false;
         self.hears_all = true;
@@ -731,21 +835,113 @@ impl Registry {
         self.absent_at = revision;
     }
 
-    fn remove_key(&mut self, key: &[u8]) {
+    /// Weighs what was lost since this was last called: a service that lost most of its
+    /// instances has them back.
+    fn settle(&mut self) {
+        for name in std::mem::take(&mut self.unsettled) {
+            let Some(service) = self.services.get_mut(&name) else { continue };
+            let before = service.doubts();
+            let settled = service.settle(in_force(&self.controls, &name), self.now_ms);
+            let Settled { back, of, moved } = settled;
+            if back > 0 && before == 0 {
+                tracing::warn!(
+                    "{name}: etcd lost {back} of {of} instances at once; they are kept, doubtful, \
+                     until a second list and a probe agree"
+                );
+                self.guards.trips += 1;
+            }
+            if back > 0 {
+                self.hold_control(&name);
+                self.note_doubts(&name);
+            }
+            self.note_ends(&name, moved, Outcome::Replaced);
+            self.forget_gone(&name);
+        }
+    }
+
+    /// Who is kept is used as its operator wished, where that was lost with it: who was
+    /// drained is not to get requests by a fault of etcd.
+    fn hold_control(&mut self, name: &str) {
+        if let Some((control, _)) = self.lost_controls.remove(name)
+            && !self.controls.contains_key(name)
+        {
+            self.controls.insert(name.to_owned(), control);
+            self.held_controls.insert(name.to_owned());
+            self.note_change(name);
+        }
+    }
+
+    /// Has each service let go who is no longer in doubt.
+    fn end_doubts(
+        &mut self,
+        end: impl Fn(&mut Service, Option<&Control>) -> usize,
+        outcome: Outcome,
+    ) {
+        for name in self.guards.doubtful.keys().cloned().collect::<Vec<_>>() {
+            let Some(service) = self.services.get_mut(&name) else { continue };
+            let count = end(service, in_force(&self.controls, &name));
+            self.note_ends(&name, count, outcome);
+        }
+    }
+
+    /// So many of a service's instances are no longer in doubt.
+    fn note_ends(&mut self, name: &str, count: usize, outcome: Outcome) {
+        if count == 0 {
+            return;
+        }
+        *self.guards.outcomes.entry(outcome.as_str().to_owned()).or_default() += count as u64;
+        self.note_doubts(name);
+        self.note_change(name);
+        self.forget_gone(name);
+    }
+
+    /// Shows how many of a service's instances are in doubt, and says when none are any
+    /// more.
+    fn note_doubts(&mut self, name: &str) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        match service.doubts() as u64 {
+            0 => {
+                self.guards.doubtful.remove(name);
+                if self.held_controls.remove(name) && self.controls.remove(name).is_some() {
+                    self.dirty.insert(name.to_owned());
+                    self.urgent.insert(name.to_owned());
+                }
+            }
+            count => _ = self.guards.doubtful.insert(name.to_owned(), count),
+        }
+        if let Some(tally) = service.take_tally() {
+            tracing::info!("{name}: no instance is doubtful any more ({tally})");
+        }
+    }
+
+    fn forget_gone(&mut self, name: &str) {
+        if self.services.get(name).is_some_and(Service::is_gone) {
+            self.services.remove(name);
+            self.note_change(name);
+        }
+    }
+
+    fn remove_key(&mut self, key: &[u8], loss: Option<Loss>) {
         self.keys.remove(key);
         self.kept.remove(key);
         self.rejects.forget_except(&printable::key(key), &[]);
         match self.prefixes.parse(key) {
             Some(Ok(Key::Instance { service: name, id })) => {
                 let Some(service) = self.services.get_mut(&name) else { return };
-                let change = service.deregister(&id);
-                if service.is_gone() {
-                    self.services.remove(&name);
+                let control = in_force(&self.controls, &name);
+                if loss.is_some() && self.unsettled.insert(name.clone()) {
+                    service.note_there(control, self.now_ms);
                 }
+                let change = service.deregister(&id, loss, control);
+                self.forget_gone(&name);
                 self.after_change(&name, change);
             }
-            Some(Ok(Key::Control { service })) if self.controls.remove(&service).is_some() => {
+            Some(Ok(Key::Control { service })) => {
+                let Some(control) = self.controls.remove(&service) else { return };
                 self.note_change(&service);
+                if loss.is_some() {
+                    self.lost_controls.insert(service, (control, self.now_ms));
+                }
             }
             Some(Ok(Key::Checks { gateway, service })) => {
                 let Some(sharers) = self.sharers.get_mut(&service) else { return };

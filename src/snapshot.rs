@@ -31,6 +31,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+use crate::registry::guard::is_mass_loss;
+
 pub use self::disk::{Generation, Loaded, SaveError, Saved, load, save};
 pub use self::keeper::{Keeper, LOADED, Missed, RESULTS_OF_A_WRITE, Report, Timing};
 
@@ -44,6 +46,9 @@ const HEADER_LEN: usize = 18 + 2 + 9 + 17;
 
 /// Where the part that the CRC covers begins: with the length.
 const COVERED_FROM: usize = 18 + 2 + 9;
+
+/// What a service may lose, in percent, and the file with it.
+const MAX_LOSS: u32 = 50;
 
 /// The longest file that is written or read, in bytes: some 300,000 instances.
 pub const MAX_LEN: usize = 64 << 20;
@@ -233,7 +238,7 @@ impl Snapshot {
                 .collect();
             let Some(most) = had.iter().map(|(count, _)| *count).max() else { continue };
             self.had.insert(service.clone(), had);
-            if 2 * there >= most {
+            if !is_mass_loss(most - there, most, MAX_LOSS) {
                 continue;
             }
             self.doubted.insert(service.clone(), there);

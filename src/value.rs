@@ -314,13 +314,14 @@ fn bytes<const N: usize>(from: &[u8], at: usize) -> [u8; N] {
 }
 
 /// Codes are append-only.
-const STATES: [State; 6] = [
+const STATES: [State; 7] = [
     State::Reporting,
     State::Unknown,
     State::Unreported,
     State::Unreachable,
     State::Ejected,
     State::Failing,
+    State::Doubtful,
 ];
 
 fn state_code(state: State) -> u32 {
@@ -443,11 +444,11 @@ mod tests {
     #[test]
     fn the_codes_of_the_states_never_change() {
         use State::*;
-        let states = [Reporting, Unknown, Unreported, Unreachable, Ejected, Failing];
+        let states = [Reporting, Unknown, Unreported, Unreachable, Ejected, Failing, Doubtful];
         for (code, state) in (0..).zip(states) {
             assert_eq!((state_code(state), state_of(code)), (code, Some(state)));
         }
-        assert_eq!(state_of(6), None);
+        assert_eq!(state_of(7), None);
     }
 
     proptest! {

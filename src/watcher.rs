@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt};
 use thiserror::Error;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -164,6 +165,18 @@ impl Default for Timing {
 /// A failure is logged when it is new, not each time that it is met again
 /// before the source works again.
 pub async fn run<S: Source, R: Rng>(source: S, timing: Timing, rng: R, events: Sender<Event>) {
+    run_asked(source, timing, rng, events, &Notify::new()).await;
+}
+
+/// As [`run`], and makes an audit each time that it is asked for one; at once, or when
+/// the source is watched again.
+pub async fn run_asked<S: Source, R: Rng>(
+    source: S,
+    timing: Timing,
+    rng: R,
+    events: Sender<Event>,
+    asks: &Notify,
+) {
     let mut watcher = Watcher::new(source, timing, rng);
     let mut state = State::Disconnected { cursor: None };
     let mut reported = None;
@@ -177,7 +190,7 @@ pub async fn run<S: Source, R: Rng>(source: S, timing: Timing, rng: R, events: S
         let (happened, next) = tokio::select! {
             biased;
             () = events.closed() => return,
-            stepped = watcher.step(state) => stepped,
+            stepped = watcher.step(state, asks) => stepped,
         };
         for event in happened {
             if events.send(event).await.is_err() {
@@ -292,12 +305,16 @@ impl<S: Source, R: Rng> Watcher<S, R> {
     }
 
     /// Does what `state` says comes next.
-    async fn step(&mut self, state: State<S::Watch>) -> (Vec<Event>, State<S::Watch>) {
+    async fn step(
+        &mut self,
+        state: State<S::Watch>,
+        asks: &Notify,
+    ) -> (Vec<Event>, State<S::Watch>) {
         match state {
             State::Disconnected { cursor } => (vec![], self.connect(cursor).await),
             State::Listing { begun } => self.list(begun).await,
             State::Opening { cursor, resumed } => self.open(cursor, resumed).await,
-            State::Watching(watching) => self.watch(watching).await,
+            State::Watching(watching) => self.watch(watching, asks).await,
             State::Auditing(watching) => self.audit(watching).await,
             State::Failed { cursor, delay } => {
                 sleep(delay).await;
@@ -395,7 +412,11 @@ impl<S: Source, R: Rng> Watcher<S, R> {
 
     /// Waits for the stream's next message. The wait begins when the last
     /// message was taken, so that a slow receiver is not the stream's silence.
-    async fn watch(&mut self, mut watching: Watching<S::Watch>) -> (Vec<Event>, State<S::Watch>) {
+    async fn watch(
+        &mut self,
+        mut watching: Watching<S::Watch>,
+        asks: &Notify,
+    ) -> (Vec<Event>, State<S::Watch>) {
         let (now, is_proven) = (Instant::now(), !watching.proof.is_due);
         if is_proven && now >= self.look_at {
             self.look_at = now + self.timing.idle;
@@ -412,7 +433,15 @@ impl<S: Source, R: Rng> Watcher<S, R> {
             (true, true) => self.timing.answer,
             (true, false) => self.timing.idle,
         };
-        let problem = match timeout(patience, watching.watch.next()).await {
+        let next = tokio::select! {
+            biased;
+            () = asks.notified(), if is_proven => {
+                self.audit_at = Instant::now();
+                return (vec![], State::Watching(watching));
+            }
+            next = timeout(patience, watching.watch.next()) => next,
+        };
+        let problem = match next {
             Ok(Ok(message)) => return self.receive(watching, message),
             Ok(Err(error)) => Problem::Source(error),
             Err(_) if !is_proven => Problem::Foreign(watching.cursor.proven_at()),

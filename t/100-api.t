@@ -144,7 +144,7 @@ _EOC_
 
 === TEST 7: a service without instances has an empty JSON list, before any ranking and after
 --- ipconfig
-{ "services": { "chat": {} } }
+{ "services": { "chat": { "guard": { "max_loss": 100 } } } }
 --- etcd
 put instances/chat/a {"addr":"$BACKEND_A"}
 --- script

@@ -328,7 +328,7 @@ say scalar(keys %pages), ' answer, ', (keys %pages)[0] eq counts(\%count) ? 'the
 
 === TEST 14: counters of an instance go on after it left and came back, and over a reload
 --- ipconfig
-{ "services": { "chat": { } } }
+{ "services": { "chat": { "guard": { "max_loss": 100 } } } }
 --- etcd
 put instances/chat/a {"addr":"$BACKEND_A"}
 --- workers: 1

@@ -102,6 +102,7 @@ fn every_key_is_read_into_its_field() {
                        "max_ejection": "3s", "max_ejected": 100, "panic": 0, "failures": ["5xx"],
                        "success_rate": {"stdev": 3, "min_instances": 4, "min_requests": 5},
                        "failure_percentage": {"threshold": 6.5, "min_instances": 7, "min_requests": 8}},
+            "guard": {"max_loss": 30, "window": "20s", "hold": "1m"},
             "slow_start": {"window": "1m", "min": 20, "aggression": 2.5},
             "zone": {"prefer": false, "utilization": 70, "floor": 3}, "subset": {"size": 20},
             "check": {"http": "/healthz?full=1", "interval": "5s", "timeout": "2s", "rise": 4, "fall": 5,
@@ -143,6 +144,11 @@ fn every_key_is_read_into_its_field() {
             },
             failures: Statuses::of_classes(5..=5),
             panic: 0,
+        },
+        guard: GuardConfig {
+            max_loss: 30,
+            window: Duration::from_secs(20),
+            hold: Duration::from_mins(1),
         },
         slow_start: SlowStartConfig { window: Duration::from_mins(1), min: 20, aggression: 2.5 },
         zone: ZoneConfig { prefer: false, utilization: 70, floor: 3 },
@@ -918,7 +924,7 @@ fn the_reference_s_ranges_are_those_of_the_code() {
         assert!(!in_range(path, &above), "{path}: {above}");
         ranges += 1;
     }
-    assert_eq!(ranges, 48, "a range is not written as `low` to `high`");
+    assert_eq!(ranges, 51, "a range is not written as `low` to `high`");
 }
 
 /// The integer, or the duration in milliseconds, that is `steps` away.

@@ -19,6 +19,7 @@ use crate::clock::unix_ms;
 use crate::freshness::{STEPS, Step};
 use crate::plugin::Status;
 use crate::ranking::Basis;
+use crate::registry::guard::Outcome;
 use crate::snapshot::{LOADED, RESULTS_OF_A_WRITE};
 use crate::watcher::WatchState;
 use crate::worker::{MODES, Worker};
@@ -46,6 +47,7 @@ pub fn gateway_page(
     page.health(worker);
     page.state(worker, status, fallback, now_ms);
     page.snapshot(status);
+    page.guard(status);
     page.checks(status);
     page.sharing(status);
     page.errors(worker.board(), status);
@@ -383,6 +385,35 @@ impl Page {
             RESULTS_OF_A_WRITE.map(|result| (vec![("result", result)], count(result)))
         });
         self.add(MetricType::Counter, "snapshot_writes", "Writes of the file that ended", writes);
+    }
+
+    /// Of the guards against mass loss.
+    fn guard(&mut self, status: Option<&Status>) {
+        let Some(guard) = status.map(|status| &status.guard) else { return };
+        let doubtful = guard.doubtful.iter();
+        let doubtful = doubtful.map(|(name, it)| (vec![("service", name.as_str())], *it as f64));
+        self.add(
+            MetricType::Gauge,
+            "doubtful_instances",
+            "Instances that etcd lost with most of their service, and that are kept for now",
+            doubtful,
+        );
+        self.add(
+            MetricType::Counter,
+            "guard_trips",
+            "Times that a service lost most of its instances at once, and kept them",
+            [(vec![], guard.trips as f64)],
+        );
+        let outcomes = Outcome::ALL.map(Outcome::as_str).map(|outcome| {
+            let count = guard.outcomes.get(outcome).copied().unwrap_or(0);
+            (vec![("outcome", outcome)], count as f64)
+        });
+        self.add(
+            MetricType::Counter,
+            "doubts",
+            "Instances that are no longer doubtful, by what ended the doubt",
+            outcomes,
+        );
     }
 
     /// Of the services whose instances this gateway checks.

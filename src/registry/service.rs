@@ -3,9 +3,11 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::guard::{Guard, Loss, Outcome, Tally};
 use super::reach::{self, IN_BAND, Reach, Rule, Source};
 use super::{Absence, Known, Member, Reading, State, to_ms};
 use crate::config::{self, CheckConfig, ServiceConfig, WindowConfig};
@@ -24,6 +26,7 @@ pub struct Service {
     /// By id, which is also the order of scoring.
     instances: BTreeMap<String, Record>,
     claims: Claims,
+    guard: Guard<Record>,
     /// Until when the reading changes by time alone: windows move on, and what
     /// was reported is no longer fresh. `None` once that was seen.
     moves_until_ms: Option<u64>,
@@ -45,6 +48,17 @@ pub struct Change {
     pub eclipsed: Option<String>,
     /// Whether nothing but the revision changed.
     pub is_repetition: bool,
+}
+
+/// What came of the losses of late.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// So many instances are there again, and doubtful.
+    pub back: usize,
+    /// Of so many.
+    pub of: usize,
+    /// So many doubtful ones left since others have their addresses.
+    pub moved: usize,
 }
 
 /// What a report changed.
@@ -71,6 +85,8 @@ struct Record {
     exporters_until_ms: u64,
     /// What makes statuses of the reports that responses brought.
     in_band: Option<Box<InBand>>,
+    /// etcd does not have it, and that is not believed.
+    is_doubtful: bool,
 }
 
 #[derive(Debug)]
@@ -118,6 +134,7 @@ impl Service {
     fn new(config: ServiceConfig, interval_ms: u64, is_configured: bool) -> Self {
         Self {
             rule: Rule::new(&config.status, interval_ms),
+            guard: Guard::new(&config.guard),
             config,
             is_configured,
             instances: BTreeMap::new(),
@@ -128,7 +145,7 @@ impl Service {
 
     /// Whether nothing is left of the service.
     pub fn is_gone(&self) -> bool {
-        !self.is_configured && self.instances.is_empty()
+        !self.is_configured && self.instances.is_empty() && self.guard.is_idle()
     }
 
     /// Takes in a registration; the one in etcd wins while there is one.
@@ -142,40 +159,165 @@ impl Service {
             boot_id: None,
             exporters_until_ms: 0,
             in_band: None,
+            is_doubtful: false,
         });
+        let was_doubtful = std::mem::take(&mut record.is_doubtful);
         let known = match layer {
             Layer::File => record.file.as_ref(),
             Layer::Etcd(_) => record.etcd.as_ref().map(|(known, _)| known),
         };
         let is_known = known == Some(&instance);
-        let eclipsed = self.change(&id, |record| match layer {
+        let (eclipsed, _) = self.change(&id, |record| match layer {
             Layer::File => record.file = Some(instance),
             Layer::Etcd(revision) => record.etcd = Some((instance, revision)),
         });
-        Change { is_repetition: is_known && eclipsed.is_none(), eclipsed }
+        if self.guard.is_on() {
+            self.guard.end(&id, Outcome::Returned);
+        }
+        // Who is doubtful stands back for who has its address now.
+        let is_doubtful = |id: &String| self.instances.get(id).is_some_and(|it| it.is_doubtful);
+        let eclipsed = eclipsed.filter(|id| !is_doubtful(id));
+        Change { is_repetition: is_known && eclipsed.is_none() && !was_doubtful, eclipsed }
     }
 
     /// Takes away the registration in etcd; the file's comes back, if there is
-    /// one.
-    pub fn deregister(&mut self, id: &str) -> Change {
-        let eclipsed = self.change(id, |record| record.etcd = None);
+    /// one. A `loss` is one that is to be weighed with others, unless the instance was
+    /// to get no requests.
+    pub fn deregister(
+        &mut self,
+        id: &str,
+        loss: Option<Loss>,
+        control: Option<&Control>,
+    ) -> Change {
+        let record = self.instances.get(id);
+        let loss = loss.filter(|_| record.is_some_and(|it| it.is_wanted(&self.claims, control)));
+        let registration = record.and_then(|record| record.etcd.clone());
+        let (eclipsed, left) = self.change(id, |record| record.etcd = None);
+        if let (Some(loss), Some(left)) = (loss, left) {
+            self.guard.lose(id, loss, Record { etcd: registration, ..left });
+        }
         Change { eclipsed, is_repetition: false }
     }
 
-    fn change(&mut self, id: &str, change: impl FnOnce(&mut Record)) -> Option<String> {
-        let record = self.instances.get_mut(id)?;
+    /// Remembers how many there are, before some may be lost.
+    pub fn note_there(&mut self, control: Option<&Control>, now_ms: u64) {
+        self.guard.note(self.there(control), now_ms);
+    }
+
+    /// Decides whether what was lost is to be believed.
+    pub fn settle(&mut self, control: Option<&Control>, now_ms: u64) -> Settled {
+        let claims = &self.claims;
+        let owner = |record: &Record| claims.owner(&record.current()?.addr);
+        self.guard.forget(|_, record| owner(record).is_some());
+        let moved = self.doubtful().filter(|it| claims.owner(&it.addr) != Some(&it.id));
+        let moved: Vec<_> = moved.map(|it| it.id.clone()).collect();
+        moved.iter().for_each(|id| _ = self.end_doubt(id, Outcome::Replaced));
+        let there = self.there(control);
+        let back = self.guard.weigh(there, now_ms);
+        let count = back.len();
+        for (id, record) in back {
+            self.claims.replace(None, record.claim());
+            self.instances.insert(id, Record { is_doubtful: true, ..record });
+        }
+        Settled { back: count, of: there + count, moved: moved.len() }
+    }
+
+    /// Takes in an instance that an earlier thread doubted, unless more is known of it.
+    pub fn recall(&mut self, instance: Instance, loss: Loss, window: &WindowConfig) -> bool {
+        let id = instance.id.clone();
+        let is_taken = self.claims.owner(&instance.addr).is_some();
+        if !self.guard.is_on() || is_taken || self.instances.contains_key(&id) {
+            return false;
+        }
+        self.register(instance, Layer::Etcd(FILE_REVISION), window);
+        self.instances.get_mut(&id).into_iter().for_each(|it| it.is_doubtful = true);
+        self.guard.doubt(&id, loss);
+        true
+    }
+
+    /// Those that etcd does not have, and that are kept for now.
+    pub fn doubtful(&self) -> impl Iterator<Item = &Instance> {
+        self.guard.doubtful().filter_map(|id| self.instances.get(id)?.current())
+    }
+
+    /// How many those are.
+    pub fn doubts(&self) -> usize {
+        self.guard.doubtful().len()
+    }
+
+    /// Lets a doubtful instance go; `false` if it is not that.
+    pub fn end_doubt(&mut self, id: &str, outcome: Outcome) -> bool {
+        let had_doubt = self.guard.end(id, outcome);
+        if had_doubt {
+            self.change(id, |record| record.etcd = None);
+        }
+        had_doubt
+    }
+
+    /// A list of this number has ended. Returns how many doubtful ones left by that.
+    pub fn end_list(&mut self, list: u64, control: Option<&Control>) -> usize {
+        let left = self.guard.end_list(list, self.there(control));
+        self.drop_all(left)
+    }
+
+    /// Returns how many doubtful ones left since their time is over.
+    pub fn expire(&mut self, now_ms: u64) -> usize {
+        let left = self.guard.expire(now_ms);
+        self.drop_all(left)
+    }
+
+    /// Whether another list would tell more of those that are doubtful.
+    pub fn wants_list(&self, control: Option<&Control>) -> bool {
+        self.guard.wants_list(|| self.there(control))
+    }
+
+    /// What became of all that were doubtful, once none are any more.
+    pub fn take_tally(&mut self) -> Option<Tally> {
+        self.guard.take_tally()
+    }
+
+    /// Losses so near to each other are one.
+    pub fn loss_window(&self) -> Duration {
+        self.config.guard.window
+    }
+
+    /// Forgets losses that weigh no more.
+    pub fn forget_old_losses(&mut self, now_ms: u64) {
+        self.guard.forget_old(now_ms);
+    }
+
+    fn drop_all(&mut self, ids: Vec<String>) -> usize {
+        for id in &ids {
+            self.change(id, |record| record.etcd = None);
+        }
+        ids.len()
+    }
+
+    /// How many instances are to get requests, without the doubtful ones.
+    fn there(&self, control: Option<&Control>) -> usize {
+        let is_there =
+            |record: &&Record| !record.is_doubtful && record.is_wanted(&self.claims, control);
+        self.instances.values().filter(is_there).count()
+    }
+
+    /// Returns who is eclipsed by the change, and the record if that is the end of it.
+    fn change(
+        &mut self,
+        id: &str,
+        change: impl FnOnce(&mut Record),
+    ) -> (Option<String>, Option<Record>) {
+        let Some(record) = self.instances.get_mut(id) else { return (None, None) };
         let (old_claim, old_status) = (record.claim(), record.status_url().cloned());
         change(record);
         let new_claim = record.claim();
-        if record.status_url() != old_status.as_ref() {
+        let has_ended = record.current().is_none();
+        if !has_ended && record.status_url() != old_status.as_ref() {
             // It is asked elsewhere from now on, and has yet to answer there.
             record.reach = Reach::default();
             record.exporters_until_ms = 0;
         }
-        if record.current().is_none() {
-            self.instances.remove(id);
-        }
-        self.claims.replace(old_claim, new_claim)
+        let left = if has_ended { self.instances.remove(id) } else { None };
+        (self.claims.replace(old_claim, new_claim), left)
     }
 
     /// Takes in what an exporter reports of an instance; `None` without such an
@@ -339,9 +481,18 @@ impl Record {
         })
     }
 
+    /// Whether it is there to get requests.
+    fn is_wanted(&self, claims: &Claims, control: Option<&Control>) -> bool {
+        let is_offered = |it: &Instance| control.is_none_or(|control| control.offers(&it.id));
+        self.current().is_some_and(is_offered)
+            && self.is_granted(claims)
+            && !self.reach.is_not_serving()
+    }
+
     fn member(&mut self, rule: Rule, now_ms: u64) -> Option<Member<'_>> {
         let state = self.state(rule, now_ms)?;
         let load = (state == State::Reporting).then(|| self.window.load(now_ms));
+        let state = if self.is_doubtful { State::Doubtful } else { state };
         Some(Member {
             instance: self.current()?,
             state,

@@ -2,12 +2,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::config::{StatusConfig, Unreachable};
+use crate::config::{GuardConfig, StatusConfig, Unreachable};
 use crate::model::{Report, Status};
 
 mod checks;
 mod clusters;
 mod control;
+mod guarded;
 mod in_band;
 mod restore;
 
@@ -21,9 +22,11 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// A gateway for the service `chat`, with these instances in its file.
+    /// A gateway for the service `chat`, with these instances in its file. What is lost
+    /// is believed, or one instance could not be looked at alone; see `guarded`.
     fn new(in_file: &[Instance]) -> Self {
-        let chat = ServiceConfig { instances: in_file.to_vec(), ..ServiceConfig::default() };
+        let guard = GuardConfig { max_loss: 100, ..GuardConfig::default() };
+        let chat = ServiceConfig { instances: in_file.to_vec(), guard, ..ServiceConfig::default() };
         let services = BTreeMap::from([("chat".to_owned(), chat)]);
         Self::with(Config { services, ..Config::default() })
     }
@@ -446,6 +449,8 @@ fn a_discovered_service_exists_as_long_as_it_has_instances() {
     let reading = fixture.registry.service("mail-1", fixture.now).unwrap();
     assert_eq!((reading.config, reading.members.len()), (&ServiceConfig::default(), 1));
     fixture.registry.take_dirty();
+    let drains = Instance { drain: true, ..instance("a", 1) };
+    fixture.put(&instance_key("mail-1", "a"), wire::encode_instance(&drains));
     fixture.delete(&instance_key("mail-1", "a"));
     assert!(fixture.registry.service("mail-1", fixture.now).is_none());
     assert_eq!(fixture.registry.take_dirty(), ["mail-1"]);

@@ -118,8 +118,14 @@ impl Script {
 
     /// Everything the watcher says in the first `span` of paused time.
     async fn events_within(&self, span: Duration) -> Vec<Event> {
+        self.events_asked(span, &Notify::new()).await
+    }
+
+    /// The same where somebody asks for audits.
+    async fn events_asked(&self, span: Duration, asks: &Notify) -> Vec<Event> {
         let (sender, mut receiver) = mpsc::channel(16);
-        let watcher = run(self.clone(), Timing::default(), SmallRng::seed_from_u64(7), sender);
+        let rng = SmallRng::seed_from_u64(7);
+        let watcher = run_asked(self.clone(), Timing::default(), rng, sender, asks);
         let deadline = Instant::now() + span;
         let mut events = vec![];
         let collect = async {
@@ -880,6 +886,34 @@ async fn an_audit_is_not_told_where_the_message_that_waits_breaks_the_stream() {
         assert_eq!(events, if is_good { &told[..] } else { &[] }, "{message:?}");
         assert_eq!(matches!(state, State::Failed { .. }), !is_good, "{message:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_audit_that_is_asked_for_is_made_at_once_or_when_there_is_a_stream() {
+    let script = Script::new([
+        connects(),
+        lists(10, &[("a", 3)]),
+        watches(lives(10)),
+        lists(i64::MAX, &[("a", 3)]),
+        lists(i64::MAX, &[("a", 3)]),
+    ]);
+    let asks = Notify::new();
+    asks.notify_one(); // before there is anything
+    let ask = async {
+        sleep(Duration::from_millis(101_500)).await;
+        asks.notify_one();
+        pending::<()>().await;
+    };
+    let events = tokio::select! {
+        events = script.events_asked(200 * SECOND, &asks) => events,
+        () = ask => unreachable!(),
+    };
+    assert_eq!(events.iter().filter(|event| **event == Event::Audit).count(), 2);
+    let times: Vec<_> = lists_of(&script).into_iter().map(|(at, _)| at).collect();
+    assert_eq!(times, [Duration::ZERO, Duration::ZERO, Duration::from_millis(101_500)]);
+    let changes = events.iter().filter(|event| matches!(event, Event::Put { .. })).count();
+    assert_eq!(changes, 3 + 50, "nothing of the stream is lost");
+    assert_eq!(script.times_of(&Call::Connect).len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
