@@ -60,7 +60,7 @@ pub fn run(config: &Config, store: impl Store, board: Board, mut stop: watch::Re
     let _logging = log::collect();
     let mut rests = Rests::new();
     loop {
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         let why = match run_once(config, &store, board, &mut stop) {
             Ok(Ok(End::Stopped)) => return,
             Ok(Ok(End::Ended)) => "ended, which it never should".to_owned(),

@@ -1,9 +1,10 @@
 //! How often the plugin's thread begins anew when it cannot go on.
 
 use std::any::Any;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// After the first time. Each further one that comes soon has twice the rest of the
 /// one before it, so that what comes back each time costs ever less.
@@ -53,7 +54,7 @@ pub(super) fn rest(stop: &watch::Receiver<bool>, rest: Duration) -> bool {
         if left.is_zero() {
             return false;
         }
-        std::thread::sleep(left.min(STEP));
+        std::thread::park_timeout(left.min(STEP));
     }
 }
 

@@ -13,9 +13,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use thiserror::Error;
+use tokio::time::Instant;
 
 use super::{MAX_LEN, Miss, Snapshot};
 use crate::clock::unix_ms;
@@ -226,7 +227,9 @@ impl Turn {
                 Err(TryLockError::WouldBlock) if begun.elapsed() > Self::PATIENCE => {
                     return Err(in_folder("lock", path, ErrorKind::ResourceBusy.into()));
                 }
-                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
+                Err(TryLockError::WouldBlock) => {
+                    std::thread::park_timeout(Duration::from_millis(5))
+                }
             }
         }
     }

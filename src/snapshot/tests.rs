@@ -413,7 +413,7 @@ fn while_another_process_renames_nothing_is_written_and_its_death_lets_the_next_
     let mut holder = std::process::Command::new("flock").args(hold).spawn().unwrap();
     let is_held = || fs::File::open(folder).unwrap().try_lock().is_err();
     while !is_held() {
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::park_timeout(Duration::from_millis(5));
     }
     let begun = Instant::now();
     let error = save(&place.path, as_of(2, &["a", "b"]), MINUTES, all).unwrap_err();
@@ -429,7 +429,7 @@ fn while_another_process_renames_nothing_is_written_and_its_death_lets_the_next_
     holder.wait().unwrap();
     std::process::Command::new("kill").args(["-9", sleeper.trim()]).status().unwrap();
     while is_held() {
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::park_timeout(Duration::from_millis(5));
     }
     assert!(place.save(as_of(3, &["a", "b"])).is_written);
 }
