@@ -67,6 +67,9 @@ sub traffic {
         }
     }) } 1 .. $clients;
     return sub {
+        # So long that each client has had some answers of how it is now, however busy
+        # this machine is.
+        get_anew('/') for 1 .. 200;
         my %count;
         for my $count (map { $_->() } @ends) {
             $count{$_} += $count->{$_} for keys %$count;
