@@ -117,6 +117,8 @@ struct Header {
     vouched_ms: AtomicU64,
     publish_errors: AtomicU64,
     view_errors: AtomicU64,
+    /// Times that the plugin's thread began anew.
+    restarts: AtomicU64,
     /// Slots at and past this one were never used.
     slots_used: AtomicU32,
     /// And rows.
@@ -323,6 +325,16 @@ impl Board {
     /// Counts a value that could not be stored.
     pub fn count_publish_error(&self) {
         self.layout.header.publish_errors.fetch_add(1, Relaxed);
+    }
+
+    /// Times that the plugin's thread began anew because it could not go on.
+    pub fn restarts(&self) -> u64 {
+        self.layout.header.restarts.load(Relaxed)
+    }
+
+    /// Counts one.
+    pub fn count_restart(&self) {
+        self.layout.header.restarts.fetch_add(1, Relaxed);
     }
 
     /// Values that a worker could not read.

@@ -8,32 +8,40 @@
 //! decides that, by what [`EtcdError`] says of itself.
 
 use std::fmt;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, GetResponse, Identity,
-    KvClient, LeaseClient, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions,
-    TlsOptions, Txn, TxnOp, WatchClient,
+    Client, Compare, CompareOp, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient,
+    LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp, WatchClient,
 };
 use tokio::time::timeout;
 use tonic::Code;
 
-use crate::config::{EtcdConfig, TlsConfig};
+use crate::config::EtcdConfig;
 
 mod error;
+mod files;
 mod source;
 mod tenure;
 
 use error::Cause;
 pub use error::EtcdError;
+use files::{Background, Contents, Files, Stamp};
 pub use source::{EtcdSource, EtcdWatch};
 pub use tenure::Tenure;
 
 /// Time for a TCP connection and the TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time to read the password and the certificates. On a network's file system that is
+/// away that takes for ever.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// For so long a look at the files keeps whoever looks waiting. One that takes longer is
+/// asked again the next time.
+const LOOK_LIMIT: Duration = Duration::from_millis(100);
 
 /// Time for the answer to a request that is small in both directions.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,16 +71,16 @@ const MAX_MESSAGE_BYTES: usize = 16 << 20;
 pub struct Connector {
     endpoints: Vec<String>,
     username: String,
-    password_file: String,
-    tls: TlsConfig,
+    files: Files,
     /// Connections asked for, which selects the endpoint.
     attempts: usize,
-    /// The files that the last connection was made with.
-    files: Vec<Stamp>,
+    /// As the files were for the last connection.
+    used: Vec<Stamp>,
+    /// And for the last attempt to make one.
+    tried: Vec<Stamp>,
+    reading: Background<Contents>,
+    look: Background<Vec<Stamp>>,
 }
-
-/// By which another content of a file shows; `None` if there is no such file.
-type Stamp = Option<(u64, u64, SystemTime)>;
 
 impl Connector {
     /// Reaches nothing yet.
@@ -80,10 +88,12 @@ impl Connector {
         Self {
             endpoints: config.endpoints.clone(),
             username: config.username.clone(),
-            password_file: config.password_file.clone(),
-            tls: config.tls.clone(),
+            files: Files::new(config),
             attempts: 0,
-            files: Vec::new(),
+            used: Vec::new(),
+            tried: Vec::new(),
+            reading: Background::default(),
+            look: Background::default(),
         }
     }
 
@@ -92,7 +102,7 @@ impl Connector {
     /// has a leader, and knows the user.
     ///
     /// The password and the PEM files are read each time, so that they can be
-    /// replaced at run time.
+    /// replaced at run time; a file system that hangs is given 5 s.
     pub async fn connect(&mut self) -> Result<Connection, EtcdError> {
         let index = self.attempts % self.endpoints.len().max(1);
         self.attempts = self.attempts.wrapping_add(1);
@@ -103,9 +113,7 @@ impl Connector {
             "" => "connect".to_owned(),
             user => format!("connect as {user:?}"),
         };
-        // Before they are read: what is written in between is newer.
-        let files = self.stamps();
-        let options = match self.options(&endpoint) {
+        let options = match self.options(&endpoint).await {
             Ok(options) => options,
             Err(cause) => return Err(EtcdError::new(action, &endpoint, cause)),
         };
@@ -113,7 +121,9 @@ impl Connector {
         // A user is authenticated here; everything else connects when used.
         let client = call(action, &endpoint, CONNECT_TIMEOUT + REQUEST_TIMEOUT, connecting).await?;
         let server = server(&client, &endpoint).await?;
-        self.files = files;
+        self.used.clone_from(&self.tried);
+        // It was at the files of the connection before.
+        self.look.forget();
         Ok(Connection {
             renewals: Arc::new(Renewals::of(&client, !self.username.is_empty())),
             kv: client.kv_client().max_decoding_message_size(MAX_MESSAGE_BYTES),
@@ -124,31 +134,34 @@ impl Connector {
         })
     }
 
-    /// Whether a file has changed since the last connection was made with it. Waits for
-    /// the file system, however long that takes.
-    pub fn is_outdated(&self) -> bool {
-        self.stamps() != self.files
+    /// Whether a file has changed since the last connection was made with it. Where the
+    /// file system does not say so within a tenth of a second: not that anybody knows, and
+    /// it is asked again the next time.
+    pub async fn is_outdated(&mut self) -> bool {
+        self.stamps().await.is_some_and(|stamps| stamps != self.used)
     }
 
-    /// Whether there is any that could.
-    fn has_files(&self) -> bool {
-        self.paths().next().is_some()
+    /// Whether a file has changed since the last attempt to connect, well or not, as
+    /// [`is_outdated`](Self::is_outdated) says it: to make one is worth it.
+    pub async fn has_untried_files(&mut self) -> bool {
+        self.stamps().await.is_some_and(|stamps| stamps != self.tried)
     }
 
-    fn paths(&self) -> impl Iterator<Item = &String> {
-        let TlsConfig { ca, cert, key } = &self.tls;
-        [&self.password_file, ca, cert, key].into_iter().filter(|path| !path.is_empty())
+    /// The last attempt does not count as one.
+    fn forget_attempt(&mut self) {
+        self.tried.clear();
     }
 
-    fn stamps(&self) -> Vec<Stamp> {
-        let stamp = |path: &String| {
-            let file = std::fs::metadata(path).ok()?;
-            Some((file.ino(), file.len(), file.modified().ok()?))
-        };
-        self.paths().map(stamp).collect()
+    /// `None` if they are not known now, or there are none.
+    async fn stamps(&mut self) -> Option<Vec<Stamp>> {
+        if !self.files.is_any() {
+            return None;
+        }
+        let files = self.files.clone();
+        self.look.within(LOOK_LIMIT, move || files.stamps()).await
     }
 
-    fn options(&self, endpoint: &str) -> Result<ConnectOptions, Cause> {
+    async fn options(&mut self, endpoint: &str) -> Result<ConnectOptions, Cause> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
@@ -157,32 +170,22 @@ impl Connector {
             // of a watch on which nothing happens.
             .with_require_leader(true)
             .with_auto_token_refresh(true);
+        let files = self.files.clone();
+        let contents = match self.files.is_any() {
+            true => self.reading.within(READ_TIMEOUT, move || files.read()).await,
+            false => Some(files.read()),
+        };
+        let Contents { stamps, password, tls } =
+            contents.ok_or(Cause::FilesTimeout(READ_TIMEOUT))?;
+        self.tried = stamps;
         if !self.username.is_empty() {
-            let password = String::from_utf8_lossy(&read(&self.password_file)?).into_owned();
-            options = options.with_user(&self.username, password.trim_end_matches(['\r', '\n']));
+            options = options.with_user(&self.username, password?);
         }
         if endpoint.starts_with("https://") {
-            options = options.with_tls(tls(&self.tls)?);
+            options = options.with_tls(tls?);
         }
         Ok(options)
     }
-}
-
-fn tls(config: &TlsConfig) -> Result<TlsOptions, Cause> {
-    let mut options = TlsOptions::new();
-    options = if config.ca.is_empty() {
-        options.with_native_roots()
-    } else {
-        options.ca_certificate(Certificate::from_pem(read(&config.ca)?))
-    };
-    if !config.cert.is_empty() {
-        options = options.identity(Identity::from_pem(read(&config.cert)?, read(&config.key)?));
-    }
-    Ok(options)
-}
-
-fn read(path: &str) -> Result<Vec<u8>, Cause> {
-    std::fs::read(path).map_err(|source| Cause::File { path: path.to_owned(), source })
 }
 
 /// Asks for the server's state, which is also the proof that the endpoint lives.

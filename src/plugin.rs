@@ -6,6 +6,7 @@ pub mod log;
 mod pace;
 mod refusal;
 mod relist;
+mod revival;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,6 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use self::ladders::Ladders;
 use self::pace::Pace;
 use self::relist::Relist;
+use self::revival::Rests;
 use crate::board::{self, Board, Budget, SourceState};
 use crate::check::doubts::{Probed, Prober};
 use crate::check::notices::{Announcer, Notices, Standing, Tenancy};
@@ -57,32 +59,36 @@ const EVENTS: usize = 1024;
 /// fall back at the earliest.
 const DISK_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Rest after a panic, so that one that repeats does not burn a core.
-const AFTER_PANIC: Duration = Duration::from_secs(1);
-
-/// Runs until `stop` turns true or its sender is gone. A panic is logged and
-/// everything starts anew, with what the shared dict holds still in force.
+/// Runs until `stop` turns true or its sender is gone. After a panic, or where the
+/// system has no descriptor or thread left, everything starts anew, with what the shared
+/// dict holds still in force: that is logged, counted on the board, and comes after a
+/// rest that is ever longer while it comes back.
 pub fn run(config: &Config, store: impl Store, board: Board, mut stop: watch::Receiver<bool>) {
     let _logging = log::collect();
-    for restarts in 0.. {
-        let attempt = AssertUnwindSafe(|| run_once(config, &store, board, &mut stop, restarts));
-        match catch_unwind(attempt) {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => tracing::error!("the plugin's thread cannot run: {error}"),
-            Err(_) => tracing::error!("the plugin's thread panicked; it starts anew"),
-        }
-        if rest(&mut stop) {
+    let mut rests = Rests::new();
+    loop {
+        let begun = Instant::now();
+        let why = match run_once(config, &store, board, &mut stop) {
+            Ok(Ok(End::Stopped)) => return,
+            Ok(Ok(End::Ended)) => "ended, which it never should".to_owned(),
+            Ok(Err(panic)) => format!("panicked: {}", revival::text_of(&*panic)),
+            Err(error) => format!("cannot run: {error}"),
+        };
+        board.count_restart();
+        let rest = rests.after(begun.elapsed());
+        tracing::error!("the plugin's thread {why}; it starts anew in {rest:?}");
+        if revival::rest(&stop, rest) {
             return;
         }
     }
 }
 
-/// Waits a while; true if it is time to stop.
-fn rest(stop: &mut watch::Receiver<bool>) -> bool {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
-        return true;
-    };
-    runtime.block_on(async { timeout(AFTER_PANIC, stopped(stop)).await.is_ok() })
+/// How the thread's work came to an end.
+enum End {
+    /// As it was told.
+    Stopped,
+    /// By itself.
+    Ended,
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
@@ -95,10 +101,9 @@ fn run_once(
     store: &impl Store,
     board: Board,
     stop: &mut watch::Receiver<bool>,
-    restarts: u32,
-) -> std::io::Result<()> {
+) -> std::io::Result<std::thread::Result<End>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let work = async {
         let (sender, events) = mpsc::channel(EVENTS);
         let source = EtcdSource::new(&config.etcd);
         let chance = SmallRng::try_from_rng(&mut SysRng);
@@ -116,18 +121,20 @@ fn run_once(
         let relists = (&asks, SmallRng::from_rng(&mut rng));
         let announcer = Announcer::new(tenure, notices, sender_of_tenancy, chance);
         let mut conductor =
-            Conductor::new(config, store, board, health, (checker, sharing), relists, restarts);
+            Conductor::new(config, store, board, health, (checker, sharing), relists);
         tokio::select! {
-            () = stopped(stop) => {}
-            () = watcher::run_asked(source, Timing::default(), rng, sender, &asks) => {}
-            () = conductor.conduct(events) => {}
-            () = refusal::serve(board) => {}
+            () = stopped(stop) => End::Stopped,
+            () = watcher::run_asked(source, Timing::default(), rng, sender, &asks) => End::Ended,
+            () = conductor.conduct(events) => End::Ended,
+            () = refusal::serve(board) => End::Ended,
             never = announcer.keep() => match never {},
         }
-    });
-    // A name look-up may still be under way on a thread of its own.
+    };
+    let end = catch_unwind(AssertUnwindSafe(|| runtime.block_on(work)));
+    // A name look-up, or a disk, may still be waited for on a thread of its own, which a
+    // runtime that a panic drops would wait for too.
     runtime.shutdown_background();
-    Ok(())
+    Ok(end)
 }
 
 /// The plugin's own state, published for `status()` and the metrics page.
@@ -144,8 +151,8 @@ pub struct Status {
     pub audits: audits::Figures,
     /// Records that were dropped, by reason.
     pub bad_records: BTreeMap<String, u64>,
-    /// Panics that the thread was started anew after.
-    pub restarts: u32,
+    /// Times that the thread began anew, after a panic for instance, since nginx's start.
+    pub restarts: u64,
     /// Of the file that a start without etcd begins with, if there is to be one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<snapshot::Report>,
@@ -214,7 +221,6 @@ struct Conductor<'a, S> {
     /// The mode that was logged last.
     mode: &'static str,
     ladders: Ladders,
-    restarts: u32,
     /// The last publishing error of each service, so that it is logged once.
     failing: HashMap<String, PublishError>,
     /// The retry budgets of the configured services.
@@ -230,7 +236,6 @@ impl<'a, S: Store> Conductor<'a, S> {
         health: Health,
         (checker, sharing): (Checker, Option<Sharing>),
         relists: (&'a Notify, SmallRng),
-        restarts: u32,
     ) -> Self {
         let now = Instant::now();
         let serves =
@@ -262,7 +267,6 @@ impl<'a, S: Store> Conductor<'a, S> {
             synced: false,
             mode: "",
             ladders: Ladders::new(board, serves, board::monotonic_ms()),
-            restarts,
             failing: HashMap::new(),
             budgets: config
                 .services
@@ -753,7 +757,7 @@ impl<'a, S: Store> Conductor<'a, S> {
                 .iter()
                 .map(|(reason, count)| ((*reason).to_owned(), *count))
                 .collect(),
-            restarts: self.restarts,
+            restarts: self.board.restarts(),
             snapshot: self.keeper.report(),
             checks: self.checker.figures(),
             guard: self.registry.guards().clone(),

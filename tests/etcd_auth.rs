@@ -328,11 +328,11 @@ async fn a_password_file_that_is_written_anew_is_used_at_once() {
 async fn a_connection_is_outdated_when_a_file_of_it_is_another_one() {
     let etcd = etcd_with_users(&[]).await;
     let mut connector = Connector::new(&user_config(&etcd, PASSWORD));
-    assert!(connector.connect().await.is_ok() && !connector.is_outdated());
+    assert!(connector.connect().await.is_ok() && !connector.is_outdated().await);
     user_config(&etcd, "wrong!");
-    assert!(connector.is_outdated());
+    assert!(connector.is_outdated().await);
     assert!(connector.connect().await.is_err());
-    assert!(connector.is_outdated(), "as long as there is none that was made with it");
+    assert!(connector.is_outdated().await, "as long as there is none that was made with it");
     user_config(&etcd, PASSWORD);
-    assert!(connector.connect().await.is_ok() && !connector.is_outdated());
+    assert!(connector.connect().await.is_ok() && !connector.is_outdated().await);
 }

@@ -95,7 +95,7 @@ impl Announcer {
     pub async fn keep(mut self) -> Infallible {
         loop {
             let Err(error) = self.session().await;
-            let is_outdated = self.tenure.is_outdated_by(&error);
+            let is_outdated = self.tenure.is_outdated_by(&error).await;
             self.failed(&error, error.is_auth_failure() && !is_outdated);
             if is_outdated {
                 continue;

@@ -27,6 +27,8 @@ pub(super) enum Cause {
     Client(etcd_client::Error),
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    #[error("the password and the certificates could not be read within {0:?}")]
+    FilesTimeout(Duration),
     #[error("cannot read {path:?}")]
     File { path: String, source: io::Error },
     #[error("the stream ended")]
@@ -70,7 +72,10 @@ impl EtcdError {
                 _ => status.message() == AUTH_STORE_IS_OLD,
             },
             Cause::Client(error) => matches!(error, etcd_client::Error::TransportError(_)),
-            Cause::Timeout(_) | Cause::StreamEnded | Cause::TornRevision => true,
+            Cause::Timeout(_)
+            | Cause::FilesTimeout(_)
+            | Cause::StreamEnded
+            | Cause::TornRevision => true,
             Cause::File { .. }
             | Cause::NoHeader
             | Cause::LeaseGone

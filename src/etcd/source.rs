@@ -1,11 +1,8 @@
 //! What the watcher follows: a range of etcd's keys.
 
 use std::ops::Range;
-use std::time::Duration;
 
 use etcd_client::{GetOptions, WatchOptions, WatchStream};
-use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::timeout;
 use tonic::Code;
 use xxhash_rust::xxh64::Xxh64;
 
@@ -16,17 +13,10 @@ use super::{
 use crate::config::EtcdConfig;
 use crate::watcher::{Change, Head, Message, Page, PageRequest, Record, Source, Watch};
 
-/// For so long a look at the files keeps the watch waiting. One that takes longer, as
-/// on a network's file system that is away, is asked again the next time.
-const LOOK_LIMIT: Duration = Duration::from_millis(100);
-
 /// A range of keys, for the watcher.
 pub struct EtcdSource {
     connector: Connector,
     connection: Option<Connection>,
-    /// A look at the connection's files that is under way, on a thread of its own:
-    /// one at a time.
-    look: Option<JoinHandle<bool>>,
     /// At least one, in the order of their keys; none overlaps another.
     ranges: Vec<Range<Vec<u8>>>,
     page_keys: i64,
@@ -57,7 +47,7 @@ impl EtcdSource {
 
     fn over(config: &EtcdConfig, ranges: Vec<Range<Vec<u8>>>) -> Self {
         let connector = Connector::new(config);
-        Self { connector, connection: None, look: None, ranges, page_keys: PAGE_KEYS }
+        Self { connector, connection: None, ranges, page_keys: PAGE_KEYS }
     }
 
     /// From the first of all ranges to the end of the last.
@@ -83,8 +73,6 @@ impl Source for EtcdSource {
 
     async fn connect(&mut self) -> Result<(), EtcdError> {
         self.connection = Some(self.connector.connect().await?);
-        // It was at the files of the connection before.
-        self.look = None;
         Ok(())
     }
 
@@ -104,17 +92,7 @@ impl Source for EtcdSource {
     }
 
     async fn is_outdated(&mut self) -> bool {
-        let connector = &self.connector;
-        if !connector.has_files() {
-            return false;
-        }
-        let look = self.look.get_or_insert_with(|| {
-            let connector = connector.clone();
-            spawn_blocking(move || connector.is_outdated())
-        });
-        let Ok(is_outdated) = timeout(LOOK_LIMIT, look).await else { return false };
-        self.look = None;
-        is_outdated.unwrap_or(false)
+        self.connector.is_outdated().await
     }
 
     async fn list(&mut self, page: PageRequest) -> Result<Page, EtcdError> {
@@ -300,10 +278,6 @@ fn change(kv: &etcd_client::KeyValue) -> Change {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
-    use tokio::time::Instant;
-
     use super::*;
     use crate::wire::Key;
 
@@ -337,30 +311,6 @@ mod tests {
         assert!(assembly.is_torn_by(&[]), "a sign of life is not the rest of it");
         assert!(assembly.is_torn_by(&changes(&[5])));
         assert!(!assembly.is_torn_by(&changes(&[6])));
-    }
-
-    #[test]
-    fn files_that_take_long_to_look_at_hold_nothing_up() {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = runtime.enable_all().max_blocking_threads(1).build().unwrap();
-        runtime.block_on(async {
-            // The one thread for files waits, as for a server that is away.
-            let (answer, answers) = mpsc::channel::<()>();
-            let hangs = spawn_blocking(move || answers.recv());
-            // No connection was made with this file yet.
-            let config =
-                EtcdConfig { password_file: "/dev/null".to_owned(), ..EtcdConfig::default() };
-            let mut source = EtcdSource::new(&config);
-            for _ in 0..2 {
-                assert!(!source.is_outdated().await);
-            }
-            drop(answer);
-            assert!(hangs.await.unwrap().is_err());
-            let begun = Instant::now();
-            while !source.is_outdated().await {
-                assert!(begun.elapsed() < Duration::from_secs(10), "it is found out at last");
-            }
-        });
     }
 
     #[test]

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use tokio::time::{sleep, timeout};
+
 use super::{Connection, Connector, EtcdError, LeaseId};
 use crate::config::EtcdConfig;
 
@@ -14,6 +16,9 @@ const RECONNECTS_PER_TTL: u32 = 10;
 
 /// Between tries of a user that etcd refuses: each costs it a password hash.
 const REFUSED_PAUSE: Duration = Duration::from_secs(10);
+
+/// Between looks at the files of a connection that was refused.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A lease that is to live as long as its holder.
 #[derive(Debug)]
@@ -60,10 +65,40 @@ impl Tenure {
     /// Whether etcd refused a user whose connection was made with a password, or a
     /// certificate, that was replaced since then: the next connection may well be
     /// taken, and can be made at once. True once for each connection.
-    pub fn is_outdated_by(&mut self, error: &EtcdError) -> bool {
+    pub async fn is_outdated_by(&mut self, error: &EtcdError) -> bool {
         error.is_auth_failure()
-            && self.connector.is_outdated()
+            && self.connector.is_outdated().await
             && std::mem::take(&mut self.is_connected)
+    }
+
+    /// A connection that is made with a password, or a certificate, that was replaced
+    /// since the last attempt; `None` if there is none. What the one before it was made
+    /// with may be good or bad: that one lives on. Takes no longer than a renewal may
+    /// wait.
+    ///
+    /// # Errors
+    /// As [`Connector::connect`]; then there is none until a file is replaced again.
+    pub async fn reconnect(&mut self) -> Result<Option<Connection>, EtcdError> {
+        if !self.connector.has_untried_files().await {
+            return Ok(None);
+        }
+        match timeout(self.renewal(), self.connector.connect()).await {
+            Ok(connected) => connected.map(Some),
+            // Who is slow is asked again. One that does not answer at all is told by the
+            // renewals.
+            Err(_) => {
+                self.connector.forget_attempt();
+                Ok(None)
+            }
+        }
+    }
+
+    /// Waits until a password, or a certificate, was replaced since the last attempt to
+    /// connect: the next one may well succeed.
+    pub async fn new_files(&mut self) {
+        while !self.connector.has_untried_files().await {
+            sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// Between tries, so that a lease's time has room for some of them.
@@ -115,27 +150,28 @@ mod tests {
         EtcdError::new("put a", "http://h:1", Cause::from(etcd_client::Error::GRpcStatus(status)))
     }
 
-    #[test]
-    fn who_is_refused_with_an_old_password_tries_the_new_one_once() {
+    #[tokio::test]
+    async fn who_is_refused_with_an_old_password_tries_the_new_one_once() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("password");
         std::fs::write(&file, "old").unwrap();
         let password_file = file.to_str().unwrap().to_owned();
-        let config = EtcdConfig { password_file, ..EtcdConfig::default() };
+        let username = "writer".to_owned();
+        let config = EtcdConfig { username, password_file, ..EtcdConfig::default() };
         let mut tenure = Tenure::new(&config, Duration::from_secs(3));
         let (auth, away) = (
             refused(Status::unauthenticated("invalid auth token")),
             refused(Status::unavailable("no leader")),
         );
-        assert!(!tenure.is_outdated_by(&auth), "it was never connected");
+        assert!(!tenure.is_outdated_by(&auth).await, "it was never connected");
 
-        tenure.connector.files = tenure.connector.stamps();
+        tenure.connector.used = tenure.connector.stamps().await.unwrap();
         tenure.is_connected = true;
-        assert!(!tenure.is_outdated_by(&auth), "nothing has changed");
+        assert!(!tenure.is_outdated_by(&auth).await, "nothing has changed");
         std::fs::write(&file, "another").unwrap();
-        assert!(!tenure.is_outdated_by(&away));
-        assert!(tenure.is_outdated_by(&auth));
-        assert!(!tenure.is_outdated_by(&auth), "it was no better");
+        assert!(!tenure.is_outdated_by(&away).await);
+        assert!(tenure.is_outdated_by(&auth).await);
+        assert!(!tenure.is_outdated_by(&auth).await, "it was no better");
     }
 
     #[test]

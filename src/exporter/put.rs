@@ -203,8 +203,15 @@ impl Registrar {
                 Err(err) => err,
             };
             self.health.failed(with_causes(&err));
+            if self.tenure.is_outdated_by(&err).await {
+                continue;
+            }
             let Some(pause) = self.tenure.pause_after(&err) else { continue };
-            if let Some(Closed) = rest(&mut told.failures, pause).await {
+            let rested = tokio::select! {
+                rested = rest(&mut told.failures, pause) => rested,
+                () = self.tenure.new_files() => None,
+            };
+            if let Some(Closed) = rested {
                 return self.leave_late().await;
             }
         }
@@ -213,7 +220,7 @@ impl Registrar {
     /// One connection's time. An error that says that a lease is gone is about
     /// the exporter's own.
     async fn session(&mut self, told: &mut Told) -> Result<Closed, EtcdError> {
-        let etcd = self.tenure.connect().await?;
+        let mut etcd = self.tenure.connect().await?;
         if !std::mem::replace(&mut self.has_checked, true) {
             warn_of_upkeep(&etcd, &self.exporters_prefix).await;
         }
@@ -232,7 +239,15 @@ impl Registrar {
             }
             tokio::select! {
                 _ = renewals.tick() => {
-                    shared = self.renew(&mut kept).await?;
+                    if let Some(newer) = self.newer_connection().await {
+                        etcd = newer;
+                        kept = Kept { own: etcd.keep_lease(lease).await?, shared: None };
+                        self.sessions.send_replace(Some(Session { etcd: etcd.clone(), lease }));
+                        // This has it kept alive over the same connection.
+                        shared = Shared::Missing;
+                    } else {
+                        shared = self.renew(&mut kept).await?;
+                    }
                     self.health.renewed(self.exporter.lease_ttl);
                 }
                 () = told.missing.notified() => {
@@ -253,6 +268,22 @@ impl Registrar {
                         return Ok(Closed);
                     }
                 },
+            }
+        }
+    }
+
+    /// A connection that is made with files that were replaced; the one before it serves
+    /// on where they are bad.
+    async fn newer_connection(&mut self) -> Option<Connection> {
+        match self.tenure.reconnect().await {
+            Ok(None) => None,
+            Ok(Some(etcd)) => {
+                tracing::info!("etcd's password or certificates are others, and are used");
+                Some(etcd)
+            }
+            Err(err) => {
+                tracing::warn!("what etcd's files hold now is of no use: {}", with_causes(&err));
+                None
             }
         }
     }

@@ -31,6 +31,10 @@ const CONNECTION_LIMIT: Duration = Duration::from_secs(5);
 /// more time than a request takes.
 const MAX_CONNECTIONS: usize = 64;
 
+/// What is read of a request before its headers have ended, in bytes. Of its body
+/// nothing is read.
+const MAX_HEAD: usize = 16 << 10;
+
 /// What the pages show.
 pub struct Pages {
     /// For `/metrics`.
@@ -49,7 +53,7 @@ pub async fn serve(mut listener: TcpListener, pages: Pages) -> Infallible {
         .with_state(Arc::new(pages));
     let service = TowerToHyperService::new(routes);
     let mut http = Builder::new(TokioExecutor::new()).http1_only();
-    http.http1().keep_alive(false);
+    http.http1().keep_alive(false).max_buf_size(MAX_HEAD);
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         // Its own errors are logged, and it is tried again.
@@ -176,6 +180,82 @@ mod tests {
         assert_eq!(reasons.len(), 2, "{reasons:?}");
         assert!(reasons[0].contains("expected within 3s"), "{reasons:?}");
         assert!(reasons[1].contains("failed to put"), "{reasons:?}");
+    }
+
+    /// Connects, sends this again and again until it is not taken any more, and returns
+    /// what was answered and how much was taken.
+    async fn answer_to_flood(addr: SocketAddr, head: &str, again: &[u8]) -> (String, usize) {
+        let stream = TcpStream::connect(addr).await.unwrap();
+        let (mut from, mut to) = stream.into_split();
+        to.write_all(head.as_bytes()).await.unwrap();
+        let mut taken = 0;
+        let flood = async {
+            while to.write_all(again).await.is_ok() {
+                taken += again.len();
+            }
+        };
+        let mut answer = Vec::new();
+        let reading = async {
+            // It ends with a reset where more was on its way.
+            let _ = from.read_to_end(&mut answer).await;
+        };
+        timeout(4 * CONNECTION_LIMIT, async { tokio::join!(flood, reading) }).await.unwrap();
+        (String::from_utf8_lossy(&answer).into_owned(), taken)
+    }
+
+    #[tokio::test]
+    async fn whatever_is_sent_is_given_up_after_16_kib_of_head_and_5_s() {
+        let addr = start().await;
+        let megabyte = vec![b'a'; 1 << 20];
+        // What the system takes for a peer that does not read any more.
+        let room = 64 << 20;
+        for head in ["GET /metrics HTTP/1.1\r\nHost: x\r\nX: ", "GET /", ""] {
+            let (answer, taken) = answer_to_flood(addr, head, &megabyte).await;
+            let is_refused =
+                ["400", "414", "431"].map(|code| answer.starts_with(&format!("HTTP/1.1 {code}")));
+            // A reset may take the answer with it.
+            assert!(is_refused.contains(&true) || answer.is_empty(), "{head:?}: {answer}");
+            assert!(taken < room, "{head:?}: {taken} bytes");
+        }
+        for (len, code) in [(MAX_HEAD / 2, "200"), (2 * MAX_HEAD, "431")] {
+            let long = "y".repeat(len);
+            let answer = answer(addr, &format!("GET /metrics HTTP/1.1\r\nX: {long}\r\n\r\n")).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {code}")), "{len}: {answer}");
+        }
+        let many = "X: y\r\n".repeat(1000);
+        let answer = answer(addr, &format!("GET /metrics HTTP/1.1\r\n{many}\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_body_is_not_read_and_nothing_but_get_and_head_is_answered() {
+        let addr = start().await;
+        let head = "GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000000\r\n\r\n";
+        let (answer_to_get, taken) = answer_to_flood(addr, head, &vec![b'a'; 1 << 20]).await;
+        assert!(answer_to_get.starts_with("HTTP/1.1 200") || answer_to_get.is_empty());
+        assert!(taken < 64 << 20, "{taken} bytes");
+        for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "BREW"] {
+            let text = format!("{method} /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+            let answer = answer(addr, &text).await;
+            assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+            assert!(answer.contains("allow: GET,HEAD"), "{answer}");
+        }
+        let head = answer(addr, "HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_sends_a_byte_now_and_then_has_no_more_time_than_others() {
+        let addr = start().await;
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let begun = Instant::now();
+        for byte in REQUEST.as_bytes().iter().cycle() {
+            if stream.write_all(&[*byte]).await.is_err() || begun.elapsed() > CONNECTION_LIMIT * 3 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        assert!(begun.elapsed() < CONNECTION_LIMIT * 2, "{:?}", begun.elapsed());
     }
 
     #[test]

@@ -505,8 +505,8 @@ impl Page {
             ),
             (
                 "thread_restarts",
-                "Panics that the plugin's thread went on after",
-                status.map_or(0, |status| status.restarts.into()),
+                "Times that the plugin's thread began anew, after a panic for instance",
+                board.restarts(),
             ),
         ];
         for (name, help, count) in counters {

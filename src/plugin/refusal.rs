@@ -59,9 +59,11 @@ pub async fn serve(board: Board) {
         listening.spawn(listen(board, reason, Arc::clone(&room)));
     }
     while let Some(ended) = listening.join_next().await {
-        if let Ok(Err(error)) = ended {
-            tracing::warn!("requests that nobody can take will get 500, not 503: {error}");
-        }
+        let error = match ended {
+            Ok(Err(error)) => error,
+            Err(error) => io::Error::other(error),
+        };
+        tracing::warn!("requests that nobody can take will get 500, not 503: {error}");
     }
     std::future::pending().await
 }
@@ -155,5 +157,35 @@ mod tests {
         let left = |reason| board.refusal_port(reason);
         tokio::task::yield_now().await; // the tasks end
         assert_eq!(Refusal::ALL.map(left), [None; 7]);
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_or_never_stops_is_in_the_way_for_a_second_and_no_longer() {
+        let board = Board::map_for_tests();
+        let asked = async {
+            while board.refusal_port(Refusal::NoInstance).is_none() {
+                tokio::task::yield_now().await;
+            }
+            let port = board.refusal_port(Refusal::NoInstance).unwrap();
+            let mut idle = Vec::new();
+            for _ in 0..CONVERSATIONS {
+                idle.push(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap());
+            }
+            let mut flood = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+            let flooding = async { while flood.write_all(&[b'a'; 65536]).await.is_ok() {} };
+            // The ends of all of them.
+            let ends = async {
+                for stream in &mut idle {
+                    let mut rest = Vec::new();
+                    let _ = stream.read_to_end(&mut rest).await;
+                    assert!(rest.is_empty());
+                }
+            };
+            let limit = 20 * PATIENCE;
+            timeout(limit, async { tokio::join!(flooding, ends) }).await.expect("they are ended");
+            let answer = timeout(limit, ask(board, Refusal::NoInstance)).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        };
+        tokio::select! { () = asked => {}, () = serve(board) => unreachable!() };
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! A new one is written beside them under a name of its own, brought to the disk, and
 //! then renamed, so that at each moment one of the two names is a whole file, whoever
-//! is killed and however many processes write. A file that is no snapshot is not
+//! is killed and however many processes write: between the last look and the rename a
+//! process has the folder to itself. A file that is no snapshot is not
 //! overwritten: it becomes `PATH.bad`. One that says something later is left: a thread
 //! that has ended, or an old worker, may wait for its disk longer than its successor.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::time::Instant;
 
 use super::{MAX_LEN, Miss, Snapshot};
 use crate::clock::unix_ms;
@@ -164,7 +166,8 @@ impl<'a> Draft<'a> {
     }
 
     pub(super) fn put_in_place(self) -> Result<Saved, SaveError> {
-        self.replace().inspect_err(|_| self.remove())
+        let turn = Turn::take(self.path);
+        turn.and_then(|_turn| self.replace()).inspect_err(|_| self.remove())
     }
 
     fn replace(&self) -> Result<Saved, SaveError> {
@@ -198,6 +201,37 @@ impl<'a> Draft<'a> {
     fn remove(&self) {
         // What cannot be removed is removed later.
         let _ = fs::remove_file(&self.new);
+    }
+}
+
+/// Between the look at what is there and the rename no other process renames: a lock on
+/// the folder, which ends with its holder, however that one ends. Nothing is left behind,
+/// and a file system that has no such locks does without.
+struct Turn {
+    _folder: Option<File>,
+}
+
+impl Turn {
+    /// Renames take a moment. Who takes longer hangs, and is not waited for.
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    fn take(path: &Path) -> Result<Self, SaveError> {
+        let folder = path.parent().unwrap_or(path);
+        let opened = File::open(folder);
+        let file = opened.map_err(|source| in_folder("open", path, source))?;
+        let begun = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { _folder: Some(file) }),
+                Err(TryLockError::Error(_)) => return Ok(Self { _folder: None }),
+                Err(TryLockError::WouldBlock) if begun.elapsed() > Self::PATIENCE => {
+                    return Err(in_folder("lock", path, ErrorKind::ResourceBusy.into()));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    std::thread::park_timeout(Duration::from_millis(5))
+                }
+            }
+        }
     }
 }
 

@@ -404,6 +404,56 @@ fn who_waited_for_the_disk_does_not_overwrite_what_a_later_one_wrote() {
 }
 
 #[test]
+fn while_another_process_renames_nothing_is_written_and_its_death_lets_the_next_one() {
+    let place = Place::new();
+    place.save(as_of(1, &["a"]));
+    let folder = place.path.parent().unwrap();
+    // Whoever holds the lock ends with its process, and so does the lock.
+    let hold = ["--exclusive", folder.to_str().unwrap(), "sleep", "600"];
+    let mut holder = std::process::Command::new("flock").args(hold).spawn().unwrap();
+    let is_held = || fs::File::open(folder).unwrap().try_lock().is_err();
+    while !is_held() {
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    let begun = Instant::now();
+    let error = save(&place.path, as_of(2, &["a", "b"]), MINUTES, all).unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(error.to_string().starts_with("failed to lock "), "{error}");
+    assert_eq!((error.reason(), place.serves().0), ("failed", serving(&["a"])));
+    assert_eq!(place.names(), ["snapshot"], "and nothing is left behind");
+
+    // The command that it runs has the lock too.
+    let sleeper = format!("/proc/{0}/task/{0}/children", holder.id());
+    let sleeper = fs::read_to_string(sleeper).unwrap();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    std::process::Command::new("kill").args(["-9", sleeper.trim()]).status().unwrap();
+    while is_held() {
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    assert!(place.save(as_of(3, &["a", "b"])).is_written);
+}
+
+#[test]
+fn of_many_who_write_at_once_the_latest_stays() {
+    let place = Place::new();
+    let next = std::sync::atomic::AtomicU64::new(1);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let n = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let saved = save(&place.path, as_of(n, &["a"]), MINUTES, all).unwrap();
+                    let there = place.load().found.unwrap().1.as_of_ms;
+                    assert!(there >= n.max(saved.as_of_ms), "{there} after {n}");
+                }
+            });
+        }
+    });
+    assert_eq!(place.load().found.unwrap().1.as_of_ms, 200);
+}
+
+#[test]
 fn a_file_of_the_time_to_come_says_that_the_clock_was_put_back_and_gives_way() {
     let place = Place::new();
     let now_ms = unix_ms();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::support::wire::Wire;
 use crate::support::{Etcd, wait_until};
+use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
@@ -47,6 +48,44 @@ async fn it_ends_with_0_within_2_s_also_while_etcd_is_dead_or_frozen() {
         assert_eq!(code, Some(0));
         assert!(took < Duration::from_secs(2), "it took {took:?}");
     }
+}
+
+#[tokio::test]
+async fn a_password_that_is_replaced_is_used_by_the_writer_too_and_a_wrong_one_costs_nothing() {
+    let etcd = Etcd::start().await;
+    etcd.admit("writer", "first-password", "/ipconfig/", "/ipconfig0");
+    let (_, addr) = Service::start(Manner::Answers).await;
+    let password = etcd.dir().join("writer-password");
+    std::fs::write(&password, "first-password\n").unwrap();
+    let mut config = config(&etcd.endpoint(), &[addr]);
+    config["etcd"]["username"] = json!("writer");
+    config["etcd"]["password_file"] = json!(password.to_str().unwrap());
+    let exporter = Exporter::start(&config);
+    let logged = async |text: &str| std::fs::read_to_string(&exporter.log).unwrap().contains(text);
+    let puts = async || exporter.metric("ipconfig_exporter_etcd_puts_total").await;
+    wait_until("it writes", PATIENCE, async || logged("writing into etcd").await).await;
+    let goes_on = async || {
+        let before = puts().await;
+        wait_until("it writes on", PATIENCE, async || puts().await > before + 3.0).await;
+    };
+    goes_on().await;
+
+    std::fs::write(&password, "a wrong one\n").unwrap();
+    let is_refused = async || logged("what etcd's files hold now is of no use").await;
+    wait_until("it is tried", PATIENCE, is_refused).await;
+    goes_on().await;
+    sleep(LEASE_TTL).await;
+    let log = std::fs::read_to_string(&exporter.log).unwrap();
+    assert_eq!(log.matches("is of no use").count(), 1, "it is tried once: {log}");
+
+    // A user whose password changes loses its tokens: what was connected is refused.
+    std::fs::write(&password, "second-password\n").unwrap();
+    etcd.change_password("writer", "second-password");
+    goes_on().await;
+    sleep(LEASE_TTL).await;
+    goes_on().await;
+    let grants = exporter.metric("ipconfig_exporter_lease_grants_total").await;
+    assert_eq!(grants, 1.0, "nothing of what it had written was gone");
 }
 
 #[tokio::test]

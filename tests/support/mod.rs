@@ -312,6 +312,23 @@ impl Etcd {
         }
     }
 
+    /// Gives a user whom [`admit`](Self::admit) let in another password, with which it
+    /// loses its tokens.
+    pub fn change_password(&self, user: &str, password: &str) {
+        let mut child = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.endpoint(), "--user", "root:rootpw"])
+            .args(["user", "passwd", user, "--interactive=false"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("etcdctl can be run");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        std::io::Write::write_all(&mut stdin, format!("{password}\n").as_bytes()).unwrap();
+        drop(stdin);
+        assert!(child.wait().unwrap().success(), "etcdctl user passwd");
+    }
+
     fn running(&self) -> &Process {
         self.process.as_ref().expect("etcd was killed")
     }

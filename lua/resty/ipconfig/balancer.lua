@@ -96,7 +96,10 @@ local function due_line(service)
     end
 
     line.count = line.count + 1
-    if now() - line.at < 1 then
+
+    -- below 0 the clock was put back
+    local age = now() - line.at
+    if age >= 0 and age < 1 then
         return 0
     end
 

@@ -269,8 +269,12 @@ end
 -- so it is looked at again only after a while, and decoded when it is another.
 local function ranked(service, dict)
     local known = rankings[service]
-    if known and now() - known.checked_at < RECHECK then
-        return known.candidates
+    if known then
+        -- below 0 the clock was put back
+        local age = now() - known.checked_at
+        if age >= 0 and age < RECHECK then
+            return known.candidates
+        end
     end
 
     local value = dict:get("instances:" .. service)
