@@ -663,9 +663,12 @@ my ($pid) = worker_pids();
 my $open = sub { scalar(() = glob "/proc/$pid/fd/*") };
 hold(60);
 await('they are all taken', sub { $open->() >= 62 });
-fault('panic-once');
-in_log(qr/thread panicked/);
-# What it held is taken by connections that waited.
+fault('panic');
+in_log(qr/it starts anew in 2s/);
+# What it held is taken by others while it rests.
+hold(40);
+await('they are all taken again', sub { $open->() >= 62 });
+mend('panic');
 in_log(qr/thread cannot run: Too many open files|requests that nobody can take will get 500, not 503: Too many open files/);
 let_go();
 await('there are some', sub { $open->() < 50 });

@@ -409,8 +409,11 @@ fn while_another_process_renames_nothing_is_written_and_its_death_lets_the_next_
     place.save(as_of(1, &["a"]));
     let folder = place.path.parent().unwrap();
     // Whoever holds the lock ends with its process, and so does the lock.
-    let hold = ["--exclusive", folder.to_str().unwrap(), "sleep", "600"];
-    let mut holder = std::process::Command::new("flock").args(hold).spawn().unwrap();
+    let hold = ["--exclusive", folder.to_str().unwrap(), "sleep", "60"];
+    let mut holder = std::process::Command::new("flock");
+    // It may outlive a test that fails, and is to hold up nobody who reads our output.
+    holder.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut holder = holder.args(hold).spawn().unwrap();
     let is_held = || fs::File::open(folder).unwrap().try_lock().is_err();
     while !is_held() {
         std::thread::park_timeout(Duration::from_millis(5));
