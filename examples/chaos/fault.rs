@@ -10,11 +10,11 @@ use rand::{Rng, RngExt};
 use rustix::process::Signal;
 use serde::Serialize;
 use serde_json::{Map, json};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::failure::Failure;
 use crate::host::send;
-use crate::stage::{PATIENCE, SERVICES, Stage, TTL};
+use crate::stage::{Instance, PATIENCE, SERVICES, Stage, TTL};
 use crate::support::wire::Weather;
 use crate::wait::until;
 
@@ -30,8 +30,12 @@ pub enum Kind {
     EtcdRestart,
     /// all data deleted, as if it had never been; who is there registers again
     EtcdWipe,
-    /// stopped for longer than the leases last: it forgets all who could not renew
+    /// as etcd-wipe, and nobody registers again for a while: all are gone at once
+    EtcdWipeSilent,
+    /// stopped for longer than the leases last
     EtcdPauseLeases,
+    /// SIGSTOP of all who keep registrations, until all of these have expired at once
+    RegistrarsPause,
     /// the ways cut, changes, a compaction of what was not seen yet
     Compaction,
     /// kill -9 of the leader of three
@@ -88,7 +92,7 @@ impl Kind {
     /// Whether it is of use with so many members of etcd.
     pub fn suits(self, members: usize) -> bool {
         match self {
-            Self::EtcdWipe => members == 1,
+            Self::EtcdWipe | Self::EtcdWipeSilent => members == 1,
             Self::LeaderKill | Self::QuorumLoss => members > 1,
             _ => true,
         }
@@ -142,6 +146,8 @@ impl Draw {
 pub struct Seen {
     /// Until no gateway offered what was gone.
     pub out: Option<Duration>,
+    /// When the harm was done that ends by itself.
+    pub undone: Option<Instant>,
     /// What did not happen that should.
     pub missed: Option<String>,
 }
@@ -173,6 +179,18 @@ pub async fn play(kind: Kind, draw: &Draw, stage: &mut Stage) -> Result<Seen, Fa
             stage.etcd.iter_mut().for_each(|etcd| etcd.wipe());
             sleep(hold).await;
             restart_etcd(stage).await;
+        }
+        Kind::EtcdWipeSilent => {
+            signal_registrars(stage, Signal::STOP);
+            stage.etcd.iter_mut().for_each(|etcd| etcd.wipe());
+            restart_etcd(stage).await;
+            sleep(hold).await;
+            signal_registrars(stage, Signal::CONT);
+        }
+        Kind::RegistrarsPause => {
+            signal_registrars(stage, Signal::STOP);
+            sleep(TTL + Duration::from_millis(1500)).await;
+            signal_registrars(stage, Signal::CONT);
         }
         Kind::Compaction => {
             set_ways(stage, draw, Weather::Cut);
@@ -207,7 +225,8 @@ pub async fn play(kind: Kind, draw: &Draw, stage: &mut Stage) -> Result<Seen, Fa
                 _ => Weather::Slow(Duration::from_millis(50 + number % 250)),
             };
             set_ways(stage, draw, weather);
-            sleep(hold).await;
+            // A silence is noticed after some ten seconds.
+            sleep(if kind == Kind::WireStall { hold * 3 } else { hold }).await;
             set_ways(stage, draw, Weather::Fair);
         }
         Kind::WireGarble => {
@@ -271,7 +290,10 @@ pub async fn play(kind: Kind, draw: &Draw, stage: &mut Stage) -> Result<Seen, Fa
                 _ => host.worker_zero(),
             };
             match worker {
-                Some(worker) => host.kill_worker(worker),
+                Some(worker) => {
+                    seen.undone = Some(Instant::now());
+                    host.kill_worker(worker).await;
+                }
                 None => seen.missed = Some("there was no worker to kill".into()),
             }
         }
@@ -286,12 +308,12 @@ pub async fn play(kind: Kind, draw: &Draw, stage: &mut Stage) -> Result<Seen, Fa
         }
         Kind::HupStorm => {
             for _ in 0..3 {
-                stage.hosts[host].reload_at_once();
+                stage.hosts[host].reload();
                 sleep(Duration::from_secs(2)).await;
             }
         }
         Kind::Upgrade => {
-            if !stage.hosts[host].upgrade().await {
+            if !stage.hosts[host].upgrade(hold.min(Duration::from_secs(1))).await {
                 seen.missed = Some("the upgrade did not come to its end".into());
             }
         }
@@ -311,6 +333,13 @@ pub async fn play(kind: Kind, draw: &Draw, stage: &mut Stage) -> Result<Seen, Fa
         Kind::Garbage => garbage(stage, draw).await?,
     }
     Ok(seen)
+}
+
+fn signal_registrars(stage: &Stage, signal: Signal) {
+    let registrars = stage.instances.iter().filter_map(Instance::registrar);
+    registrars.for_each(|pid| {
+        send(pid, signal);
+    });
 }
 
 async fn note_out(stage: &Stage, instance: usize, seen: &mut Seen) {
@@ -340,7 +369,8 @@ fn set_ways(stage: &Stage, draw: &Draw, weather: Weather) {
     hit.flat_map(|(_, host)| &host.wires).for_each(|wire| wire.set(weather));
 }
 
-async fn compact(stage: &Stage) -> Result<(), Failure> {
+/// Compacts all that is past.
+pub async fn compact(stage: &Stage) -> Result<(), Failure> {
     stage
         .with_etcd("compact", async |mut client: Client| {
             let answer = client.get("none", None).await?;
@@ -390,11 +420,7 @@ async fn leader(stage: &Stage) -> Option<usize> {
 
 /// Kills worker 0 a moment after a change that it publishes: 0 to 5 ms, which is
 /// before, amid and after that.
-async fn publish_and_kill(
-    stage: &mut Stage,
-    draw: &Draw,
-    seen: &mut Seen,
-) -> Result<(), Failure> {
+async fn publish_and_kill(stage: &mut Stage, draw: &Draw, seen: &mut Seen) -> Result<(), Failure> {
     let service = SERVICES[0];
     for round in 0..3 {
         let members = stage.instances.iter().filter(|instance| instance.service == service);
@@ -406,7 +432,10 @@ async fn publish_and_kill(
         sleep(Duration::from_micros((draw.number >> (8 * round)) % 5000)).await;
         let host = &stage.hosts[draw.host];
         match host.worker_zero() {
-            Some(worker) => host.kill_worker(worker),
+            Some(worker) => {
+                seen.undone = Some(Instant::now());
+                host.kill_worker(worker).await;
+            }
             None => seen.missed = Some("there was no worker 0 to kill".into()),
         }
         // The next one is killed as soon as there is one.
@@ -468,4 +497,3 @@ fn nonsense(rng: &mut SmallRng) -> Vec<u8> {
     rng.fill_bytes(&mut bytes);
     bytes
 }
-

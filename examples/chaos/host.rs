@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use rustix::process::{
 };
 use serde::Deserialize;
 use tokio::process::Command;
+use tokio::time::sleep;
 
 use crate::failure::{Context, Failure};
 use crate::gateway;
@@ -195,11 +196,12 @@ impl Host {
         self.workers().len() == WORKERS && self.worker_zero().is_some()
     }
 
-    /// Sends a worker SIGKILL.
-    pub fn kill_worker(&self, pid: u32) {
+    /// Sends a worker SIGKILL, and returns when it is no more.
+    pub async fn kill_worker(&self, pid: u32) {
         // First: the traffic may see the connection break at once.
         self.fates.killed.lock().insert(pid);
         send(pid, Signal::KILL);
+        until(Duration::from_secs(10), async || !self.workers().contains(&pid)).await;
     }
 
     /// Kills all of its processes at once.
@@ -210,35 +212,26 @@ impl Host {
         let _ = until(Duration::from_secs(10), async || self.is_gone()).await;
     }
 
-    /// Starts new workers in place of those that it has, and returns when they serve.
-    pub async fn reload(&self) -> bool {
-        let old = self.retire();
-        self.master().is_some_and(|master| send(master, Signal::HUP))
-            && until(Duration::from_secs(30), async || {
-                self.is_complete() && self.workers().iter().all(|pid| !old.contains(pid))
-            })
-            .await
-    }
-
-    /// As [`reload`](Self::reload), without waiting for it.
-    pub fn reload_at_once(&self) {
-        self.retire();
+    /// Tells it to start new workers in place of those that it has, and waits for
+    /// nothing.
+    pub fn reload(&self) {
+        self.fates.retired.lock().extend(self.workers());
         if let Some(master) = self.master() {
             send(master, Signal::HUP);
         }
     }
 
-    /// A binary upgrade to the same binary: USR2, then WINCH and QUIT for the old one.
-    /// Whether it came to its end.
-    pub async fn upgrade(&self) -> bool {
+    /// A binary upgrade to the same binary: USR2, for so long workers of both, then WINCH
+    /// and QUIT for the old one. Whether it came to its end.
+    pub async fn upgrade(&self, both: Duration) -> bool {
         let limit = Duration::from_secs(30);
         let Some(old) = self.master() else { return false };
         send(old, Signal::USR2);
         let is_new = async || self.master().is_some_and(|master| master != old);
-        // Until WINCH, workers of both serve.
         if !until(limit, is_new).await || !until(limit, async || self.is_complete()).await {
             return false;
         }
+        sleep(both).await;
         self.retire_children_of(old);
         send(old, Signal::WINCH);
         let are_gone = async || {
@@ -254,12 +247,6 @@ impl Host {
             !is_there(old)
         })
         .await
-    }
-
-    fn retire(&self) -> Vec<u32> {
-        let workers = self.workers();
-        self.fates.retired.lock().extend(&workers);
-        workers
     }
 
     fn retire_children_of(&self, master: u32) {
@@ -302,11 +289,6 @@ impl Host {
 
     fn log(&self) -> String {
         fs::read_to_string(self.folder.join("nginx.log")).unwrap_or_default()
-    }
-
-    /// Where its files are.
-    pub fn folder(&self) -> &Path {
-        &self.folder
     }
 
     /// Asks it to end, and kills what is left of it.

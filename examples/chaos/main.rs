@@ -20,6 +20,7 @@
 #[allow(dead_code, reason = "a part of it is for the demo")]
 mod failure;
 mod fault;
+mod files;
 #[path = "../demo/gateway.rs"]
 #[allow(dead_code, reason = "a part of it is for the demo")]
 mod gateway;
@@ -30,6 +31,7 @@ mod parts;
 #[path = "../demo/programs.rs"]
 mod programs;
 mod report;
+mod soak;
 mod stage;
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -47,7 +49,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand, ValueEnum};
 use rand::rngs::{SmallRng, SysRng};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -81,10 +83,22 @@ struct Args {
     /// Where every fault is written.
     #[arg(long, env = "CHAOS_JSON", default_value = "target/chaos.json")]
     json: PathBuf,
+    #[command(subcommand)]
+    command: Option<Other>,
+}
+
+/// What else there is to do with the parts.
+#[derive(Subcommand)]
+enum Other {
+    /// Hours of coming and going, and what every process grows by
+    Soak(soak::Soak),
 }
 
 /// How long an act lasts at least that has the time for one round.
 const LEAST: Duration = Duration::from_secs(30);
+
+/// For how long after all is right again requests count for a fault.
+const AFTERMATH: Duration = Duration::from_secs(1);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -130,8 +144,16 @@ async fn interrupted() -> &'static str {
     }
 }
 
-/// Plays all acts; whether everything was survived.
+/// Does what was asked for; whether all was well.
 async fn run(args: &Args, folder: &Path) -> Result<bool, Failure> {
+    match &args.command {
+        Some(Other::Soak(soak)) => soak::run(soak, folder).await,
+        None => play(args, folder).await,
+    }
+}
+
+/// Plays all acts; whether everything was survived.
+async fn play(args: &Args, folder: &Path) -> Result<bool, Failure> {
     let seed = match args.seed {
         Some(seed) => seed,
         None => {
@@ -209,7 +231,6 @@ async fn act(
 
 /// Each kind once, in an order drawn.
 fn round(args: &Args, members: usize, rng: &mut SmallRng) -> Vec<Kind> {
-    use clap::ValueEnum;
     let all = match (&args.kinds[..], args.short) {
         ([], true) => &Kind::SHORT[..],
         ([], false) => Kind::value_variants(),
@@ -232,8 +253,10 @@ async fn one(
 ) -> Result<Fault, Failure> {
     let at = Instant::now();
     let seen = fault::play(kind, draw, stage).await?;
-    let undone = Instant::now();
+    let undone = seen.undone.unwrap_or_else(Instant::now);
     let right = stage.right(undone).await;
+    // What it leaves behind may show a moment later.
+    sleep(AFTERMATH).await;
     let millis = |it: Duration| it.as_millis() as u64;
     Ok(Fault {
         number,

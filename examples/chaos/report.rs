@@ -61,8 +61,19 @@ impl Report {
             by_kind.entry(fault.kind).or_default().push(fault);
         }
         let mut table = Table::new(&[
-            "fault", "times", "requests", "avoidable", "lost", "reconnected", "moved on", "out s",
-            "max", "right s", "max", "slowest s", "equal",
+            "fault",
+            "times",
+            "requests",
+            "avoidable",
+            "lost",
+            "reconnected",
+            "moved on",
+            "out s",
+            "max",
+            "right s",
+            "max",
+            "slowest s",
+            "equal",
         ]);
         for (kind, faults) in &by_kind {
             table.row(row(&name(*kind), faults));

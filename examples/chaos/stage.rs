@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::failure::{Context, Failure};
+use crate::files::{config_of, locations};
 use crate::gateway;
 use crate::host::{Host, children_of, send};
 use crate::parts::Part;
@@ -34,7 +35,7 @@ pub const WORKER: &str = "/worker";
 pub const SERVICES: [&str; 2] = ["chat", "mail"];
 
 /// A service without requests: a key of it tells whether gateways follow etcd.
-const PROBE: &str = "probe";
+pub const PROBE: &str = "probe";
 
 /// A service without requests, whose instances come and go.
 pub const CHURN: &str = "churn";
@@ -80,7 +81,7 @@ pub struct Instance {
     pub id: String,
     pub addr: SocketAddr,
     pub status: SocketAddr,
-    registers: bool,
+    pub registers: bool,
     programs: (PathBuf, PathBuf),
     endpoints: String,
     part: Option<Part>,
@@ -453,6 +454,11 @@ impl Instance {
         if self.registers { children_of(pid).first().copied() } else { Some(pid) }
     }
 
+    /// Who keeps its registration, if that is a process of its own.
+    pub fn registrar(&self) -> Option<u32> {
+        self.part.as_ref().filter(|_| self.registers).map(Part::id)
+    }
+
     fn kill(&mut self) {
         let process = self.process();
         if let Some(mut part) = self.part.take() {
@@ -477,63 +483,6 @@ fn local(port: u16) -> SocketAddr {
 /// The next address after the one with this port; nobody is there.
 fn probe(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), port + 1))
-}
-
-/// What leads to the services, and to who answers.
-fn locations() -> String {
-    let services = SERVICES.map(|service| {
-        format!(
-            r#"
-        location /{service}/ {{
-            set $ipconfig_service {service};
-            proxy_pass http://ipconfig/;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_next_upstream error timeout http_500 http_502 http_503 http_504;
-            proxy_connect_timeout 2s;
-            proxy_read_timeout 3s;
-            add_header {TRIED} $upstream_addr always;
-        }}
-"#
-        )
-    });
-    services.concat() + &format!("        location = {WORKER} {{ return 200 $pid; }}\n")
-}
-
-/// The configuration of a gateway or an exporter.
-fn config_of(
-    id: &str,
-    endpoints: &[String],
-    instances: &[Instance],
-    interval: &str,
-    listen: SocketAddr,
-    folder: &Path,
-) -> String {
-    let named = instances.iter().filter(|instance| !instance.registers).map(|instance| {
-        let status = format!("grpc://{}", instance.status);
-        json!({ "id": instance.id, "addr": instance.addr, "status": status })
-    });
-    // An ejection that ends within the time of a fault.
-    let health = json!({ "base_ejection": "1s", "max_ejection": "3s" });
-    let config = json!({
-        "etcd": { "endpoints": endpoints },
-        "gateway": { "id": id },
-        "discover": [PROBE, CHURN],
-        "fallback": { "after": "2s" },
-        "snapshot": { "path": folder.join(format!("{id}.snapshot")) },
-        "services": {
-            SERVICES[0]: { "health": health },
-            SERVICES[1]: { "health": health, "instances": named.collect::<Vec<_>>() },
-        },
-        "exporter": {
-            "id": id,
-            "interval": interval,
-            "timeout": "400ms",
-            "listen": listen,
-            "lease_ttl": "5s",
-        },
-    });
-    format!("{config:#}\n")
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Failure> {

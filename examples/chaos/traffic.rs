@@ -187,7 +187,7 @@ impl Shared {
                     tries += 1;
                 }
                 Err(error) => {
-                    let why = format!("connecting, {tries} tries: {error}");
+                    let why = format!("connecting, {tries} tries: {error:?}");
                     return Err(Broken { worker: None, why });
                 }
             }
@@ -249,7 +249,7 @@ impl Pool {
                 Ok(answer.map(drop))
             }
             Err(error) => {
-                let why = format!("worker {}: {error}", connection.worker);
+                let why = format!("worker {}: {error:?}", connection.worker);
                 Err(Broken { worker, why })
             }
         }
