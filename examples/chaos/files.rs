@@ -66,7 +66,7 @@ pub fn config_of(
             "interval": interval,
             "timeout": "400ms",
             "listen": listen,
-            "lease_ttl": "5s",
+            "lease_ttl": "10s",
         },
     });
     format!("{config:#}\n")

@@ -60,6 +60,9 @@ struct Sample {
     rss_kib: f64,
     /// Resident, shared pages by the part that is its own.
     pss_kib: f64,
+    /// Of no file: what the process itself allocated. Unlike the others it does not
+    /// move as other processes come and go that share a page.
+    anonymous_kib: f64,
     files: f64,
 }
 
@@ -201,6 +204,7 @@ fn sample(stage: &Stage, begun: Instant, processes: &mut BTreeMap<String, Vec<Sa
                 at_s: begun.elapsed().as_secs_f64(),
                 rss_kib: kib("Rss:")?,
                 pss_kib: kib("Pss:")?,
+                anonymous_kib: kib("Anonymous:")?,
                 files: fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as f64,
             })
         });
@@ -239,6 +243,9 @@ fn print(measured: &Measured) {
             mib(first.rss_kib),
             mib(last.rss_kib),
             slope(|it| it.rss_kib),
+            mib(first.anonymous_kib),
+            mib(last.anonymous_kib),
+            slope(|it| it.anonymous_kib),
             mib(first.pss_kib),
             mib(last.pss_kib),
             slope(|it| it.pss_kib),

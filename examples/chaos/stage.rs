@@ -43,8 +43,9 @@ pub const CHURN: &str = "churn";
 /// Instances of each of [`SERVICES`].
 const SIZES: [usize; 2] = [5, 3];
 
-/// For how long etcd keeps the registration of an instance whose host is lost.
-pub const TTL: Duration = Duration::from_secs(5);
+/// For how long etcd keeps the registration of an instance whose host is lost: longer
+/// than any fault lasts that is not to end it.
+pub const TTL: Duration = Duration::from_secs(10);
 
 /// What takes longer than this has not happened.
 pub const PATIENCE: Duration = Duration::from_secs(90);
