@@ -118,9 +118,9 @@ pub async fn run(soak: &Soak, folder: &Path) -> Result<bool, Failure> {
     amiss.extend(stage.hosts.iter().flat_map(|host| host.crashes()));
     measured.amiss = amiss;
 
-    print(&measured);
     let text = serde_json::to_string_pretty(&measured).expect("figures and texts are JSON");
     fs::write(&soak.json, text).context(format!("write {}", soak.json.display()))?;
+    print(&measured);
     println!("every sample in {}", soak.json.display());
     stage.stop().await;
     Ok(measured.amiss.is_empty())
@@ -220,7 +220,10 @@ fn print(measured: &Measured) {
         "RSS MiB",
         "at the end",
         "KiB/h",
-        "PSS MiB",
+        "anonymous",
+        "at the end",
+        "KiB/h",
+        "PSS",
         "at the end",
         "KiB/h",
         "files",
