@@ -38,11 +38,22 @@ lint: setup ## Checks format and style: rustfmt, clippy, rustdoc, luacheck.
 	@luacheck --quiet lua benches
 
 .PHONY: test
-test: lint build ## Passes every test: lint, Rust, Test::Nginx on real nginx and etcd, a short demo.
-	@cargo build --release --locked --example demo --example demo_service
+test: lint build ## Passes every test: lint, Rust, Test::Nginx on real parts, faults, a short demo.
+	@cargo build --release --locked --example chaos --example demo --example demo_service
 	@cargo test --locked
 	@prove -r t/
+	@target/release/examples/chaos --short --seed 1 --rate 150
 	@DEMO_SECONDS=12 target/release/examples/demo
+
+.PHONY: chaos
+chaos: build ## Breaks every part under load and says what it cost; CHAOS_SECONDS=n, CHAOS_SEED=n.
+	@cargo build --release --locked --example chaos --example demo_service
+	@target/release/examples/chaos
+
+.PHONY: soak
+soak: build ## Lets instances come and go, and says what every process grows by; SOAK_SECONDS=n.
+	@cargo build --release --locked --example chaos --example demo_service
+	@target/release/examples/chaos soak
 
 .PHONY: bench
 bench: ## Prints the performance tables, ours beside the peers'; BENCH_SECONDS=n, BENCH_LONG=1.

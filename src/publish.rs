@@ -109,7 +109,7 @@ impl<S: Store> Publisher<S> {
     /// Begins a new epoch on the board: older writers store nothing any more.
     pub fn new(store: S, board: Board) -> Self {
         let epoch = board.begin_epoch();
-        let slots = Slots::adopt(board, board::monotonic_ms());
+        let slots = Slots::adopt(board, epoch, board::monotonic_ms());
         Publisher { store, board, epoch, services: HashMap::new(), slots }
     }
 
@@ -184,6 +184,9 @@ impl<S: Store> Publisher<S> {
             None => Err(PublishError::Superseded),
             Some(Err(error)) => {
                 published.records = None;
+                // Who has counters from now on and is not published may never be.
+                let (old, new) = (&value.instances, &published.value.instances);
+                self.slots.retire_missing(service, old, new, now_ms);
                 board.count_publish_error();
                 Err(error)
             }
@@ -347,7 +350,8 @@ impl<S: Store> Publisher<S> {
     /// that are gone for good.
     pub fn tidy(&mut self, now_ms: u64) {
         self.board.reclaim_rows();
-        self.slots.release_rested(now_ms);
+        // What an older writer gives back, the newer one may have taken over.
+        let _ = self.board.fenced(self.epoch, || self.slots.release_rested(now_ms));
     }
 }
 
@@ -415,6 +419,8 @@ pub fn by_id<'a>(governed: &'a Governed<'_>) -> Vec<(&'a Share<'a>, Record)> {
 /// Which instance's counters are in which slot of the board.
 struct Slots {
     board: Board,
+    /// The writer's.
+    epoch: u64,
     by_identity: HashMap<u64, Tenant>,
     /// No slot before this one is free, unless one was given back.
     next: u32,
@@ -430,10 +436,10 @@ struct Tenant {
 
 impl Slots {
     /// Takes over what an earlier writer left on the board.
-    fn adopt(board: Board, now_ms: u64) -> Self {
+    fn adopt(board: Board, epoch: u64, now_ms: u64) -> Self {
         let tenant = |slot| Tenant { slot, gone_since_ms: Some(now_ms) };
         let by_identity = board.used_slots().map(|(slot, id)| (id, tenant(slot))).collect();
-        Slots { board, by_identity, next: 0, full: false }
+        Slots { board, epoch, by_identity, next: 0, full: false }
     }
 
     fn acquire(&mut self, identity: u64, service: ServiceId, now_ms: u64) -> u32 {
@@ -444,7 +450,12 @@ impl Slots {
         if self.full {
             return NO_SLOT;
         }
-        let Some(slot) = self.board.claim_slot(identity, service, self.next, now_ms) else {
+        let (board, from) = (self.board, self.next);
+        let claim = || board.claim_slot(identity, service, from, now_ms);
+        // What an older writer takes, the newer one, which took over what there was when
+        // it began, would never give back.
+        let Some(claimed) = board.fenced(self.epoch, claim) else { return NO_SLOT };
+        let Some(slot) = claimed else {
             self.full = true;
             return NO_SLOT;
         };
@@ -654,6 +665,34 @@ mod tests {
         publisher.tidy(1001 + SLOT_REST_MS);
         assert_eq!(board.used_slots().count(), 1);
     }
+
+    #[test]
+    fn an_older_writer_neither_takes_counters_nor_gives_them_back() {
+        let (dict, board) = (Dict::default(), board());
+        let mut old = Publisher::new(&dict, board);
+        old.publish("chat", &ungoverned(&ranking(&["a", "b"], 1.0)), 1, 0).unwrap();
+        old.publish("chat", &ungoverned(&ranking(&["a"], 1.0)), 2, 0).unwrap();
+        let _new = Publisher::new(&dict, board);
+        let late = old.publish("chat", &ungoverned(&ranking(&["a", "c"], 1.0)), 3, 0);
+        assert_eq!(late, Err(PublishError::Superseded));
+        assert_eq!(board.used_slots().count(), 2, "none for c");
+        old.tidy(1 + SLOT_REST_MS);
+        assert_eq!(board.used_slots().count(), 2, "that of b is the newer writer's");
+    }
+
+    #[test]
+    fn counters_of_who_could_not_be_published_and_left_are_given_back() {
+        let (dict, board) = (Dict::default(), board());
+        let mut publisher = Publisher::new(&dict, board);
+        publisher.publish("chat", &ungoverned(&ranking(&["a"], 1.0)), 1, 0).unwrap();
+        dict.full.set(true);
+        publisher.publish("chat", &ungoverned(&ranking(&["a", "b"], 1.0)), 2, 0).unwrap_err();
+        dict.full.set(false);
+        publisher.publish("chat", &ungoverned(&ranking(&["a"], 1.0)), 3, 0).unwrap();
+        publisher.tidy(1 + SLOT_REST_MS);
+        assert_eq!(board.used_slots().count(), 1);
+    }
+
     #[test]
     fn instances_past_the_room_are_published_without_slots_counted_and_get_the_next_free_ones() {
         let (dict, board) = (Dict::default(), board());

@@ -337,6 +337,7 @@ served(5);
 del('instances/chat/a');
 await('a is gone', sub { ranking('chat') eq '' });
 say of_instance('requests_total', 'a');
+say 'counted: ', figure('counted_instances');
 put('instances/chat/a', '{"addr":"$BACKEND_A"}');
 ready('chat', 'a');
 served(5);
@@ -347,5 +348,6 @@ fetch_anew('/') for 1 .. 5;
 say of_instance('requests_total', 'a');
 --- response_body
 none
+counted: 1
 10
 15

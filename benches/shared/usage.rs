@@ -14,12 +14,10 @@ pub fn raise_open_files() -> u64 {
     if raised.is_ok() { maximum } else { current }.unwrap_or(u64::MAX)
 }
 
-/// The thread of a process that has this name; `None` while there is none.
-///
-/// # Panics
-/// If there is no such process.
+/// The thread of a process that has this name; `None` while there is none, or no such
+/// process.
 pub fn thread_named(pid: u32, name: &str) -> Option<u32> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a running process");
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let is_named = |thread: &fs::DirEntry| {
         fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
     };

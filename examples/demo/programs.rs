@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Context, Failure};
-use crate::stage::{SERVICE, TRIED};
 use crate::support::nginx;
 
 /// What the demo needs of this build and of this machine.
@@ -35,9 +34,9 @@ impl Programs {
         })
     }
 
-    /// An nginx on `addr` that sends `/<service>/` through the plugin, by the includes
-    /// that are shipped; what it writes goes to the folder that it is started in.
-    pub fn nginx_conf(&self, addr: SocketAddr) -> Result<String, Failure> {
+    /// An nginx on `addr` with the plugin, by the includes that are shipped, and with
+    /// these locations; what it writes goes to the folder that it is started in.
+    pub fn nginx_conf(&self, addr: SocketAddr, locations: &str) -> Result<String, Failure> {
         let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
         let includes = repository.join("nginx");
         let http = format!(
@@ -48,18 +47,7 @@ impl Programs {
 
     server {{
         listen {addr};
-
-        location /{SERVICE}/ {{
-            set $ipconfig_service {SERVICE};
-            proxy_pass http://ipconfig/;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_next_upstream error timeout http_502 http_503 http_504;
-            proxy_connect_timeout 1s;
-            proxy_read_timeout 5s;
-            add_header {TRIED} $upstream_addr always;
-        }}
-
+{locations}
         include {ipconfig_api};
     }}
 "#,
@@ -80,7 +68,7 @@ fn quoted(text: impl Display) -> String {
 }
 
 fn built(path: &Path) -> Result<PathBuf, Failure> {
-    let remedy = "`make demo` builds it";
+    let remedy = "`make demo` and `make chaos` build it";
     let missing = || Failure::Missing { what: path.display().to_string(), remedy };
     path.is_file().then(|| path.to_owned()).ok_or_else(missing)
 }

@@ -77,7 +77,8 @@ impl Stage {
         }
         let config = config(&etcd, &instances, exporter_addr);
         write(&folder.join("ipconfig.json"), &config)?;
-        write(&folder.join("nginx.conf"), &programs.nginx_conf(gateway.addr)?)?;
+        let conf = programs.nginx_conf(gateway.addr, &location())?;
+        write(&folder.join("nginx.conf"), &conf)?;
         let mut nginx = Command::new(&programs.nginx);
         nginx.env("IPCONFIG_CONFIG", folder.join("ipconfig.json"));
         nginx.arg("-p").arg(folder).arg("-c").arg(folder.join("nginx.conf"));
@@ -204,6 +205,24 @@ impl fmt::Display for Knob {
             _ => f.pad(&format!("{delay_ms} ms {fail_percent}% 503")),
         }
     }
+}
+
+/// Sends `/<service>/` through the plugin, and says in each answer who was tried.
+fn location() -> String {
+    format!(
+        r#"
+        location /{SERVICE}/ {{
+            set $ipconfig_service {SERVICE};
+            proxy_pass http://ipconfig/;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_next_upstream error timeout http_502 http_503 http_504;
+            proxy_connect_timeout 1s;
+            proxy_read_timeout 5s;
+            add_header {TRIED} $upstream_addr always;
+        }}
+"#
+    )
 }
 
 /// The one file that nginx and the exporter read. The times are the shortest that

@@ -171,6 +171,12 @@ impl Page {
             "Instances that are served without counters, as there is no more room for them",
             [(vec![], worker.board().uncounted() as f64)],
         );
+        self.add(
+            MetricType::Gauge,
+            "counted_instances",
+            "Instances that have counters, those that left lately included",
+            [(vec![], worker.board().used_slots().count() as f64)],
+        );
     }
 
     fn failures(&mut self, worker: &Worker) {
