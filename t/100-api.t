@@ -240,7 +240,7 @@ allow 127.0.0.0/8; allow ::1; deny all;
 await("the thread's state is there", sub { api('healthz')->{plugin} });
 say shape('healthz', 'revision');
 --- response_body
-{"mode":"live","not_ready":[],"plugin":{"audits":{"complete":0,"differences":0},"bad_records":{},"restarts":0,"revision":N,"services":1,"watch":"watching"},"ready":true}
+{"mode":"live","not_ready":[],"plugin":{"audits":{"complete":0,"differences":0},"bad_records":{},"guard":{"doubtful":{},"outcomes":{},"trips":0},"restarts":0,"revision":N,"services":1,"watch":"watching"},"ready":true}
 
 
 
