@@ -240,7 +240,7 @@ allow 127.0.0.0/8; allow ::1; deny all;
 await("the thread's state is there", sub { api('healthz')->{plugin} });
 say shape('healthz', qw(revision applied_revision confirmed_age_ms ranking_age_ms pid));
 --- response_body
-{"applied_revision":N,"confirmed_age_ms":N,"fresh":true,"mode":"live","not_fresh":[],"not_ready":[],"plugin":{"audits":{"complete":0,"differences":0},"bad_records":{},"restarts":0,"revision":N,"services":1,"watch":"watching"},"ranking_age_ms":N,"ready":true,"worker":{"id":0,"pid":N}}
+{"applied_revision":N,"confirmed_age_ms":N,"fresh":true,"mode":"live","not_fresh":[],"not_ready":[],"plugin":{"audits":{"complete":0,"differences":0},"bad_records":{},"guard":{"doubtful":{},"outcomes":{},"trips":0},"restarts":0,"revision":N,"services":1,"watch":"watching"},"ranking_age_ms":N,"ready":true,"worker":{"id":0,"pid":N}}
 
 
 

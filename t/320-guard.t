@@ -30,7 +30,6 @@ sub start_writer {
         }
         POSIX::_exit(0);
     }
-    push @to_end, sub { if (defined $pid) { kill KILL => $pid; waitpid $pid, 0 } };
     return sub { kill KILL => $pid; waitpid $pid, 0; undef $pid };
 }
 
