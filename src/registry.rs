@@ -705,7 +705,7 @@ impl Registry {
         self.revision = self.revision.max(mod_revision);
         // Not `mod_revision` itself: a transaction may delete one key and put
         // another.
-        self.absent_at = self.absent_at.max(mod_revision - 1);
+        self.absent_at = self.absent_at.max(mod_revision.saturating_sub(1));
         self.remove_key(key);
     }
 
