@@ -41,8 +41,18 @@ lint: setup ## Checks format and style: rustfmt, clippy, rustdoc, luacheck.
 test: lint build ## Passes every test: lint, Rust, Test::Nginx on real nginx and etcd, a short demo.
 	@cargo build --release --locked --example demo --example demo_service
 	@cargo test --locked
+	@cargo test --release --locked --test fuzz -- --show-output
 	@prove -r t/
 	@DEMO_SECONDS=12 target/release/examples/demo
+
+.PHONY: fuzz
+fuzz: ## Fuzzes with libFuzzer, FUZZ_RUNS=n inputs for each target (needs cargo-fuzz, a C++ compiler).
+	@export RUSTC_BOOTSTRAP=1; cargo fuzz build; \
+	for target in $$(cargo fuzz list); do \
+	    dictionary=fuzz/dictionaries/$$target.dict; \
+	    cargo fuzz run "$$target" -- -runs=$(or $(FUZZ_RUNS),1000000) -max_len=4096 -timeout=10 \
+	        -print_final_stats=1 $$(test -e "$$dictionary" && echo "-dict=$$dictionary"); \
+	done
 
 .PHONY: bench
 bench: ## Prints the performance tables, ours beside the peers'; BENCH_SECONDS=n, BENCH_LONG=1.

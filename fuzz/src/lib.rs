@@ -1,0 +1,101 @@
+//! What is fuzzed: one function for each decoder of bytes that somebody else wrote,
+//! with the laws that hold whatever the bytes are. doc/fuzzing.md has the table.
+//!
+//! Two drivers run the same functions. libFuzzer, which sees what code an input
+//! reaches, by the programs in `fuzz_targets`; and `tests/fuzz`, which does not and
+//! needs nothing but stable Rust, for the short form in `make test`. They go through
+//! the crate's public functions alone.
+
+mod etcd_values;
+mod files;
+mod reports;
+mod shared_dict;
+mod watch;
+
+use std::fmt::Display;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+pub use etcd_values::{checks, control, exporter, instance, key, rules};
+pub use files::{config, snapshot};
+pub use reports::{batch, orca, status};
+pub use shared_dict::{tries, value, view};
+pub use watch::{registry, watcher};
+
+/// A number for what became of an input: inputs of another number are worth keeping.
+pub type Seen = u64;
+
+/// One thing that is fuzzed.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// As of the function, the program in `fuzz_targets` and the folder in `corpus`.
+    pub name: &'static str,
+    /// Panics where a law is broken.
+    pub run: fn(&[u8]) -> Seen,
+    /// The most memory that it may hold at once, in bytes for each byte of its input,
+    /// beside [`FIXED_BYTES`].
+    pub bytes_per_byte: usize,
+}
+
+/// What a run may hold whatever its input: buffers, texts, a runtime's timers.
+pub const FIXED_BYTES: usize = 128 * 1024;
+
+/// All of them.
+pub const TARGETS: [Target; 16] = [
+    Target { name: "instance", run: instance, bytes_per_byte: 100 },
+    Target { name: "control", run: control, bytes_per_byte: 200 },
+    Target { name: "rules", run: rules, bytes_per_byte: 400 },
+    Target { name: "checks", run: checks, bytes_per_byte: 100 },
+    Target { name: "exporter", run: exporter, bytes_per_byte: 20 },
+    Target { name: "key", run: key, bytes_per_byte: 20 },
+    Target { name: "batch", run: batch, bytes_per_byte: 400 },
+    Target { name: "status", run: status, bytes_per_byte: 100 },
+    Target { name: "orca", run: orca, bytes_per_byte: 100 },
+    Target { name: "config", run: config, bytes_per_byte: 1000 },
+    Target { name: "snapshot", run: snapshot, bytes_per_byte: 400 },
+    Target { name: "value", run: value, bytes_per_byte: 200 },
+    Target { name: "view", run: view, bytes_per_byte: 400 },
+    Target { name: "tries", run: tries, bytes_per_byte: 20 },
+    Target { name: "registry", run: registry, bytes_per_byte: 1000 },
+    Target { name: "watcher", run: watcher, bytes_per_byte: 1000 },
+];
+
+/// What became of an input that was taken, by whatever tells such inputs apart.
+fn taken(by: impl Hash) -> Seen {
+    let mut hasher = DefaultHasher::new();
+    by.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What became of an input that was refused. The law: an error says something, and
+/// not more than a few times what was read.
+fn refused(input: &[u8], error: &impl Display) -> Seen {
+    let text = error.to_string();
+    assert!(!text.is_empty(), "an error that says nothing");
+    // One byte is quoted in ten at the most: `\u{10ffff}`.
+    assert!(text.len() <= 10 * input.len() + 2000, "an error of {} bytes", text.len());
+    // The same complaint of another name or number is the same.
+    let text = text.replace(r"\\", "").replace(r#"\""#, "");
+    let said = text.split(['"', '`']).step_by(2).flat_map(str::split_whitespace);
+    taken(said.filter(|word| !word.bytes().any(|it| it.is_ascii_digit())).collect::<Vec<_>>())
+}
+
+/// Whether two numbers are one that was written and read: JSON is read with an error
+/// in the last digit.
+fn is_same(one: f64, other: f64) -> bool {
+    (one - other).abs() <= 1e-12 * one.abs().max(other.abs())
+}
+
+/// The same bytes but for one bit, another one for other bytes.
+fn with_one_other_bit(bytes: &[u8]) -> Vec<u8> {
+    let place = taken(bytes) as usize % (8 * bytes.len().max(1));
+    let mut damaged = bytes.to_vec();
+    if let Some(byte) = damaged.get_mut(place / 8) {
+        *byte ^= 1 << (place % 8);
+    }
+    damaged
+}
+
+/// How many bits it takes, for [`taken`].
+fn size(number: usize) -> u32 {
+    usize::BITS - number.leading_zeros()
+}
