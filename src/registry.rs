@@ -286,6 +286,7 @@ impl Registry {
         }
         let now_ms = self.clock_ms(now);
         let (list, before) = (std::mem::take(&mut self.list), self.kept.len());
+        let revision = self.revision;
         let all = |it: &Records| [it.instances.clone(), it.controls.clone()];
         for Record { key, mod_revision, value } in
             snapshot.services.values().flat_map(all).flatten()
@@ -301,8 +302,10 @@ impl Registry {
         }
         self.list = list;
         let restored = self.kept.len() - before;
+        // Whatever its records say: what was refused was not taken in.
+        self.revision = revision;
         if restored > 0 {
-            self.revision = self.revision.max(snapshot.revision);
+            self.revision = revision.max(snapshot.revision);
             self.restored_as_of_ms = Some(snapshot.as_of_ms);
         }
         restored
