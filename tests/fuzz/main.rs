@@ -29,7 +29,7 @@ use tokio::time::Instant;
 
 use corpus::Corpus;
 use mutate::Mutator;
-use targets::{FIXED_BYTES, TARGETS, Target};
+use targets::{TARGETS, Target};
 
 #[global_allocator]
 static ALLOCATOR: memory::Counting = memory::Counting;
@@ -115,7 +115,7 @@ fn try_it(target: Target, input: &[u8]) -> Tried {
         eprintln!("{}", write_down(target, input));
         resume_unwind(panic)
     });
-    let allowed = FIXED_BYTES + target.bytes_per_byte * input.len();
+    let allowed = target.fixed_bytes + target.bytes_per_byte * input.len();
     if memory > allowed {
         let file = write_down(target, input);
         panic!("{memory} bytes were held for {} of input; {file}", input.len());

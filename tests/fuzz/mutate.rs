@@ -130,7 +130,9 @@ impl Mutator {
     }
 
     fn repeat(&mut self, input: &mut Vec<u8>, max_len: usize) {
-        let range = self.range(input.len(), 1024);
+        // Messages of protobuf that follow each other are one message.
+        let is_whole: bool = self.rng.random();
+        let range = if is_whole { 0..input.len() } else { self.range(input.len(), 1024) };
         let part = input[range.clone()].to_vec();
         let times = (max_len - input.len().min(max_len)) / part.len().max(1);
         input.splice(range, part.repeat(times.max(1)));
