@@ -83,9 +83,30 @@ fn refused(input: &[u8], error: &impl Display) -> Seen {
     // One byte is quoted in ten at the most: `\u{10ffff}`.
     assert!(text.len() <= 10 * input.len() + 2000, "an error of {} bytes", text.len());
     // The same complaint of another name or number is the same.
-    let text = text.replace(r"\\", "").replace(r#"\""#, "");
-    let said = text.split(['"', '`']).step_by(2).flat_map(str::split_whitespace);
-    taken(said.filter(|word| !word.bytes().any(|it| it.is_ascii_digit())).collect::<Vec<_>>())
+    let text = unquoted(&text);
+    let is_word = |word: &&str| word.bytes().all(|it| it.is_ascii_alphabetic() || it == b'_');
+    // Of a path, its last part.
+    let words = text.split_whitespace().filter_map(|word| word.rsplit('.').next());
+    let words = words.map(|word| word.trim_end_matches([':', ',', ';']));
+    taken(words.filter(is_word).take(8).collect::<Vec<_>>())
+}
+
+/// A text without what it quotes.
+fn unquoted(text: &str) -> String {
+    let mut quote = None;
+    let mut is_escaped = false;
+    let is_said = |it: &char| {
+        let was_escaped = is_escaped;
+        is_escaped = *it == '\\' && !was_escaped;
+        match (quote, it) {
+            (None, '"' | '`') => quote = Some(*it),
+            (Some(begun), it) if begun == *it && !was_escaped => quote = None,
+            (Some(_), _) => {}
+            (None, _) => return true,
+        }
+        false
+    };
+    text.chars().filter(is_said).collect()
 }
 
 /// Whether two numbers are one that was written and read: JSON is read with an error

@@ -64,7 +64,7 @@ fn fuzz(name: &str) {
     let seed = number("FUZZ_SEED").unwrap_or(6);
     let Corpus { inputs: mut kept, words } = Corpus::of(name);
     let seeds = kept.len();
-    let mut mutator = Mutator { words, rng: SmallRng::seed_from_u64(seed) };
+    let mut mutator = Mutator { seeds, words, rng: SmallRng::seed_from_u64(seed) };
     let mut seen = HashSet::new();
     let (start, mut slowest) = (Instant::now(), Duration::ZERO);
     let mut most_memory = 0_usize;

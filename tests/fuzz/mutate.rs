@@ -6,6 +6,8 @@ use rand::seq::IndexedRandom;
 
 /// Makes inputs.
 pub struct Mutator {
+    /// So many of the inputs, the first ones, are sound, and half of all begin with them.
+    pub seeds: usize,
     /// To be put in anywhere.
     pub words: Vec<Vec<u8>>,
     pub rng: SmallRng,
@@ -37,7 +39,8 @@ impl Mutator {
     /// One of `inputs`, changed in a few places, `max_len` bytes at the most. A long one
     /// is made of parts that are repeated up to about that.
     pub fn next(&mut self, inputs: &[Vec<u8>], max_len: usize, is_long: bool) -> Vec<u8> {
-        let mut input = inputs.choose(&mut self.rng).cloned().unwrap_or_default();
+        let of = if self.rng.random() { &inputs[..self.seeds] } else { inputs };
+        let mut input = of.choose(&mut self.rng).cloned().unwrap_or_default();
         let changes = 1 << self.rng.random_range(0..4);
         for _ in 0..self.rng.random_range(1..=changes) {
             self.change(&mut input, inputs);
