@@ -41,6 +41,7 @@ lint: setup ## Checks format and style: rustfmt, clippy, rustdoc, luacheck.
 test: lint build ## Passes every test: lint, Rust, Test::Nginx on real parts, faults, a short demo.
 	@cargo build --release --locked --example chaos --example demo --example demo_service
 	@cargo test --locked
+	@cargo test --release --locked --test fuzz -- --show-output
 	@prove -r t/
 	@target/release/examples/chaos --short --seed 1 --rate 150
 	@DEMO_SECONDS=12 target/release/examples/demo
@@ -54,6 +55,15 @@ chaos: build ## Breaks every part under load and says what it cost; CHAOS_SECOND
 soak: build ## Lets instances come and go, and says what every process grows by; SOAK_SECONDS=n.
 	@cargo build --release --locked --example chaos --example demo_service
 	@target/release/examples/chaos soak
+
+.PHONY: fuzz
+fuzz: ## Fuzzes with libFuzzer, FUZZ_RUNS=n inputs for each target (needs cargo-fuzz, a C++ compiler).
+	@export RUSTC_BOOTSTRAP=1; cargo fuzz build; \
+	for target in $$(cargo fuzz list); do \
+	    dictionary=fuzz/dictionaries/$$target.dict; \
+	    cargo fuzz run "$$target" -- -runs=$(or $(FUZZ_RUNS),1000000) -max_len=4096 -timeout=10 \
+	        -print_final_stats=1 $$(test -e "$$dictionary" && echo "-dict=$$dictionary"); \
+	done
 
 .PHONY: bench
 bench: ## Prints the performance tables, ours beside the peers'; BENCH_SECONDS=n, BENCH_LONG=1.

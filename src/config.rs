@@ -727,7 +727,8 @@ fn repeated<T: Eq + Hash + Display>(
 impl From<serde_path_to_error::Error<serde_json::Error>> for ConfigError {
     fn from(err: serde_path_to_error::Error<serde_json::Error>) -> Self {
         let path = match err.path().to_string() {
-            root if root == "." => "top level".into(),
+            // A key without a name there is no path either.
+            root if root == "." || root.is_empty() => "top level".into(),
             path => path,
         };
         match err.into_inner() {

@@ -310,6 +310,7 @@ impl Registry {
         }
         let now_ms = self.clock_ms(now);
         let (list, before) = (std::mem::take(&mut self.list), self.kept.len());
+        let revision = self.revision;
         let all = |it: &Records| [it.instances.clone(), it.controls.clone()];
         for Record { key, mod_revision, value } in
             snapshot.services.values().flat_map(all).flatten()
@@ -325,8 +326,10 @@ impl Registry {
         }
         self.list = list;
         let restored = self.kept.len() - before;
+        // Whatever its records say: what was refused was not taken in.
+        self.revision = revision;
         if restored > 0 {
-            self.revision = self.revision.max(snapshot.revision);
+            self.revision = revision.max(snapshot.revision);
             self.restored_as_of_ms = Some(snapshot.as_of_ms);
         }
         restored
@@ -807,7 +810,7 @@ impl Registry {
         self.revision = self.revision.max(mod_revision);
         // Not `mod_revision` itself: a transaction may delete one key and put
         // another.
-        self.absent_at = self.absent_at.max(mod_revision - 1);
+        self.absent_at = self.absent_at.max(mod_revision.saturating_sub(1));
         self.remove_key(key, Some(Loss { at_ms: self.now_ms, list: self.list }));
     }
 

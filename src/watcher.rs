@@ -380,7 +380,10 @@ impl<S: Source, R: Rng> Watcher<S, R> {
         if !known.may_precede(found) {
             return Err(Problem::Restored { known, found });
         }
-        for record in &page.records {
+        // A record that is newer than its list cannot be: a watch that resumes there
+        // would begin too late.
+        let revision = listed.cursor.head.revision;
+        for record in page.records.iter().filter(|it| it.mod_revision <= revision) {
             listed.cursor.see(&record.key, record.mod_revision, record.mark);
         }
         listed.last_key = page.records.last().map(|record| record.key.clone());
@@ -390,7 +393,7 @@ impl<S: Source, R: Rng> Watcher<S, R> {
     }
 
     async fn open(&mut self, cursor: Cursor, resumed: bool) -> (Vec<Event>, State<S::Watch>) {
-        let from = if resumed { cursor.proven_at() } else { cursor.head.revision + 1 };
+        let from = if resumed { cursor.proven_at() } else { cursor.next() };
         let opened = async {
             let mut watch = self.source.watch(from).await?;
             // The first message tells whether the stream was accepted.

@@ -288,6 +288,11 @@ fn an_unknown_missing_or_repeated_key_is_refused() {
     assert_refused(&[
         ("{}", "top level: missing field `services`"),
         (
+            r#"{"": 1}"#,
+            "top level: unknown field ``, expected one of `etcd`, `window`, `snapshot`, \
+             `allow`, `discover`, `fallback`, `gateway`, `services`, `exporter`",
+        ),
+        (
             r#"{"services": {}, "service": {}}"#,
             "service: unknown field `service`, expected one of `etcd`, `window`, `snapshot`, \
              `allow`, `discover`, `fallback`, `gateway`, `services`, `exporter`",

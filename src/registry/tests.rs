@@ -648,6 +648,15 @@ fn a_put_of_the_transaction_that_deleted_another_key_counts() {
 }
 
 #[test]
+fn a_delete_at_the_first_revision_that_there_is_changes_nothing() {
+    let mut fixture = Fixture::new(&[]);
+    fixture.put_instance(&instance("a", 1));
+    let key = instance_key("chat", "b").to_path(PREFIX).into();
+    fixture.apply(Event::Delete { key, mod_revision: i64::MIN });
+    assert_eq!(fixture.ids(), ["a"]);
+}
+
+#[test]
 fn a_put_from_before_the_list_does_not_bring_back_what_the_list_did_not_have() {
     let mut fixture = Fixture::new(&[]);
     fixture.list(20, &[]);

@@ -48,6 +48,11 @@ impl Cursor {
         }
     }
 
+    /// The revision that a watch of what is new begins with.
+    pub fn next(&self) -> i64 {
+        self.head.revision.saturating_add(1)
+    }
+
     /// The revision that a watch that resumes begins with.
     pub fn proven_at(&self) -> i64 {
         self.witness.as_ref().map_or(self.head.revision, |witness| witness.mod_revision)
@@ -67,7 +72,7 @@ impl Cursor {
             message;
         let known = self.head;
         if compact_revision != 0 {
-            let wanted = if proof.is_due { self.proven_at() } else { known.revision + 1 };
+            let wanted = if proof.is_due { self.proven_at() } else { self.next() };
             return Err(Problem::Compacted { wanted, compact_revision });
         }
         if let Some(reason) = canceled {
@@ -113,7 +118,7 @@ impl Cursor {
 impl Proof {
     /// What a stream that resumes at the cursor's witness has to show.
     pub fn of(cursor: &Cursor) -> Self {
-        Self { is_due: true, quiet: cursor.proven_at() + 1..cursor.head.revision + 1 }
+        Self { is_due: true, quiet: cursor.proven_at().saturating_add(1)..cursor.next() }
     }
 
     /// Compares what a stream says with what was seen.

@@ -591,6 +591,33 @@ async fn the_header_of_a_change_does_not_move_the_cursor() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_record_that_is_newer_than_its_list_does_not_move_the_cursor() {
+    let script = Script::new([
+        connects(),
+        lists(10, &[("a", 3), ("z", 25)]),
+        watches([Say::Message(created(10)), breaks()]),
+        connects(),
+        watches([replays("a", 3), puts("b", 12)].map(Say::Message)),
+    ]);
+    let events = script.facts_within(SECOND).await;
+    assert_eq!(events[2..], [put("z", 25), init_done(10), put("b", 12)]);
+    assert_eq!(script.watched_from(), [11, 3], "from 25 on, 12 would be lost");
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_is_no_revision_after_the_last_one() {
+    let script = Script::new([
+        connects(),
+        lists(i64::MAX, &[("a", i64::MAX)]),
+        watches([Say::Message(created(i64::MAX)), breaks()]),
+        connects(),
+        watches([Say::Message(Message { compact_revision: 5, ..header(i64::MAX) })]),
+    ]);
+    script.facts_within(SECOND).await;
+    assert_eq!(script.watched_from(), [i64::MAX, i64::MAX]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn progress_moves_the_cursor_where_it_is_exact() {
     let script = Script::new([
         connects(),

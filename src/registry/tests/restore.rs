@@ -189,3 +189,16 @@ fn without_a_path_nothing_is_kept() {
     fixture.put(&key("a"), instance_json("a"));
     assert_eq!(fixture.registry.snapshot(1).size(), (0, 0));
 }
+
+#[test]
+fn a_snapshot_takes_the_revision_to_its_own_and_not_to_what_its_records_say() {
+    let restored = |value: &str| {
+        let key = "/ipconfig/v1/instances/chat/a".into();
+        let instances = vec![Record { key, mod_revision: i64::MAX, value: value.into() }];
+        let services = [("chat".to_owned(), Records { instances, controls: vec![] })].into();
+        let snapshot = Snapshot { revision: 17, services, ..Snapshot::default() };
+        started_with(&snapshot).registry.revision()
+    };
+    assert_eq!(restored(r#"{"addr":"10.0.0.1:80"}"#), 17);
+    assert_eq!(restored(r#"{"addr":"nowhere"}"#), 0, "nothing was taken in");
+}
