@@ -332,6 +332,10 @@ impl Scripted {
         of(&mut self.0.lock().expect("no other thread").0)
     }
 
+    fn most(&self) -> i64 {
+        self.0.lock().expect("no other thread").1
+    }
+
     fn said(&self, revision: i64) {
         let mut script = self.0.lock().expect("no other thread");
         script.1 = script.1.max(revision);
@@ -366,8 +370,7 @@ impl Source for Scripted {
     }
 
     async fn watch(&mut self, from_revision: i64) -> Result<Stream, Fault> {
-        let most = self.next(|it| Some(it.watches.len())).and(self.0.lock().ok()).map(|it| it.1);
-        let most = most.expect("no other thread");
+        let most = self.most();
         let is_moved_by_more = from_revision > most.saturating_add(1);
         assert!(!is_moved_by_more, "from {from_revision}, and {most} is the most that was said");
         let Some(says) = self.next(|it| it.watches.pop_front()) else { return pending().await };
@@ -476,6 +479,7 @@ pub fn watcher(bytes: &[u8]) -> Seen {
 
 async fn follow(source: Scripted) -> Seen {
     let (sender, mut receiver) = mpsc::channel(4);
+    let said = source.clone();
     let watching = run(source, Timing::default(), SmallRng::seed_from_u64(7), sender);
     let mut followed = Followed::new();
     let mut known = None;
@@ -498,6 +502,7 @@ async fn follow(source: Scripted) -> Seen {
             }
             Event::Progress { revision } => {
                 assert!(known.is_some_and(|known| *revision >= known), "progress went back");
+                assert!(*revision <= said.most(), "progress to what was never delivered");
                 known = Some(*revision);
             }
         }
