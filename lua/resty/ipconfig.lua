@@ -442,8 +442,8 @@ end
 --
 -- The best `n` (default: all) instances of a service in rank order: a list of
 -- tables with id, addr, zone, rank, score, weight, share, in_flight, state and,
--- of one that ever reported, status_age_ms. nil and a message for a service that
--- is not known.
+-- of one that ever reported, status_age_ms. nil and a message for a service
+-- that is not known.
 function _M.best(service, n)
     check_service(service, 2)
 
