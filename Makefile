@@ -44,6 +44,11 @@ test: lint build ## Passes every test: lint, Rust, Test::Nginx on real nginx and
 	@prove -r t/
 	@DEMO_SECONDS=12 target/release/examples/demo
 
+.PHONY: interleavings
+interleavings: ## Has loom try the board in every order of steps; LOOM_MAX_PREEMPTIONS=n tries more.
+	@test=$$(cargo rustc --locked --quiet --test interleavings --message-format json -- --cfg loom | \
+	    sed -n 's/.*"name":"interleavings".*"executable":"\([^"]*\)".*/\1/p'); "$$test"
+
 .PHONY: bench
 bench: ## Prints the performance tables, ours beside the peers'; BENCH_SECONDS=n, BENCH_LONG=1.
 	@.ci/setup bench

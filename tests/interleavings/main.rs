@@ -13,7 +13,12 @@
 mod boards;
 mod published;
 
-use loom::thread::{JoinHandle, spawn};
+use std::sync::Arc;
+
+use loom::thread::{Builder, JoinHandle};
+
+/// Of each thread, in words: JSON is read on it.
+const STACK: usize = 64 * 1024;
 
 /// The library's own files.
 #[path = "../../src"]
@@ -35,28 +40,35 @@ use ipconfig::{config, picker, ranking, reckon, value, wire};
 
 use board::Board;
 
-/// Tries `law` on a new board, in every order of what it spawns.
+/// Tries `law` on a new board, in every order of what it spawns in which threads are
+/// interrupted twice at most; LOOM_MAX_PREEMPTIONS=n tries more.
 fn always(law: impl Fn(Board) + Send + Sync + 'static) {
-    always_within(None, law);
+    always_within(Some(2), law);
 }
 
-/// The same of those orders in which threads are interrupted so many times together
-/// at most, where all are too many.
+/// The same with another number of interruptions.
 fn always_within(preemptions: Option<usize>, law: impl Fn(Board) + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
     model.max_branches = 10_000;
     if model.preemption_bound.is_none() {
         model.preemption_bound = preemptions;
     }
+    let law = Arc::new(law);
     model.check(move || {
-        let board = Board::apart().expect("a board");
-        law(board);
-        board.clear().expect("it is given back");
+        let law = Arc::clone(&law);
+        let all = move || {
+            let board = Board::apart().expect("a board");
+            law(board);
+            board.clear().expect("it is given back");
+        };
+        let all = Builder::new().stack_size(STACK).spawn(all).expect("a thread");
+        all.join().expect("its end");
     });
 }
 
 /// What threads come to that run at the same time.
-fn together<T: 'static>(acts: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T> {
+fn together<T: Send + 'static>(acts: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T> {
+    let spawn = |act| Builder::new().stack_size(STACK).spawn(act).expect("a thread");
     let threads: Vec<JoinHandle<T>> = acts.into_iter().map(spawn).collect();
     threads.into_iter().map(|thread| thread.join().expect("its end")).collect()
 }
