@@ -428,6 +428,7 @@ mod tests {
     use crate::board::{MAX_SLOTS, Outcome};
     use crate::govern::{Facts, govern};
     use crate::ranking::{Entry, Estimate, Ranking, State};
+    use crate::value;
 
     #[derive(Default)]
     pub(super) struct Dict {
