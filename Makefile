@@ -65,6 +65,11 @@ fuzz: ## Fuzzes with libFuzzer, FUZZ_RUNS=n inputs for each target (needs cargo-
 	        -print_final_stats=1 $$(test -e "$$dictionary" && echo "-dict=$$dictionary"); \
 	done
 
+.PHONY: interleavings
+interleavings: ## Has loom try the board in every order of steps; LOOM_MAX_PREEMPTIONS=n tries more.
+	@test=$$(cargo rustc --locked --quiet --test interleavings --message-format json -- --cfg loom | \
+	    sed -n 's/.*"name":"interleavings".*"executable":"\([^"]*\)".*/\1/p'); "$$test"
+
 .PHONY: bench
 bench: ## Prints the performance tables, ours beside the peers'; BENCH_SECONDS=n, BENCH_LONG=1.
 	@.ci/setup bench

@@ -26,6 +26,7 @@ mod budget;
 mod clock;
 mod ejections;
 mod freshness;
+mod memory;
 mod refusals;
 mod report;
 mod rests;
@@ -34,9 +35,7 @@ mod rules;
 mod slots;
 
 use std::io;
-use std::ptr::NonNull;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use once_cell::sync::OnceCell;
 
@@ -44,6 +43,7 @@ pub use budget::Budget;
 pub use clock::{coarse_ms, monotonic_ms};
 pub use ejections::{Ejection, Reason};
 pub use freshness::{Freshness, Vouched};
+use memory::{AtomicI64, AtomicU8, AtomicU32, AtomicU64};
 pub use refusals::Refusal;
 use refusals::Refusals;
 pub use report::LOOK_EVERY_MS;
@@ -55,13 +55,13 @@ pub(crate) use slots::prefetch;
 pub use slots::{NO_SLOT, Open, Outcome, Seen, identity};
 
 /// Services that the board has room for.
-pub const MAX_SERVICES: usize = 1024;
+pub const MAX_SERVICES: usize = memory::room(1024);
 /// Instances that the board has room for.
-pub const MAX_SLOTS: usize = 65_536;
+pub const MAX_SLOTS: usize = memory::room(65_536);
 /// Workers that may live at once, those that a reload lets finish included.
-const MAX_ROWS: usize = 256;
+const MAX_ROWS: usize = memory::room(256);
 /// Longest service name, as in [`crate::wire`].
-const MAX_NAME: usize = 128;
+const MAX_NAME: usize = memory::room(128);
 
 /// What the plugin's thread tells of its source, see [`Board::source`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,11 +101,10 @@ impl SourceState {
 }
 
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 struct Header {
-    /// Of the newest writer; an older one stores nothing any more.
-    epoch: AtomicU64,
-    /// The epoch of the writer that is inside a store; 0 is none.
-    storing: AtomicU64,
+    /// See [`Writers`].
+    writers: AtomicU64,
     heartbeat: AtomicU64,
     synced: AtomicU8,
     restored_as_of_ms: AtomicU64,
@@ -129,7 +128,37 @@ struct Header {
     refusal_ports: [AtomicU32; Refusal::COUNT],
 }
 
+/// Who may store, in one word of the board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Writers {
+    /// Epoch of the newest writer; an older one begins no store any more. 0 is none yet.
+    newest: u32,
+    /// Epoch of the writer that is inside a store; 0 is none.
+    inside: u32,
+}
+
+impl Writers {
+    fn load(word: &AtomicU64) -> Self {
+        Self::unpack(word.load(Acquire))
+    }
+
+    /// What it was before; `None` if `change` is not to be made.
+    fn update(word: &AtomicU64, change: impl Fn(Self) -> Option<Self>) -> Option<Self> {
+        let change = |word| change(Self::unpack(word)).map(Self::pack);
+        word.fetch_update(AcqRel, Acquire, change).ok().map(Self::unpack)
+    }
+
+    fn pack(self) -> u64 {
+        u64::from(self.newest) << 32 | u64::from(self.inside)
+    }
+
+    fn unpack(word: u64) -> Self {
+        Writers { newest: (word >> 32) as u32, inside: word as u32 }
+    }
+}
+
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 struct Service {
     /// Length of the name, 0 while the entry is free. Written last.
     name_len: AtomicU8,
@@ -153,6 +182,7 @@ struct Service {
 
 /// What requests that fail write, and each one reads.
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 struct Hot {
     /// Thousandths of tokens that the retry budget lacks: 0 is a full bucket.
     retries_owed: AtomicU64,
@@ -163,9 +193,11 @@ struct Hot {
 /// Kept on a cache line of its own: where what it holds is written, what stands around
 /// it would have to be fetched anew as often.
 #[repr(C, align(64))]
+#[cfg_attr(loom, derive(Default))]
 struct OwnLine<T>(T);
 
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 struct Layout {
     header: Header,
     services: [Service; MAX_SERVICES],
@@ -174,6 +206,10 @@ struct Layout {
     reports: report::Reports,
     rules: [rules::Counts; MAX_SERVICES],
 }
+
+// SAFETY: atomics, and arrays and structs of them.
+#[allow(unsafe_code, reason = "what is shared is a promise")]
+unsafe impl memory::Shared for Layout {}
 
 /// The mapped board. Cheap to copy; there is one a process.
 #[derive(Clone, Copy)]
@@ -208,13 +244,7 @@ impl Board {
     /// # Errors
     /// The system's error; the board is as it was then.
     pub(crate) fn clear(&self) -> io::Result<()> {
-        let page = std::ptr::from_ref(self.layout).cast_mut().cast();
-        // SAFETY: the whole of a mapping of this size that is never unmapped. Its pages
-        // read as zeros after, which is valid for atomics at any time.
-        match unsafe { libc::madvise(page, size_of::<Layout>(), libc::MADV_REMOVE) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        memory::clear(self.layout)
     }
 
     #[cfg(test)]
@@ -224,25 +254,7 @@ impl Board {
 
     /// A mapping of its own, shared with later forks of this process alone.
     fn map() -> io::Result<Board> {
-        // SAFETY: an anonymous mapping at an address of the kernel's choosing
-        // touches no memory of ours. Its pages are reserved when they are first
-        // written, so that room for 256 workers costs nothing unless used.
-        let page = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                size_of::<Layout>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        let page = NonNull::new(page).filter(|page| page.as_ptr() != libc::MAP_FAILED);
-        let page = page.ok_or_else(io::Error::last_os_error)?;
-        // SAFETY: the mapping is page-aligned, of the layout's size, zeroed and
-        // never unmapped. `Layout` is atomics alone, for which zero is valid and
-        // which every process may write at any time.
-        Ok(Board { layout: unsafe { page.cast::<Layout>().as_ref() } })
+        memory::map().map(|layout| Board { layout })
     }
 
     // ------------------------------------------------------------- the writer
@@ -251,38 +263,40 @@ impl Board {
     /// older writer has left its store, for a tenth of a second at most: one
     /// that was killed inside a store never leaves it.
     pub fn begin_epoch(&self) -> u64 {
-        let header = &self.layout.header;
-        let epoch = header.epoch.fetch_add(1, SeqCst) + 1;
+        let writers = &self.layout.header.writers;
+        let begin = |it: Writers| Some(Writers { newest: it.newest.wrapping_add(1), ..it });
+        let epoch = Writers::update(writers, begin).map_or(0, |before| before.newest) + 1;
+        let older_inside = |it: Writers| it.inside != 0 && it.inside < epoch;
         for _ in 0..100 {
-            if header.storing.load(SeqCst) == 0 {
-                return epoch;
+            if !older_inside(Writers::load(writers)) {
+                return epoch.into();
             }
-            // SAFETY: plain system call.
-            unsafe { libc::usleep(1000) };
+            memory::pause();
         }
-        header.storing.store(0, SeqCst);
-        epoch
+        let _ =
+            Writers::update(writers, |it| older_inside(it).then_some(Writers { inside: 0, ..it }));
+        epoch.into()
     }
 
     /// Runs `store` unless a newer writer has begun; `None` says that one has.
     ///
-    /// The two sequentially consistent accesses on each side (announce, then
-    /// look; bump, then look) make sure that of an old writer that stores and a
-    /// new one that begins at least one sees the other.
+    /// An older writer that is slow to leave can neither enter nor say for a newer one
+    /// that it has left: who is inside, and who is the newest, are one word.
     pub fn fenced<T>(&self, epoch: u64, store: impl FnOnce() -> T) -> Option<T> {
-        let header = &self.layout.header;
-        if self.is_superseded(epoch) {
-            return None; // and leaves the word to the newer writer
-        }
-        header.storing.store(epoch, SeqCst);
-        let result = (header.epoch.load(SeqCst) == epoch).then(store);
-        header.storing.store(0, SeqCst);
-        result
+        let writers = &self.layout.header.writers;
+        let epoch = u32::try_from(epoch).ok()?;
+        // One that unwound out of its store before is still inside, and may go on.
+        let enter = |it: Writers| (it.newest == epoch).then_some(Writers { inside: epoch, ..it });
+        Writers::update(writers, enter)?;
+        let result = store();
+        let leave = |it: Writers| (it.inside == epoch).then_some(Writers { inside: 0, ..it });
+        let _ = Writers::update(writers, leave);
+        Some(result)
     }
 
     /// Whether a newer writer than `epoch` has begun.
     pub fn is_superseded(&self, epoch: u64) -> bool {
-        self.layout.header.epoch.load(SeqCst) != epoch
+        u64::from(Writers::load(&self.layout.header.writers).newest) != epoch
     }
 
     /// Shows that the writer is alive.
@@ -452,7 +466,7 @@ impl Service {
             if self.name_len.load(Acquire) != Self::CLAIMED {
                 return;
             }
-            std::thread::yield_now();
+            memory::yield_now();
         }
     }
 
@@ -468,5 +482,5 @@ impl Service {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

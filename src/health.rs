@@ -319,5 +319,5 @@ fn tell(board: Board, service: &str, instance: &InstanceValue, ejection: Ejectio
     );
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

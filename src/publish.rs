@@ -1,9 +1,6 @@
 //! Rankings into the shared dict: who writes, in which order, and when not.
 //!
-//! A service's instances are stored first, its ranking next and its version on
-//! the board last, so that a worker that sees a version finds the values of at
-//! least that version. What did not change is not stored. Nothing is stored once
-//! a newer writer has begun.
+//! What did not change is not stored. Nothing is stored once a newer writer has begun.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -11,14 +8,16 @@ use std::net::SocketAddr;
 use thiserror::Error;
 
 mod left;
+pub(crate) mod store;
+
+pub use store::{PublishError, Store, StoreError};
+use store::{Values, set};
 
 use crate::board::{self, Board, NO_SLOT, ServiceId, Vouched};
 use crate::govern::{CourseLeft, Governed, Share};
 use crate::model::Instance;
 use crate::ranking::{Entry, Observed, Ranking};
-use crate::value::{
-    self, ControlValue, InstanceValue, RankingValue, Record, ServiceValue, ValueError,
-};
+use crate::value::{ControlValue, InstanceValue, RankingValue, Record, ServiceValue, ValueError};
 
 /// How long the board keeps the counters of an instance that is gone, so that
 /// one that comes back goes on from them and late log phases still count.
@@ -26,48 +25,6 @@ const SLOT_REST_MS: u64 = 60_000;
 
 /// The key of the plugin's own state.
 pub const STATUS_KEY: &str = "status";
-
-/// Where values go: `lua_shared_dict` in nginx.
-pub trait Store {
-    /// Stores a value under a key, over what was there.
-    ///
-    /// # Errors
-    /// What the store said.
-    fn set(&self, key: &str, value: &[u8]) -> Result<(), StoreError>;
-
-    /// The value under a key, whoever stored it; `None` if there is none, or none
-    /// that is bytes.
-    fn get(&self, key: &str) -> Option<Vec<u8>>;
-}
-
-impl<S: Store> Store for &S {
-    fn set(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
-        (**self).set(key, value)
-    }
-
-    fn get(&self, key: &str) -> Option<Vec<u8>> {
-        (**self).get(key)
-    }
-}
-
-/// A value that could not be stored, in the store's own words.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{0}")]
-pub struct StoreError(pub String);
-
-/// Why a ranking was not published.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum PublishError {
-    /// The values do not fit, or the dict is broken.
-    #[error("failed to store {key} ({len} bytes) in the shared dict: {cause}")]
-    Store { key: String, len: usize, cause: StoreError },
-    /// The board knows too many services.
-    #[error("no room for service {0:?}: the board holds {max} services", max = board::MAX_SERVICES)]
-    TooManyServices(String),
-    /// Another process publishes from now on.
-    #[error("a newer writer has taken over")]
-    Superseded,
-}
 
 /// More instances than the board has slots for.
 #[derive(Debug, Error)]
@@ -171,15 +128,14 @@ impl<S: Store> Publisher<S> {
             records,
         };
         let ranking_body = ranking.encode();
-        let (board, store) = (self.board, &self.store);
-        let stored = board.fenced(self.epoch, || {
-            if let Some(body) = &body {
-                set(store, format!("instances:{service}"), version, body)?;
-            }
-            set(store, format!("ranking:{service}"), version, &ranking_body)?;
-            board.set_version(published.id, version, instances_version);
-            Ok(())
-        });
+        let values = Values {
+            service,
+            version,
+            instances_version,
+            instances: body.as_deref(),
+            ranking: &ranking_body,
+        };
+        let stored = values.store(&self.store, self.board, self.epoch, published.id);
         match stored {
             None => Err(PublishError::Superseded),
             Some(Err(error)) => {
@@ -187,7 +143,7 @@ impl<S: Store> Publisher<S> {
                 // Who has counters from now on and is not published may never be.
                 let (old, new) = (&value.instances, &published.value.instances);
                 self.slots.retire_missing(service, old, new, now_ms);
-                board.count_publish_error();
+                self.board.count_publish_error();
                 Err(error)
             }
             Some(Ok(())) => {
@@ -355,12 +311,6 @@ impl<S: Store> Publisher<S> {
     }
 }
 
-fn set(store: &impl Store, key: String, version: u64, body: &[u8]) -> Result<(), PublishError> {
-    let value = value::seal(version, body);
-    let len = value.len();
-    store.set(&key, &value).map_err(|cause| PublishError::Store { key, len, cause })
-}
-
 /// A service as the two values hold it: by id, each instance with its rank.
 fn values_of(
     service: &str,
@@ -495,7 +445,7 @@ impl Slots {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::cell::{Cell, RefCell};
 
@@ -503,6 +453,7 @@ mod tests {
     use crate::board::{MAX_SLOTS, Outcome};
     use crate::govern::{Facts, govern};
     use crate::ranking::{Entry, Estimate, Ranking, State};
+    use crate::value;
 
     #[derive(Default)]
     pub(super) struct Dict {

@@ -704,5 +704,5 @@ impl Hasher for AddressHasher {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

@@ -1,6 +1,8 @@
 //! The two sides of the C border: what `cdefs.lua` declares, read by the LuaJIT
 //! that nginx runs, beside what the library has.
 
+#![allow(unsafe_code, reason = "a test calls what is not safe")]
+
 use std::collections::BTreeSet;
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::offset_of;

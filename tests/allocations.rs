@@ -1,5 +1,7 @@
 //! A steady request allocates nothing, by any strategy: first try, retry and end.
 
+#![allow(unsafe_code, reason = "a test calls what is not safe")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 

@@ -19,8 +19,9 @@
 //! as anybody in the process may have scribbled on the memory.
 
 use std::cell::Cell;
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
+
+use super::memory::AtomicU32;
 
 /// Time constant of a mean, in milliseconds.
 const MEAN_TAU_MS: f32 = 1_000.0;
@@ -140,7 +141,7 @@ fn gain(dt_ms: u64, tau_ms: f32) -> f32 {
     dt_ms / (tau_ms + dt_ms)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

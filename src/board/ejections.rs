@@ -10,9 +10,9 @@
 //! A worker that is killed between the two leaves the count too high; see
 //! [`Board::mend_ejected`].
 
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
+use super::memory::AtomicU64;
 use super::slots::Slot;
 use super::{Board, ServiceId};
 
@@ -187,7 +187,7 @@ impl Board {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::board::Outcome;

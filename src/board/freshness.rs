@@ -1,9 +1,9 @@
 //! How fresh each service and each instance is: what the plugin's thread tells every
 //! worker, and the thread after it. And up to where it vouches for all rankings.
 
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use super::memory::AtomicU64;
 use super::{Board, ServiceId};
 use crate::freshness::Step;
 
@@ -110,7 +110,7 @@ impl Board {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use proptest::prelude::*;
 

@@ -1,9 +1,9 @@
 //! Requests that end without an answer of an instance: why, how many, and where to
 //! they are sent so that their client is told.
 
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::memory::AtomicU64;
 use super::{Board, ServiceId};
 
 /// Why a request is answered by the gateway in place of an instance.
@@ -74,6 +74,7 @@ const LINE_EVERY_MS: u64 = 1000;
 
 /// What became of a service's tries that failed.
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 pub(super) struct Refusals {
     by_reason: [AtomicU64; Refusal::COUNT],
     retries: AtomicU64,
@@ -141,7 +142,7 @@ impl Board {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -9,8 +9,8 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64};
 
+use super::memory::{AtomicU32, AtomicU64};
 use super::{Board, MAX_SLOTS};
 use crate::reckon::Figures;
 
@@ -35,13 +35,14 @@ const WORD: usize = u64::BITS as usize;
 
 /// What the board has of load reports in responses.
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 pub(super) struct Reports {
     taken: AtomicU64,
     malformed: AtomicU64,
     /// [`coarse_ms`](super::coarse_ms) when a refused one was last logged; 0 never.
     warned_ms: AtomicU32,
     /// A bit a slot: its cell holds a report that was not read yet.
-    news: [AtomicU64; MAX_SLOTS / WORD],
+    news: [AtomicU64; MAX_SLOTS.div_ceil(WORD)],
     /// Apart from the cells: read with each response, written seldom, and for
     /// most instances all that there is.
     looks: [Look; MAX_SLOTS],
@@ -50,6 +51,7 @@ pub(super) struct Reports {
 
 /// When a slot's instance was last looked at.
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 struct Look {
     /// [`coarse_ms`](super::coarse_ms).
     at_ms: AtomicU32,
@@ -59,6 +61,7 @@ struct Look {
 
 /// A slot's last report, in a cache line of its own.
 #[repr(C, align(64))]
+#[cfg_attr(loom, derive(Default))]
 struct Cell {
     /// [`coarse_ms`](super::coarse_ms) when it was told.
     told_ms: AtomicU32,
@@ -167,7 +170,7 @@ fn stamp(now_ms: u64) -> u32 {
     now_ms as u32
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::board::NO_SLOT;

@@ -2,13 +2,16 @@
 //! the worker is gone. A row is written by its owner alone, which takes no atomic
 //! addition, and no other core's cache line.
 
-use std::io;
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+use super::memory::AtomicU32;
 use super::{Board, MAX_ROWS, MAX_SERVICES, MAX_SLOTS, ServiceId};
 
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 pub(super) struct Row {
     /// Pid of the worker; 0 while the row is free.
     owner: AtomicU32,
@@ -80,13 +83,12 @@ impl Board {
 }
 
 fn is_alive(pid: u32) -> bool {
-    let Ok(pid) = libc::pid_t::try_from(pid) else { return false };
-    // SAFETY: signal 0 asks whether the process exists and sends nothing.
-    let exists = unsafe { libc::kill(pid, 0) } == 0;
-    exists || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    // One of another user's is alive, too.
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(Errno::SRCH))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::board::Outcome;

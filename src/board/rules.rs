@@ -1,9 +1,9 @@
 //! Requests by routing rule: a few counters for each service, each of them a rule's
 //! for as long as its name is in use.
 
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::memory::AtomicU64;
 use super::{Board, OwnLine, ServiceId};
 
 /// Rules of a service that have counters at once.
@@ -11,9 +11,11 @@ const MAX_COUNTED: usize = 16;
 
 /// The counters of one service's rules.
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 pub(super) struct Counts([OwnLine<Count>; MAX_COUNTED]);
 
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 struct Count {
     /// A hash of the rule's name; 0 while it is nobody's.
     rule: AtomicU64,
@@ -32,22 +34,31 @@ impl Board {
         let Counts(counts) = &self.layout.rules[service.0];
         let hashes: Vec<u64> = names.iter().map(|name| hash(name)).collect();
         let of = |hash: u64| counts.iter().position(|it| it.0.rule.load(Relaxed) == hash);
-        let claim = |&hash: &u64| {
-            if let Some(known) = of(hash) {
-                return Some(RuleId(known));
-            }
-            let is_free = |owner: u64| owner == 0 || !hashes.contains(&owner);
-            let free = || (0..MAX_COUNTED).filter(|&at| is_free(counts[at].0.rule.load(Relaxed)));
-            // What was never used first.
-            let at = of(0).or_else(|| free().next())?;
+        // Workers load rules at the same moment: a counter is taken only as it was
+        // seen, in the same order by all, and another's may turn out to be this rule's.
+        let take = |at: usize, hash: u64, is_free: &dyn Fn(u64) -> bool| {
             let Count { rule, requests } = &counts[at].0;
-            let before = rule.load(Relaxed);
-            // Workers load rules at the same moment: another one may be first.
-            match rule.compare_exchange(before, hash, Relaxed, Relaxed) {
-                Ok(_) => requests.store(0, Relaxed),
-                Err(_) => return of(hash).map(RuleId),
+            let mut owner = rule.load(Relaxed);
+            if is_free(owner) {
+                match rule.compare_exchange(owner, hash, Relaxed, Relaxed) {
+                    Ok(0) => return true,
+                    Ok(_) => {
+                        requests.store(0, Relaxed);
+                        return true;
+                    }
+                    Err(another) => owner = another,
+                }
             }
-            Some(RuleId(at))
+            owner == hash
+        };
+        let is_unused = |owner: u64| owner == 0;
+        let is_given_up = |owner: u64| !hashes.contains(&owner);
+        let claim = |&hash: &u64| {
+            let known = || of(hash);
+            // What was never used first.
+            let unused = || (0..MAX_COUNTED).find(|&at| take(at, hash, &is_unused));
+            let given_up = || (0..MAX_COUNTED).find(|&at| take(at, hash, &is_given_up));
+            known().or_else(unused).or_else(given_up).map(RuleId)
         };
         hashes.iter().map(claim).collect()
     }
@@ -69,7 +80,7 @@ fn hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, step).max(1)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

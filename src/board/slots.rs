@@ -16,10 +16,10 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64};
 
 use super::average::{Latency, Part};
 use super::clock::precise_ns;
+use super::memory::{AtomicI32, AtomicU8, AtomicU32, AtomicU64};
 use super::{Board, MAX_SLOTS, RowId, ServiceId};
 
 /// The slot of an instance that found no room; its counters count nowhere.
@@ -98,6 +98,7 @@ pub struct Seen {
 
 /// Two cache lines: what each request touches, and the rest.
 #[repr(C, align(128))]
+#[cfg_attr(loom, derive(Default))]
 pub(super) struct Slot {
     /// [`identity`] of the instance; 0 while the slot is free.
     identity: AtomicU64,
@@ -418,6 +419,7 @@ impl Slot {
 }
 
 /// Has the processor fetch the first cache line of a thing that is wanted soon.
+#[allow(unsafe_code, reason = "an instruction of the processor")]
 pub(crate) fn prefetch<T>(thing: &T) {
     #[cfg(target_arch = "x86_64")]
     {
@@ -449,5 +451,5 @@ pub fn identity(service: &str, id: &str, addr: &SocketAddr) -> u64 {
     (u64::from(name.finalize()) << 32 | u64::from(addr)).max(1)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

@@ -54,9 +54,11 @@ fn an_older_writer_stores_nothing_once_a_newer_one_has_begun() {
 #[test]
 fn a_writer_that_was_killed_inside_a_store_does_not_stop_the_next() {
     let board = Board::map().unwrap();
-    board.layout.header.storing.store(7, SeqCst);
+    let killed = Writers { newest: 7, inside: 7 };
+    board.layout.header.writers.store(killed.pack(), Relaxed);
     let epoch = board.begin_epoch();
     assert_eq!(board.fenced(epoch, || ()), Some(()));
+    assert_eq!(Writers::load(&board.layout.header.writers), Writers { newest: 8, inside: 0 });
 }
 
 #[test]

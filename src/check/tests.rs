@@ -1,5 +1,7 @@
 //! The checker over real sockets.
 
+#![allow(unsafe_code, reason = "a test calls what is not safe")]
+
 use std::collections::HashSet;
 
 use rand::SeedableRng;

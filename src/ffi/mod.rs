@@ -13,6 +13,8 @@
 //!
 //! All but `ipconfig_abi` are for the thread that runs nginx's event loop.
 
+#![allow(unsafe_code, reason = "a border to C")]
+
 mod border;
 mod shdict;
 mod thread;

@@ -109,7 +109,7 @@ pub fn course((service, value): Values) -> CourseLeft {
     CourseLeft { starts: service.starts, zones }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+#![allow(unsafe_code, reason = "a test calls what is not safe")]
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};

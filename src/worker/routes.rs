@@ -194,5 +194,5 @@ impl<M: Moment> Moment for Within<'_, M> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

@@ -93,7 +93,7 @@ fn entries(text: &[u8]) -> impl Iterator<Item = &str> {
     text.split(" : ").flat_map(|of_one_upstream| of_one_upstream.split(", "))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

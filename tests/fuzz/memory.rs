@@ -1,5 +1,7 @@
 //! How much memory a thread holds at once.
 
+#![allow(unsafe_code, reason = "an allocator is")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 

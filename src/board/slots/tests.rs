@@ -1,3 +1,5 @@
+#![allow(unsafe_code, reason = "a test calls what is not safe")]
+
 use super::*;
 use crate::board::Reason;
 

@@ -301,8 +301,17 @@ sub master_pid { slurp(IpconfigTest::Parts::servroot() . '/logs/nginx.pid') =~ s
 # The workers that take requests: not those that are shutting down.
 sub worker_pids {
     my $master = master_pid();
-    return grep { slurp("/proc/$_/cmdline") =~ /^nginx: worker process(?! is)/ }
-        split ' ', slurp("/proc/$master/task/$master/children");
+    return grep { is_worker($_) } split ' ', slurp("/proc/$master/task/$master/children");
+}
+
+# By its title. Under valgrind a process has none: then by what the log says of it.
+sub is_worker {
+    my $pid = shift;
+    my $title = slurp("/proc/$pid/cmdline");
+    return $title =~ /^nginx: worker process(?! is)/ if !$ENV{IPCONFIG_TEST_NO_TITLES};
+    my $log = slurp(IpconfigTest::Parts::servroot() . '/logs/error.log');
+    return $log =~ /start worker process $pid\b/
+        && $log !~ /\[notice\] $pid#\d+: (?:gracefully shutting down|exiting)/;
 }
 
 # The worker in which the plugin's thread runs: worker 0.
