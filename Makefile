@@ -42,6 +42,7 @@ test: lint build ## Passes every test: lint, Rust, Test::Nginx on real parts, fa
 	@cargo build --release --locked --example chaos --example demo --example demo_service
 	@cargo test --locked
 	@cargo test --release --locked --test fuzz -- --show-output
+	@$(MAKE) --no-print-directory interleavings
 	@prove -r t/
 	@target/release/examples/chaos --short --seed 1 --rate 150
 	@DEMO_SECONDS=12 target/release/examples/demo
@@ -69,6 +70,14 @@ fuzz: ## Fuzzes with libFuzzer, FUZZ_RUNS=n inputs for each target (needs cargo-
 interleavings: ## Has loom try the board in every order of steps; LOOM_MAX_PREEMPTIONS=n tries more.
 	@test=$$(cargo rustc --locked --quiet --test interleavings --message-format json -- --cfg loom | \
 	    sed -n 's/.*"name":"interleavings".*"executable":"\([^"]*\)".*/\1/p'); "$$test"
+
+# Each begins nginx anew; what kills processes at exact moments is too slow there.
+MEMCHECK ?= t/010-strategies.t t/030-retry.t t/050-reload.t t/130-shdict.t
+
+.PHONY: memcheck
+memcheck: build ## Runs nginx under valgrind through traffic, reloads and faults; MEMCHECK=files.
+	@.ci/setup memcheck
+	@.ci/memcheck $(MEMCHECK)
 
 .PHONY: bench
 bench: ## Prints the performance tables, ours beside the peers'; BENCH_SECONDS=n, BENCH_LONG=1.

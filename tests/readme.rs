@@ -4,6 +4,9 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use ipconfig::config::ScoreConfig;
@@ -212,4 +215,34 @@ fn the_commands_by_hand_work() {
     assert_eq!(ranking.matches("\"state\":\"reporting\"").count(), 2, "{ranking}\n{log}");
     let discovered = next();
     assert!(discovered.contains("\"addr\":\"127.0.0.1:9\""), "{discovered}\n{log}");
+}
+
+/// The Rust files below a folder, its tests left out.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = folder.read_dir().expect("a folder").map(|entry| entry.expect("an entry").path());
+    let below = |path: PathBuf| if path.is_dir() { sources(&path) } else { vec![path] };
+    let mut files: Vec<_> = entries.flat_map(below).collect();
+    files.retain(|file| {
+        !file.ends_with("tests.rs") && file.extension().is_some_and(|it| it == "rs")
+    });
+    files.sort();
+    files
+}
+
+#[test]
+fn unsafe_stands_where_the_page_on_memory_says_and_so_often() {
+    let opens = ["unsafe {", "unsafe fn", "unsafe extern", "unsafe impl", "unsafe trait"];
+    let is_code = |line: &&str| !line.trim_start().starts_with("//");
+    let mut rows = String::new();
+    for file in sources(Path::new("src")) {
+        let text = fs::read_to_string(&file).expect("a source");
+        let lines = || text.lines().filter(is_code);
+        let count: usize =
+            opens.iter().map(|it| lines().filter(|line| line.contains(it)).count()).sum();
+        if count > 0 {
+            writeln!(rows, "| `{}` | {count} |", file.display()).expect("a string takes it");
+        }
+    }
+    let page = include_str!("../doc/memory.md");
+    assert!(page.contains(&format!("|---|---|\n{rows}\n")), "doc/memory.md should say:\n{rows}");
 }
