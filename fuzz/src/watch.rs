@@ -157,7 +157,9 @@ struct Followed {
 
 impl Followed {
     fn new() -> Self {
-        let config = Config::parse(r#"{"services": {"chat": {}}}"#).expect("a configuration");
+        // What is doubted is not what was said: the guard has laws of its own.
+        let config = r#"{"services": {"chat": {"guard": {"max_loss": 100}}}}"#;
+        let config = Config::parse(config).expect("a configuration");
         let now = Instant::now();
         Followed {
             registry: Registry::new(&config, now),

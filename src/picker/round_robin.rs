@@ -63,6 +63,9 @@ impl RoundRobin {
         };
         let is_first = phases.iter().all(Option::is_none);
         let first = is_first.then(|| AliasTable::new(&weights).draw(rng)).flatten();
+        // An index, not an option: the compiler may look at what `None` leaves open before
+        // it looks whether it is one, and valgrind takes that for an error.
+        let first = first.unwrap_or(usize::MAX);
         let (mut due, mut idle) = (Vec::new(), Vec::new());
         for (index, (weight, phase)) in weights.into_iter().zip(phases).enumerate() {
             // Periods count from the largest weight's, which is 1, and end
@@ -70,7 +73,7 @@ impl RoundRobin {
             let period = (largest / weight).min(1e9);
             if weight > 0.0 {
                 let phase = phase.unwrap_or_else(|| rng.random());
-                let phase = if first == Some(index) { 0.0 } else { phase };
+                let phase = if first == index { 0.0 } else { phase };
                 due.push(Turn { deadline: phase * period, period, index });
             } else {
                 idle.push(index);

@@ -34,7 +34,8 @@ use crate::config::GuardConfig;
 
 /// Whether so many of so many are more than so many percent.
 pub fn is_mass_loss(lost: usize, of: usize, max_loss: u32) -> bool {
-    100 * lost > max_loss as usize * of
+    // Some of these numbers come from a file.
+    100 * lost as u128 > u128::from(max_loss) * of as u128
 }
 
 /// What ended a doubt.
@@ -279,6 +280,13 @@ mod tests {
 
     const WINDOW_MS: u64 = 15_000;
     const HOLD_MS: u64 = 30_000;
+
+    #[test]
+    fn a_share_of_more_than_can_be_counted_is_a_share() {
+        assert!(is_mass_loss(usize::MAX, usize::MAX, 99));
+        assert!(!is_mass_loss(usize::MAX, usize::MAX, 100));
+        assert!(!is_mass_loss(usize::MAX / 2, usize::MAX, 50));
+    }
 
     /// A service that has nothing but ids, and remembers what happened.
     struct Model {

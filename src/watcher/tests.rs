@@ -932,7 +932,7 @@ async fn an_audit_that_is_asked_for_is_made_at_once_or_when_there_is_a_stream() 
         pending::<()>().await;
     };
     let events = tokio::select! {
-        events = script.events_asked(200 * SECOND, &asks) => events,
+        events = script.events_asked(202 * SECOND, &asks) => events,
         () = ask => unreachable!(),
     };
     assert_eq!(events.iter().filter(|event| **event == Event::Audit).count(), 2);
