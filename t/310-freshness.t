@@ -19,16 +19,21 @@ $IpconfigTest::Parts::PATIENCE = 120;
 
 my $seq = 0;
 
+# One report of each of these.
+sub put_reports {
+    ++$seq;
+    put_status('e', 'chat', map {
+        ($_ => { boot_id => 1, seq => $seq, requests => 100 * $seq,
+                 latency_sum_ns => 1e9 * $seq })
+    } @_);
+}
+
 # These report, several times within the three seconds for which a report is fresh,
 # until the condition holds.
 sub report {
     my ($what, $condition, @ids) = @_;
     await($what, sub {
-        ++$seq;
-        put_status('e', 'chat', map {
-            ($_ => { boot_id => 1, seq => $seq, requests => 100 * $seq,
-                     latency_sum_ns => 1e9 * $seq })
-        } @ids) if @ids;
+        put_reports(@ids) if @ids;
         sleep 0.2;
         return $condition->();
     });
@@ -104,7 +109,7 @@ show();
 report('fresh from the board', sub { freshness() eq 'fresh' }, qw(a b c));
 show();
 say figure("freshness_transitions_total{service=\"chat\",step=\"$_\"}"), " times $_" for qw(fresh aging board);
-say for lines();
+say $_ for lines();
 --- response_body
 board
 fresh, listed as fresh, metrics: fresh of 5
@@ -143,7 +148,7 @@ report('fresh', sub { freshness() eq 'fresh' }, qw(a b c));
 my %seen;
 for (1 .. 4) {
     # Fresh for three seconds, and then late for one.
-    put_status('e', 'chat', map { ($_ => { boot_id => 1, seq => ++$seq, requests => 100 * $seq }) } qw(a b c));
+    put_reports(qw(a b c));
     my $end = time + 4;
     $seen{ freshness() }++ while time < $end && sleep 0.1;
 }
@@ -188,7 +193,7 @@ healthz: 200, fresh, asked for fresh: 200
 await('it is told of', sub { lines() });
 sleep 3;
 show();
-say for lines();
+say $_ for lines();
 --- response_body
 board, listed as board, metrics: board of 5
 reports: 0 of 3, metrics: 0 of 3
@@ -220,7 +225,7 @@ start_etcd();
 report('fresh again', sub { freshness() eq 'fresh' }, qw(a b c));
 show();
 await('three lines', sub { lines() >= 3 });
-say for lines();
+say $_ for lines();
 --- response_body
 1 line
 aging, listed as aging, metrics: aging of 5
