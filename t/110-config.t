@@ -102,7 +102,7 @@ qr{$::FILE\Qservices.chat.balance.tries: invalid type: string "2", expected an i
 { "services": { "chat": { "ballance": {} } } }
 --- must_die
 --- error_log eval
-qr{$::FILE\Qservices.chat.ballance: unknown field `ballance`, expected one of `balance`, `failure`, `score`, `status`, `health`, `slow_start`, `zone`, `subset`, `check`, `rules`, `instances` at line 1 column \E\d}
+qr{$::FILE\Qservices.chat.ballance: unknown field `ballance`, expected one of `balance`, `failure`, `score`, `status`, `health`, `guard`, `slow_start`, `zone`, `subset`, `check`, `rules`, `instances` at line 1 column \E\d}
 
 
 

@@ -31,6 +31,7 @@ pub struct Vouched {
 
 /// A service's, on the board.
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 pub(super) struct Cell {
     /// In one word, so that they go together: the step's code and 1 in the upper two
     /// bits, 0 while nothing is told; expected and fresh instances in 31 bits each.

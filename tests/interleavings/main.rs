@@ -36,7 +36,7 @@ mod code {
 
 // What that code refers to as its crate's.
 use code::{board, clock, health};
-use ipconfig::{config, picker, ranking, reckon, value, wire};
+use ipconfig::{config, freshness, picker, ranking, reckon, value, wire};
 
 use board::Board;
 
