@@ -346,6 +346,10 @@ sub while_stopped {
 
 # Reloads and waits until new workers serve.
 sub reload {
+    # One that was only just begun may not be told from its master yet.
+    my ($count) = slurp(IpconfigTest::Parts::servroot() . '/conf/nginx.conf')
+        =~ /^worker_processes\s+(\d+)/m;
+    await('all workers are there', sub { worker_pids() == ($count // 1) });
     my %old = map { $_ => 1 } worker_pids();
     kill HUP => master_pid();
     await('new workers serve', sub {
